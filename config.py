@@ -1,0 +1,261 @@
+"""Every setting of a run, its default and its unit; presets; and how a file or the command line changes them.
+
+Later wins: defaults < --preset A B ... (left to right) < --config FILE.json < --<setting> VALUE.
+The defaults are the recipe of the FARNet paper; what departs from it is a preset or a setting of its own.
+"""
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+
+class UserError(Exception):
+    """A mistake in a file, a record or a setting; main.py prints it as one line and exits with status 2."""
+
+
+# What a preset says is only what differs from the defaults. A method adds its own in `Config.presets`.
+PRESETS: dict[str, dict[str, Any]] = {
+    # a few minutes on a laptop CPU, on the bundled phantoms
+    "demo": dict(),
+    # ISBI 2014/2015 cephalograms: 19 landmarks, no ruler in the picture, 0.1 mm/px by convention
+    "isbi2015": dict(num_landmarks=19, spacing=0.1, report_exclude=(), val_fraction=0.1),
+    # Digital Hand Atlas: 37 landmarks at 512 x 512 as in the paper; spacing comes with the records
+    "hand": dict(num_landmarks=37, height=512, width=512, spacing=None, report_exclude=()),
+    # AASCE 2019 spines: 68 landmarks, tall pictures, no spacing
+    "spine": dict(num_landmarks=68, height=1024, width=512, spacing=None, report_exclude=()),
+    # what the field has learned since 2021, each a setting of its own
+    "modern": dict(
+        decode="subpixel", rotation=10.0, scaling=0.1, shift=0.03, intensity=0.3,
+        batch_size=4, lr_schedule="cosine", warmup_epochs=5, precision="auto",
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of a run; frozen, flat, checked on construction.
+
+    Raises UserError in one line for a value that is mistyped or impossible.
+    """
+
+    method: str = "farnet"  # a name in methods.METHODS
+
+    # Data
+    img_dir: str = "CustomDataSet/imgs"  # folder of images
+    json_path: str = "CustomDataSet/json/data.json"  # annotation, in original px
+    num_landmarks: int = 52  # landmarks per image
+    split: str = (
+        "auto"  # auto: the records' own, else drawn; same: every image trains and tests (a sanity check)
+    )
+    val_fraction: float = 0.1  # share of the patients, where the records name no split
+    test_fraction: float = 0.2  # share of the patients, where the records name no split
+    spacing: float | str | None = "ruler"  # mm per original px, "ruler", or none (errors in px)
+    ruler: tuple[str, ...] = ("R1", "R2")  # abbreviations of the two ruler points
+    ruler_mm: float = 10.0  # mm between the two ruler points
+    report_exclude: tuple[str, ...] = ("R1", "R2")  # abbreviations left out of the headline figures
+    sdr_thresholds: tuple[float, ...] = (2.0, 2.5, 3.0, 4.0)  # mm (px where the spacing is unknown)
+
+    # Input
+    height: int = 800  # network px, a multiple of 32
+    width: int = 640  # network px, a multiple of 32
+    rotation: float = 0.0  # augmentation: up to +- this many degrees
+    scaling: float = 0.0  # augmentation: up to +- this fraction
+    shift: float = 0.0  # augmentation: up to +- this fraction of the image size
+    intensity: float = 0.0  # augmentation: strength of gamma, contrast, brightness and noise, 0 (off) to 1
+
+    # Network, labels and decoding
+    backbone: str = "densenet121"  # a name in model.BACKBONES
+    backbone_weights: str = "imagenet"  # imagenet, none, or a file with a torchvision state dict
+    sigma: float = 10.0  # standard deviation of the heatmaps, network px
+    ewc_alpha: float = 40.0  # weight at the peak of a landmark; 1 is the mean squared error
+    decode: str = "argmax"  # argmax or subpixel
+
+    # Training
+    epochs: int = 300  # passes over the training images
+    batch_size: int = 1  # images per step
+    lr: float = 1e-4  # learning rate of Adam
+    lr_schedule: str = "step"  # step: x0.1 at each milestone; cosine: down to 0 at the last epoch
+    lr_milestones: tuple[int, ...] = (200,)  # epochs, for lr_schedule step
+    warmup_epochs: int = 0  # epochs of linear rise to lr
+    precision: str = "fp32"  # fp32, bf16 (mixed, loss in fp32), or auto: bf16 where the device is fast at it
+    channels_last: bool = False  # memory layout; changes speed, not results
+    seed: int = 0  # of the split, the initial weights, the order and the augmentation
+
+    # Machine
+    device: str = "auto"  # auto (CUDA if there is one), cpu, cuda, cuda:1, ...
+    workers: int = 2  # loader processes; 0 loads in the main process
+    deterministic: bool = False  # CUDA: bit-equal repeats, slower (a CPU is always so)
+
+    # Output
+    run_dir: str | None = None  # none: runs/<method>-<time>; must not exist yet
+    save_every: int = 1  # epochs between two last.pt (about 740 MB with the optimiser's state)
+    overlays: int = 12  # pictures per test set, from the best image to the worst
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = check_value(field.name, getattr(self, field.name), setting_types(type(self))[field.name])
+            object.__setattr__(self, field.name, value)
+        check_combinations(self)
+
+    def replace(self, **settings: Any) -> "Config":
+        """The same settings with some replaced."""
+        return dataclasses.replace(self, **settings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings and lists, as they stand in config.json and in a checkpoint."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+
+def setting_types(config_class: type[Config]) -> dict[str, Any]:
+    """The settings of a method in their order, with their types."""
+    hints = typing.get_type_hints(config_class)
+    return {field.name: hints[field.name] for field in dataclasses.fields(config_class)}
+
+
+def check_value(name: str, value: Any, hint: Any) -> Any:
+    """The value if it has the setting's type (an int passes for a float, a list for a tuple).
+
+    Raises UserError that names the setting and what is allowed.
+    """
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for option in options:
+        if option is types.NoneType:
+            if value is None:
+                return None
+        elif typing.get_origin(option) is tuple:
+            if isinstance(value, list | tuple):
+                return tuple(check_value(name, item, typing.get_args(option)[0]) for item in value)
+        elif option is float:
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                if value != value or abs(value) == float("inf"):
+                    raise UserError(f"setting {name}: {value} is not a finite number")
+                return float(value)
+        elif isinstance(value, option) and not (option is int and isinstance(value, bool)):
+            return value
+    raise UserError(f"setting {name}: {value!r} is not {type_words(hint)}")
+
+
+def type_words(hint: Any) -> str:
+    """A setting's type in words, for messages."""
+    if isinstance(hint, types.UnionType):
+        return " or ".join(type_words(option) for option in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        return f"a list of {type_words(typing.get_args(hint)[0])}s (comma-separated on the command line)"
+    return {int: "whole number", float: "number", bool: "true or false", str: "text", types.NoneType: "none"}[
+        hint
+    ]
+
+
+def parse_text(name: str, text: str, hint: Any) -> Any:
+    """A setting's value from its text on the command line: 0.1, true, none, or a,b,c for a list.
+
+    Raises UserError that names the setting and what is allowed.
+    """
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if types.NoneType in options and text.lower() in ("none", "null"):
+        return None
+    for option in options:
+        if typing.get_origin(option) is tuple:
+            items = [] if text.lower() in ("", "none") else [item.strip() for item in text.split(",")]
+            return tuple(parse_text(name, item, typing.get_args(option)[0]) for item in items)
+        if option is bool and text.lower() in ("true", "false", "yes", "no", "1", "0"):
+            return text.lower() in ("true", "yes", "1")
+        if option in (int, float):
+            try:
+                return option(text)
+            except ValueError:
+                continue
+        if option is str:
+            return text
+    raise UserError(f"setting {name}: {text!r} is not {type_words(hint)}")
+
+
+def check_combinations(config: Config) -> None:
+    """Refuse what has the right type and cannot work. Raises UserError."""
+
+    def demand(holds: bool, name: str, allowed: str) -> None:
+        if not holds:
+            raise UserError(f"setting {name}: {getattr(config, name)!r} is not allowed; {allowed}")
+
+    for name in ("height", "width"):
+        size = getattr(config, name)
+        near = max(32, round(size / 32) * 32)
+        demand(size > 0 and size % 32 == 0, name, f"it must be a multiple of 32, e.g. {near}")
+    for name in ("num_landmarks", "epochs", "batch_size", "save_every"):
+        demand(getattr(config, name) >= 1, name, "it must be at least 1")
+    for name in ("sigma", "ewc_alpha", "lr", "ruler_mm"):
+        demand(getattr(config, name) > 0, name, "it must be above 0")
+    for name in ("rotation", "scaling", "shift", "intensity", "workers", "warmup_epochs", "overlays", "seed"):
+        demand(getattr(config, name) >= 0, name, "it must be 0 or above")
+    for name in ("scaling", "shift", "intensity"):
+        demand(getattr(config, name) <= 1, name, "it must be a fraction, at most 1")
+    for name in ("val_fraction", "test_fraction"):
+        demand(0 <= getattr(config, name) < 1, name, "it must be at least 0 and below 1")
+    demand(
+        config.val_fraction + config.test_fraction < 1,
+        "test_fraction",
+        "with val_fraction it must leave images",
+    )
+    for name, allowed in (
+        ("split", ("auto", "same")), ("decode", ("argmax", "subpixel")), ("lr_schedule", ("step", "cosine")),
+        ("precision", ("fp32", "bf16", "auto")),
+    ):  # fmt: skip
+        demand(getattr(config, name) in allowed, name, f"choose one of {', '.join(allowed)}")
+    if isinstance(config.spacing, str):
+        demand(config.spacing == "ruler", "spacing", "give mm per px, ruler, or none")
+        demand(
+            len(config.ruler) == 2, "ruler", "spacing ruler needs the abbreviations of two points, e.g. R1,R2"
+        )
+    elif config.spacing is not None:
+        demand(config.spacing > 0, "spacing", "mm per px must be above 0")
+    demand(
+        bool(config.sdr_thresholds) and min(config.sdr_thresholds) > 0,
+        "sdr_thresholds",
+        "give one or more above 0",
+    )
+
+
+def check_names(names: Iterable[str], allowed: Iterable[str], what: str) -> None:
+    """Refuse names that are not among those allowed. Raises UserError with the nearest one and all."""
+    allowed = list(allowed)
+    for name in names:
+        if name not in allowed:
+            near = difflib.get_close_matches(name, allowed, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise UserError(f"there is no {what} {name!r}; {hint}known: {', '.join(allowed)}")
+
+
+def preset_settings(config_class: type[Config], presets: Iterable[str]) -> dict[str, Any]:
+    """What the named presets set for a method, later ones winning. Raises UserError for an unknown preset."""
+    tables = [cls.__dict__["presets"] for cls in reversed(config_class.__mro__) if "presets" in cls.__dict__]
+    settings: dict[str, Any] = {}
+    for preset in presets:
+        check_names([preset], {name: None for table in tables for name in table}, "preset")
+        for table in tables:
+            settings |= table.get(preset, {})
+    return settings
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """The settings in a JSON file, such as a run's config.json. Raises UserError if it holds none."""
+    try:
+        settings = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the settings in {path}: {error}") from None
+    if not isinstance(settings, dict):
+        raise UserError(f'{path} must hold a JSON object of settings, e.g. {{"epochs": 300}}')
+    return settings.get("settings", settings)
+
+
+def build_config(config_class: type[Config], settings: Mapping[str, Any]) -> Config:
+    """A method's Config from a dict. Raises UserError for an unknown name or a value that is not allowed."""
+    check_names(settings, setting_types(config_class), "setting")
+    return config_class(**settings)

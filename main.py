@@ -1,0 +1,195 @@
+"""Train a method, test it on every test set, write the report.
+
+python main.py                                       the settings of config.py
+python main.py --preset demo                         presets, e.g. the bundled phantoms in a few minutes
+python main.py --config FILE.json --epochs 100       settings from a file and the command line
+python main.py --resume runs/farnet-...              go on with a run that was stopped
+python main.py --test runs/farnet-.../best.pt        only test, with the settings of the checkpoint
+"""
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from annotation import LandmarkData, load_data
+from config import (
+    PRESETS,
+    Config,
+    UserError,
+    build_config,
+    check_names,
+    parse_text,
+    preset_settings,
+    read_settings,
+    setting_types,
+)
+from data import make_loader
+from methods import load_detector, method_class, resolve_device
+from report import draw_overlays, summary_table, write_predictions, write_report
+from run_folder import create_run_folder, read_checkpoint, start_log, write_provenance
+from train import evaluate, train
+
+log = logging.getLogger("farnet")
+
+# What may change when a run goes on: where and how long it runs, not what is trained.
+RESUMABLE = ("epochs", "device", "workers", "save_every", "overlays", "img_dir", "json_path")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with mistakes as UserError."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+    """The options, and the settings given as --<setting> VALUE (or --<setting>=VALUE) as text."""
+    parser = Parser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument(
+        "--preset", nargs="+", default=[], metavar="P", help=f"any of {', '.join(PRESETS)}; later wins"
+    )
+    parser.add_argument("--config", metavar="FILE.json", help="settings by name, e.g. a run's config.json")
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument("--resume", metavar="RUN", help="folder of a run to go on with")
+    action.add_argument("--test", metavar="CHECKPOINT", help="test this best.pt or last.pt, no training")
+    parser.epilog = "Every setting of config.py is an option too: " + " ".join(
+        f"--{name}" for name in setting_types(Config)
+    )
+    options, rest = parser.parse_known_args(arguments)
+    overrides: dict[str, str] = {}
+    while rest:
+        name, equals, value = rest.pop(0).partition("=")
+        if not name.startswith("--"):
+            raise UserError(f"unexpected argument {name!r}; settings are given as --<setting> VALUE")
+        if not equals:
+            if not rest:
+                raise UserError(f"setting {name[2:]} has no value; give --<setting> VALUE")
+            value = rest.pop(0)
+        overrides[name[2:]] = value
+    return options, overrides
+
+
+def parse_settings(config_class: type[Config], overrides: dict[str, str]) -> dict[str, Any]:
+    """The command line's settings with their types. Raises UserError for an unknown name or a mistyped value."""
+    hints = setting_types(config_class)
+    check_names(overrides, hints, "setting")
+    return {name: parse_text(name, text, hints[name]) for name, text in overrides.items()}
+
+
+def resolve_config(options: argparse.Namespace, overrides: dict[str, str]) -> Config:
+    """The settings of a new run: defaults < presets < file < command line."""
+    from_file = read_settings(options.config) if options.config else {}
+    method = overrides.get("method")
+    if method is None:
+        method = (
+            from_file.get("method") or preset_settings(Config, options.preset).get("method") or Config.method
+        )
+    cls = method_class(method).Config
+    settings = preset_settings(cls, options.preset) | from_file | parse_settings(cls, overrides)
+    return build_config(cls, settings | {"method": method})
+
+
+def resolve_resumed_config(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[Config, Path]:
+    """The settings of the run to go on with, and its folder. Raises UserError for a change of what is trained."""
+    run_dir = Path(options.resume)
+    if not (run_dir / "config.json").exists():
+        raise UserError(f"{run_dir} is no run folder: it has no config.json")
+    if options.preset or options.config:
+        raise UserError("--resume takes the settings of its run; leave out --preset and --config")
+    check_names(overrides, RESUMABLE, "setting that a resumed run may change named")
+    settings = read_settings(run_dir / "config.json")
+    cls = method_class(settings.get("method", Config.method)).Config
+    return build_config(cls, settings | parse_settings(cls, overrides)), run_dir
+
+
+def resolve_tested_config(
+    options: argparse.Namespace, overrides: dict[str, str]
+) -> tuple[Config, dict[str, Any]]:
+    """A checkpoint's settings with the changes asked for, and the checkpoint.
+
+    Raises UserError for a change of method or landmarks.
+    """
+    state = read_checkpoint(options.test)
+    cls = method_class(state["method"]).Config
+    changes = preset_settings(cls, options.preset)
+    changes |= (read_settings(options.config) if options.config else {}) | parse_settings(cls, overrides)
+    for name in ("method", "num_landmarks"):
+        if name in changes and changes[name] != state["settings"][name]:
+            raise UserError(
+                f"{options.test} was trained with {name} {state['settings'][name]}, not {changes[name]}; use another "
+                f"checkpoint, or leave out {name}"
+            )
+    return build_config(cls, state["settings"] | {"run_dir": None} | changes), state
+
+
+def test(config: Config, run_dir: Path, data: LandmarkData, checkpoint: Path | dict[str, Any]) -> None:
+    """Predict every test set with a checkpoint; write the report of each into run_dir/<test set>."""
+    detector, _ = load_detector(checkpoint)
+    detector.config = config
+    device = resolve_device(config.device)
+    detector.to(device)
+    provenance = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
+    if not data.test_sets:
+        log.warning("there is no test set (splits: %s): no report; set test_fraction", ", ".join(data.splits))
+    for test_set in data.test_sets:
+        records = data.select(test_set)
+        folder = run_dir / test_set
+        folder.mkdir(exist_ok=True)
+        predictions = evaluate(detector, make_loader(config, records, train=False), device)
+        write_predictions(folder / "predictions.csv", predictions, data.abbreviations, data.unit)
+        summary = write_report(folder, data.names, config.report_exclude, config.sdr_thresholds, provenance)
+        draw_overlays(folder, records, config.overlays)
+        log.info(
+            "test set %s, report in %s\n%s", test_set, folder, summary_table(summary, config.sdr_thresholds)
+        )
+
+
+def run(arguments: list[str]) -> None:
+    """Everything that main.py does. Raises UserError."""
+    options, overrides = parse_arguments(arguments)
+    if options.test:
+        config, state = resolve_tested_config(options, overrides)
+        run_dir = create_run_folder(config, "-test")
+        start_log(run_dir)
+        data = load_data(config, state["abbreviations"], for_training=False)
+        detector, _ = load_detector(state)
+        write_provenance(
+            run_dir, config, sum(p.numel() for p in detector.parameters()), resolve_device(config.device)
+        )
+        test(config, run_dir, data, state)
+        return
+    if options.resume:
+        config, run_dir = resolve_resumed_config(options, overrides)
+    else:
+        config = resolve_config(options, overrides)
+        run_dir = create_run_folder(config)
+    start_log(run_dir)
+    log.info("run folder %s", run_dir)
+    try:
+        data = train(config, run_dir)
+    except KeyboardInterrupt:
+        log.warning("stopped; go on with: python main.py --resume %s", run_dir)
+        raise
+    best = run_dir / "best.pt"
+    test(config, run_dir, data, best if best.exists() else run_dir / "last.pt")
+
+
+def main() -> int:
+    """Exit status: 0 done, 2 a mistake of the user (said in one line), 130 interrupted."""
+    try:
+        run(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""The methods by name: the one place to add a rival, which is one file here and one line below."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from config import Config, UserError, build_config, check_names
+from model import FARNet, LandmarkDetector
+from run_folder import read_checkpoint
+
+METHODS: dict[str, type[LandmarkDetector]] = {
+    "farnet": FARNet,
+}
+
+
+def method_class(name: str) -> type[LandmarkDetector]:
+    """The method of a name. Raises UserError that lists the names."""
+    check_names([name], METHODS, "method")
+    return METHODS[name]
+
+
+def create_detector(config: Config) -> LandmarkDetector:
+    """A new detector with initial weights, by config.method."""
+    return method_class(config.method)(config)
+
+
+def load_detector(checkpoint: str | Path | dict[str, Any]) -> tuple[LandmarkDetector, dict[str, Any]]:
+    """A detector with the weights and settings of a checkpoint, on the CPU in eval mode, and the checkpoint.
+
+    checkpoint: a file, or what read_checkpoint returned. Raises UserError if it does not fit this repository.
+    """
+    state = checkpoint if isinstance(checkpoint, dict) else read_checkpoint(checkpoint)
+    cls = method_class(state["method"])
+    config = build_config(cls.Config, state["settings"])
+    detector = cls(config.replace(backbone_weights="none"))  # the checkpoint's weights follow: no download
+    detector.config = config
+    try:
+        detector.load_state_dict(state["model"])
+    except RuntimeError as error:
+        raise UserError(
+            f"the checkpoint's weights do not fit its settings: {str(error).splitlines()[1].strip()}"
+        )
+    return detector.eval(), state
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of a `device` setting: auto is CUDA if there is one. Raises UserError if it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"setting device: {name} cannot be used here ({reason}); allowed: auto, cpu, cuda, cuda:N"
+        ) from None
+    return device

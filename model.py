@@ -1,0 +1,305 @@
+"""The contract that every method fulfils (LandmarkDetector), and FARNet.
+
+FARNet: Ao and Wu, "Feature Aggregation and Refinement Network for 2D Anatomical Landmark Detection",
+J. Digit. Imaging 2022, doi 10.1007/s10278-022-00718-4. Letters and frames: data.py.
+"""
+
+import contextlib
+import re
+from collections.abc import Mapping
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Adam, Optimizer
+
+from config import Config, UserError
+from utils import decode_heatmaps, gaussian_heatmaps, scale_landmarks
+
+
+class NonFiniteLoss(UserError):
+    """The loss became nan or infinite; the weights are still those before the step."""
+
+
+class LandmarkDetector(nn.Module):
+    """What the training loop, the evaluation and the tools know of a method.
+
+    A method subclasses this in one file: `loss` and `predict` are its own; `configure_optimizers` and
+    `train_step` have defaults that only a method with several optimisers overrides.
+    `batch` is a collated data.Sample on the detector's device; `epoch` counts from 0.
+    """
+
+    Config = Config
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+
+    def loss(self, batch, epoch: int) -> dict[str, Tensor]:
+        """Named scalar terms, float32; their sum is minimised."""
+        raise NotImplementedError
+
+    def predict(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) normalised image -> landmarks (B, N, 2) network px, score (B, N), higher is surer."""
+        raise NotImplementedError
+
+    def configure_optimizers(self) -> dict[str, Optimizer]:
+        """One Adam over all parameters, as in the FARNet recipe."""
+        return {"adam": Adam(self.parameters(), lr=self.config.lr)}
+
+    def train_step(self, batch, epoch: int, optimizers: Mapping[str, Optimizer]) -> dict[str, float]:
+        """One optimiser step on the sum of the loss terms; returns their values.
+
+        Raises NonFiniteLoss before anything is changed if a term is nan or infinite.
+        """
+        terms = self.loss(batch, epoch)
+        values = {name: term.item() for name, term in terms.items()}
+        if not all(abs(value) < float("inf") for value in values.values()):
+            text = ", ".join(f"{name} {value:g}" for name, value in values.items())
+            raise NonFiniteLoss(
+                f"the loss is not finite in epoch {epoch + 1} ({text}; images {', '.join(batch.name)}): "
+                "lower lr, or set precision to fp32"
+            )
+        for optimizer in optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        torch.stack(list(terms.values())).sum().backward()
+        for optimizer in optimizers.values():
+            optimizer.step()
+        return values
+
+    def autocast(self, device: torch.device) -> contextlib.AbstractContextManager:
+        """Mixed precision as `config.precision` says; the loss is computed outside it, in float32."""
+        return torch.autocast(
+            device.type, torch.bfloat16, enabled=uses_bfloat16(self.config.precision, device)
+        )
+
+
+def uses_bfloat16(precision: str, device: torch.device) -> bool:
+    """Whether a precision setting means bf16 on this device; auto asks for hardware that multiplies in it."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and (
+        torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    )
+
+
+# --- Backbone ------------------------------------------------------------------------------------
+
+# Per torchvision network: the modules of its feature part after which a feature map is tapped, at strides
+# 2, 4, 8, 16 and 32, and the channels there. DenseNet and VGG are counted in `features`.
+DENSENET_TAPS = ("conv0", "denseblock1", "denseblock2", "denseblock3", "norm5")
+RESNET_TAPS = ("relu", "layer1", "layer2", "layer3", "layer4")
+BACKBONES: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
+    "densenet121": (DENSENET_TAPS, (64, 256, 512, 1024, 1024)),
+    "densenet169": (DENSENET_TAPS, (64, 256, 512, 1280, 1664)),
+    "resnet101": (RESNET_TAPS, (64, 256, 512, 1024, 2048)),
+    "resnet152": (RESNET_TAPS, (64, 256, 512, 1024, 2048)),
+    "vgg16": (("8", "15", "22", "29", "30"), (128, 256, 512, 512, 512)),
+    "vgg19": (("8", "17", "26", "35", "36"), (128, 256, 512, 512, 512)),
+    "efficientnet_v2_s": (("1", "2", "3", "5", "6"), (24, 48, 64, 160, 256)),
+}
+
+
+class Backbone(nn.Module):
+    """The feature part of a torchvision network, up to its last tap.
+
+    In: (B, 3, H, W). Out: five feature maps at strides 2, 4, 8, 16, 32 with `self.channels` channels.
+    DenseNet as in the original: the first tap lies before the first norm and ReLU, the last one has no ReLU.
+    """
+
+    def __init__(self, name: str, weights: str) -> None:
+        super().__init__()
+        if name not in BACKBONES:
+            raise UserError(f"setting backbone: {name!r} is not known; choose one of {', '.join(BACKBONES)}")
+        self.taps, self.channels = BACKBONES[name]
+        network = torchvision.models.get_model(name, weights=None)
+        if weights != "none":
+            network.load_state_dict(read_backbone_weights(name, weights))
+        features = getattr(network, "features", network)
+        self.stages = nn.ModuleDict()
+        for stage, module in features.named_children():
+            self.stages[stage] = module
+            if stage == self.taps[-1]:
+                break
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        maps, x = [], image
+        for name, stage in self.stages.items():
+            x = stage(x)
+            if name in self.taps:
+                maps.append(x)
+        return maps
+
+
+def read_backbone_weights(name: str, weights: str) -> dict[str, Tensor]:
+    """A torchvision state dict: the published ImageNet one ("imagenet"), or that in a file.
+
+    Raises UserError if the download fails or the file does not fit; it names the setting to change.
+    """
+    if weights == "imagenet":
+        published = torchvision.models.get_model_weights(name).IMAGENET1K_V1
+        try:
+            state = published.get_state_dict(progress=True, check_hash=True)
+        except (OSError, RuntimeError) as error:  # no network, no room, or a broken download
+            raise UserError(
+                f"the ImageNet weights of {name} could not be downloaded ({error}): set backbone_weights to "
+                f"none, or to a copy of {published.url}"
+            ) from None
+    else:
+        try:
+            state = torch.load(weights, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many kinds for a file that is none of its own
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"setting backbone_weights: cannot read {weights} ({reason}); allowed: imagenet, none, FILE"
+            )
+    # The published DenseNet files are older than torchvision's present names: norm.1 is norm1 today.
+    state = {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)", r"\1", key): value
+        for key, value in state.items()
+    }
+    return state
+
+
+# --- Network -------------------------------------------------------------------------------------
+
+
+class ConvNormReLU(nn.Sequential):
+    """Convolution with bias, batch norm, ReLU; the size stays, or halves with stride 2."""
+
+    def __init__(self, kernel: int, channels_in: int, channels_out: int, stride: int = 1) -> None:
+        super().__init__(
+            nn.Conv2d(channels_in, channels_out, kernel, stride, padding=kernel // 2),
+            nn.BatchNorm2d(channels_out),
+            nn.ReLU(inplace=True),
+        )
+
+
+class ComposedHead(nn.Module):
+    """A 3x3 convolution followed by a 1x1 convolution with nothing between, computed as one 3x3.
+
+    The product of the two is the same function (outputs agree to rounding, gradients reach both factors) and
+    saves the channels between: two thirds of FARNet's most expensive layer.
+    """
+
+    def __init__(self, channels: int, num_landmarks: int) -> None:
+        super().__init__()
+        self.spatial = nn.Conv2d(channels, channels, 3, padding=1)
+        self.pointwise = nn.Conv2d(channels, num_landmarks, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):  # compose in float32
+            mix = self.pointwise.weight.flatten(1)
+            weight = torch.einsum("km,mcij->kcij", mix, self.spatial.weight)
+            bias = mix @ self.spatial.bias + self.pointwise.bias
+        return F.conv2d(x, weight, bias, padding=1)
+
+
+def upsample(x: Tensor) -> Tensor:
+    """(B, C, h, w) -> (B, C, 2h, 2w), bilinear, half-pixel rule."""
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+class FARNetNetwork(nn.Module):
+    """Image (B, 3, H, W) -> coarse (B, N, H/2, W/2) and fine (B, N, H, W) heatmaps, unbounded.
+
+    Multi-scale feature aggregation (MSFA): up from stride 32 to 4 (a), down again (b), up to stride 2 (c);
+    a digit is the level, i.e. stride 2**level. Then the coarse head, and feature refinement (FR) at full size.
+    """
+
+    def __init__(self, num_landmarks: int, backbone: str, backbone_weights: str) -> None:
+        super().__init__()
+        self.backbone = Backbone(backbone, backbone_weights)
+        f1, f2, f3, f4, f5 = self.backbone.channels
+        self.stem = ConvNormReLU(1, 3, 32)
+        self.a5 = nn.Sequential(ConvNormReLU(3, f5, 512), ConvNormReLU(1, 512, 256))
+        self.a4 = ConvNormReLU(1, 256 + f4, 256)
+        self.a3 = ConvNormReLU(1, 256 + f3, 256)
+        self.a2 = ConvNormReLU(1, 256 + f2, 256)
+        self.down3, self.b3 = ConvNormReLU(3, 256, 512, stride=2), ConvNormReLU(1, 512 + 256, 512)
+        self.down4, self.b4 = ConvNormReLU(3, 512, 1024, stride=2), ConvNormReLU(1, 1024 + 256, 1024)
+        self.down5, self.b5 = ConvNormReLU(3, 1024, 2048, stride=2), ConvNormReLU(3, 2048 + 256, 1024)
+        self.c5 = ConvNormReLU(1, 1024, 256)
+        self.c4 = ConvNormReLU(1, 256 + 1024, 256)
+        self.c3 = ConvNormReLU(1, 256 + 512, 256)
+        self.c2 = ConvNormReLU(1, 256 + 256, 128)
+        self.c1 = ConvNormReLU(1, 128 + f1, 64)
+        self.coarse_head = ComposedHead(64, num_landmarks)
+        self.fine_head = ComposedHead(64 + 32 + num_landmarks, num_landmarks)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        f0 = self.stem(image)
+        f1, f2, f3, f4, f5 = self.backbone(image)
+        a5 = self.a5(f5)
+        a4 = self.a4(torch.cat([upsample(a5), f4], 1))
+        a3 = self.a3(torch.cat([upsample(a4), f3], 1))
+        a2 = self.a2(torch.cat([upsample(a3), f2], 1))
+        b3 = self.b3(torch.cat([self.down3(a2), a3], 1))
+        b4 = self.b4(torch.cat([self.down4(b3), a4], 1))
+        b5 = self.b5(torch.cat([self.down5(b4), a5], 1))
+        c4 = self.c4(torch.cat([upsample(self.c5(b5)), b4], 1))
+        c3 = self.c3(torch.cat([upsample(c4), b3], 1))
+        c2 = self.c2(torch.cat([upsample(c3), a2], 1))
+        c1 = self.c1(torch.cat([upsample(c2), f1], 1))
+        coarse = self.coarse_head(c1)
+        fine = self.fine_head(torch.cat([upsample(c1), f0, upsample(coarse)], 1))
+        return coarse, fine
+
+
+# --- Loss and method -----------------------------------------------------------------------------
+
+
+def ewc_loss(heatmaps: Tensor, target: Tensor, annotated: Tensor, alpha: float) -> Tensor:
+    """Exponential weighted centre loss: mean of alpha**target * (target - heatmaps)**2, in float32.
+
+    heatmaps, target: (B, N, h, w), target in 0..1. annotated: (B, N) bool; the mean runs over the pixels of
+    these landmarks alone, and is 0 when there are none. The weight is alpha at a peak, 1 far from it.
+    """
+    heatmaps, target = heatmaps.float(), target.float()
+    per_landmark = (alpha**target * (target - heatmaps) ** 2).mean(dim=(-2, -1))
+    total = torch.where(annotated, per_landmark, 0).sum()
+    return total / annotated.sum().clamp(min=1)
+
+
+class FARNet(LandmarkDetector):
+    """FARNet for any number of landmarks: DenseNet-121, MSFA, FR, EWC loss on both heads, summed.
+
+    Different from the authors' release, each with its reason in the README: (1) pixel centres at integers
+    instead of a grid that starts at 1; (2) RGB scaled to 0..1 before the ImageNet statistics; (3) evaluation in
+    eval mode; (4) only parameters that are used; (5) each head's two convolutions computed as one;
+    (6) missing landmarks are masked; (7) any number of landmarks.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.network = FARNetNetwork(config.num_landmarks, config.backbone, config.backbone_weights)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) -> coarse (B, N, H/2, W/2) and fine (B, N, H, W) heatmaps."""
+        with self.autocast(image.device):
+            return self.network(image)
+
+    def loss(self, batch, epoch: int) -> dict[str, Tensor]:
+        """EWC on both heads. Sigma is the same number of px in both, so the coarse target is twice as wide."""
+        annotated = batch.landmarks.isfinite().all(-1)
+        terms = {}
+        for name, heatmaps in zip(("coarse", "fine"), self(batch.image), strict=True):
+            height, width = heatmaps.shape[-2:]
+            factor = width / batch.image.shape[-1]
+            target = gaussian_heatmaps(
+                scale_landmarks(batch.landmarks, factor), (height, width), self.config.sigma
+            )
+            terms[name] = ewc_loss(heatmaps, target, annotated, self.config.ewc_alpha)
+        return terms
+
+    def predict(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """The peaks of the fine heatmaps; the score is the peak's height, about 1 for a sure landmark.
+
+        Always in float32: bf16 rounds values near 1 to 1/256, which flattens a peak over several pixels.
+        """
+        with torch.autocast(image.device.type, enabled=False):
+            _, fine = self.network(image)
+        return decode_heatmaps(fine, self.config.decode, self.config.sigma)

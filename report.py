@@ -1,0 +1,272 @@
+"""What people look at, drawn from files: predictions.csv -> summary.json, results.xls, overlays; metrics -> curves.
+
+predictions.csv is the record: one row per image and landmark, original px. Everything else is derived from it.
+"""
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import xlwt
+from PIL import Image, ImageDraw, ImageFont
+
+from annotation import Record, read_image
+from utils import error_figures, summarise_errors
+
+matplotlib.use("Agg")
+from matplotlib import pyplot  # noqa: E402  (the backend comes first)
+
+RED, BLUE, YELLOW = (255, 60, 50), (60, 140, 255), (255, 220, 0)
+
+
+# --- The record ----------------------------------------------------------------------------------
+
+
+def write_predictions(path: Path, predictions, abbreviations: Sequence[str], unit: str) -> None:
+    """predictions.csv of train.Predictions: image, landmark, x, y, x_true, y_true, error_<unit>, score.
+
+    Coordinates in original px; truth and error are blank where a landmark is not annotated.
+    """
+    errors = predictions.errors()
+
+    def text(value: float) -> str:
+        return f"{value:.4f}" if math.isfinite(value) else ""
+
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "landmark", "x", "y", "x_true", "y_true", f"error_{unit}", "score"])
+        for i, name in enumerate(predictions.names):
+            for n, abbreviation in enumerate(abbreviations):
+                values = (
+                    *predictions.landmarks[i, n],
+                    *predictions.truth[i, n],
+                    errors[i, n],
+                    predictions.score[i, n],
+                )
+                writer.writerow([name, abbreviation, *map(text, values)])
+
+
+def read_predictions(path: Path) -> tuple[list[str], list[str], dict[str, np.ndarray], str]:
+    """predictions.csv as image names (I), abbreviations (N), {column: (I, N) array, nan where blank}, and the unit."""
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    names, abbreviations = (
+        list(dict.fromkeys(r["image"] for r in rows)),
+        list(dict.fromkeys(r["landmark"] for r in rows)),
+    )
+    unit = "mm" if "error_mm" in rows[0] else "px"
+    columns = {
+        column: np.array([float(r[column] or "nan") for r in rows]).reshape(len(names), len(abbreviations))
+        for column in rows[0]
+        if column not in ("image", "landmark")
+    }
+    columns["error"] = columns.pop(f"error_{unit}")
+    return names, abbreviations, columns, unit
+
+
+# --- Figures and tables --------------------------------------------------------------------------
+
+
+def write_report(
+    folder: Path,
+    landmark_names: Sequence[str],
+    exclude: Sequence[str],
+    thresholds: Sequence[float],
+    provenance: Mapping[str, Any],
+) -> dict[str, Any]:
+    """summary.json and results.xls beside folder/predictions.csv; returns the summary.
+
+    The summary holds the figures of utils.summarise_errors and the unit under "all" and, without the landmarks
+    in `exclude`, under "headline".
+    """
+    names, abbreviations, columns, unit = read_predictions(folder / "predictions.csv")
+    errors, thresholds = columns["error"], tuple(thresholds)
+    kept = [index for index, abbreviation in enumerate(abbreviations) if abbreviation not in exclude]
+    summary: dict[str, Any] = {
+        "headline": summarise_errors(errors[:, kept], thresholds) | {"unit": unit, "without": list(exclude)},
+        "all": summarise_errors(errors, thresholds) | {"unit": unit},
+    }
+    blank = {
+        part: {k: None if v != v else v for k, v in figures.items()} for part, figures in summary.items()
+    }
+    (folder / "summary.json").write_text(json.dumps(blank, indent=2, ensure_ascii=False), encoding="utf-8")
+
+    book = xlwt.Workbook(encoding="utf-8")
+    write_landmark_sheet(book, abbreviations, landmark_names, errors, thresholds, summary, unit)
+    write_image_sheet(book, names, errors, kept, thresholds, unit)
+    write_settings_sheet(book, provenance)
+    book.save(str(folder / "results.xls"))
+    return summary
+
+
+BOLD = xlwt.easyxf("font: bold on; borders: bottom thin")
+NUMBER = xlwt.easyxf(num_format_str="0.00")
+PLAIN = xlwt.easyxf()
+
+
+def write_row(
+    sheet: xlwt.Worksheet, row: int, values: Sequence[Any], style: xlwt.XFStyle | None = None
+) -> None:
+    """One row; nan and None stay blank. xlwt refuses numpy's numbers, so they are cast."""
+    for column, value in enumerate(values):
+        if value is None or (isinstance(value, float | np.floating) and not math.isfinite(value)):
+            continue
+        if isinstance(value, float | np.floating):
+            sheet.write(row, column, float(value), style or NUMBER)
+        elif isinstance(value, int | np.integer):
+            sheet.write(row, column, int(value), style or PLAIN)
+        else:
+            sheet.write(row, column, str(value)[:32767], style or PLAIN)
+
+
+def write_landmark_sheet(book, abbreviations, landmark_names, errors, thresholds, summary, unit) -> None:
+    """Sheet 1: a row per landmark, then the overall rows with the ends of their 95 % intervals."""
+    sheet = book.add_sheet("landmarks")
+    rates = [f"SDR_{threshold}" for threshold in thresholds]
+    titles = ["NO", "abbreviation", "name", "n", *(f"SDR <= {t:g} {unit} (%)" for t in thresholds)]
+    titles += [f"{figure} ({unit})" for figure in ("MRE", "SD", "median", "max")]
+    write_row(sheet, 0, titles, BOLD)
+    row = 0
+    for row, (abbreviation, name) in enumerate(zip(abbreviations, landmark_names, strict=True), 1):
+        own = errors[:, row - 1][np.isfinite(errors[:, row - 1])]
+        figures = error_figures(own, thresholds)
+        values = [figures[key] for key in (*rates, "MRE", "SD", "median")]
+        write_row(sheet, row, [row, abbreviation, name, own.size, *values, own.max() if own.size else None])
+    for part, figures in summary.items():
+        label = f"without {', '.join(figures['without'])}" if figures.get("without") else "all landmarks"
+        row += 1
+        for end, words in (("", label), ("_low", "95 % interval, low"), ("_high", "95 % interval, high")):
+            row += 1
+            values = [figures[key + end] for key in (*rates, "MRE", "SD", "median")]
+            write_row(sheet, row, [None, part if not end else None, words, figures["n_landmarks"], *values])
+    sheet.col(2).width = 256 * 34
+    sheet.set_panes_frozen(True)
+    sheet.set_horz_split_pos(1)
+
+
+def write_image_sheet(book, names, errors, kept, thresholds, unit) -> None:
+    """Sheet 2: a row per image, over the headline landmarks."""
+    sheet = book.add_sheet("images")
+    titles = ["image", "n", f"MRE ({unit})", f"SD ({unit})", f"median ({unit})"]
+    write_row(sheet, 0, [*titles, *(f"SDR <= {t:g} {unit} (%)" for t in thresholds), f"max ({unit})"], BOLD)
+    for row, name in enumerate(names, 1):
+        own = errors[row - 1, kept][np.isfinite(errors[row - 1, kept])]
+        write_row(
+            sheet,
+            row,
+            [name, own.size, *error_figures(own, thresholds).values(), own.max() if own.size else None],
+        )
+    sheet.col(0).width = 256 * 30
+
+
+def write_settings_sheet(book, provenance: Mapping[str, Any]) -> None:
+    """Sheet 3: where the figures come from, name and value."""
+    sheet = book.add_sheet("settings")
+    write_row(sheet, 0, ["name", "value"], BOLD)
+    flat = {**{k: v for k, v in provenance.items() if k != "settings"}, **provenance.get("settings", {})}
+    for row, (name, value) in enumerate(flat.items(), 1):
+        write_row(sheet, row, [name, value if isinstance(value, str | int | float) else json.dumps(value)])
+    sheet.col(0).width = sheet.col(1).width = 256 * 30
+
+
+def summary_table(summary: Mapping[str, Any], thresholds: Sequence[float]) -> str:
+    """The summary as lines for the terminal."""
+    lines = []
+    for part, figures in summary.items():
+        unit, rates = figures["unit"], [f"{figures[f'SDR_{t}']:.1f}" for t in map(float, thresholds)]
+        without = f"without {', '.join(figures['without'])}" if figures.get("without") else "all landmarks"
+        lines.append(
+            f"{part} ({without}): MRE {figures['MRE']:.2f} +- {figures['SD']:.2f} {unit} "
+            f"(95 % interval {figures['MRE_low']:.2f} to {figures['MRE_high']:.2f}), median {figures['median']:.2f}; "
+            f"SDR at {'/'.join(f'{t:g}' for t in thresholds)} {unit}: {' / '.join(rates)} %; "
+            f"{figures['n_images']} images, {figures['n_landmarks']} points"
+        )
+    return "\n".join(lines)
+
+
+# --- Pictures ------------------------------------------------------------------------------------
+
+
+def draw_overlay(image: np.ndarray, landmarks: np.ndarray, truth: np.ndarray, caption: str) -> Image.Image:
+    """The image with truth (blue) and detection (red) as dots and the error as a line; points in its px."""
+    scale = max(1.0, 1200 / image.shape[0])  # small pictures are enlarged, or the dots would hide the anatomy
+    picture = Image.fromarray(image.astype(np.uint8)).convert("RGB")
+    size = (round(picture.width * scale), round(picture.height * scale))
+    picture = picture.resize(size, Image.Resampling.BILINEAR)
+    factors = np.divide(size, (image.shape[1], image.shape[0]))
+    draw = ImageDraw.Draw(picture)
+    radius = max(2.0, size[1] / 400)
+
+    def dot(point: np.ndarray, colour: tuple[int, int, int]) -> None:
+        if np.isfinite(point).all():
+            draw.ellipse([*(point - radius), *(point + radius)], fill=colour)
+
+    found, true = ((points + 0.5) * factors - 0.5 for points in (landmarks, truth))
+    for a, b in zip(found, true, strict=True):
+        if np.isfinite([a, b]).all():
+            draw.line([*a, *b], fill=YELLOW, width=max(1, round(radius / 2)))
+    for a, b in zip(found, true, strict=True):
+        dot(b, BLUE)
+        dot(a, RED)
+    font = ImageFont.load_default(size=max(12, size[1] // 55))
+    band = Image.new("RGB", (picture.width, picture.height + 2 * font.size))
+    band.paste(picture, (0, 0))
+    draw = ImageDraw.Draw(band)
+    x, y = font.size / 2, picture.height + font.size / 2
+    for words, colour in ((caption, (255, 255, 255)), ("red: detected", RED), ("blue: truth", BLUE)):
+        draw.text((x, y), words, fill=colour, font=font)
+        x += draw.textlength(words, font=font) + font.size
+    return band
+
+
+def draw_overlays(folder: Path, records: Sequence[Record], most: int) -> None:
+    """folder/overlays/*.png for up to `most` images spread from the smallest mean error to the largest.
+
+    A file's name begins with its rank, so the folder sorts from best to worst.
+    """
+    names, _, columns, unit = read_predictions(folder / "predictions.csv")
+    by_name = {record.name: record for record in records}
+    with np.errstate(invalid="ignore"):
+        counts = np.isfinite(columns["error"]).sum(1)
+        means = np.nansum(columns["error"], 1) / np.maximum(counts, 1)
+    order = np.argsort(means, kind="stable")
+    chosen = sorted(set(np.linspace(0, len(order) - 1, min(most, len(order))).round().astype(int)))
+    (folder / "overlays").mkdir(exist_ok=True)
+    for rank in chosen:
+        index = order[rank]
+        name = names[index]
+        caption = f"{name}   MRE {means[index]:.2f} {unit}   " if counts[index] else f"{name}   "
+        points = [
+            np.stack([columns[x][index], columns[y][index]], -1)
+            for x, y in (("x", "y"), ("x_true", "y_true"))
+        ]
+        picture = draw_overlay(read_image(by_name[name].path), *points, caption)
+        picture.save(folder / "overlays" / f"{rank + 1:03d}_{Path(name).stem}.png")
+
+
+def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path, unit: str) -> None:
+    """Training curves from the rows of metrics.csv: the loss terms, and the validation error where there is one."""
+    epochs = [row["epoch"] for row in rows]
+    validated = "val_MRE" in rows[0]
+    figure, axes = pyplot.subplots(1, 1 + validated, figsize=(5 + 5 * validated, 3.6), squeeze=False)
+    known = ("epoch", "lr", "seconds")
+    for name in rows[0]:
+        if name not in known and not name.startswith("val_"):
+            axes[0, 0].plot(epochs, [row[name] for row in rows], label=name)
+    axes[0, 0].set(xlabel="epoch", ylabel="training loss", yscale="log")
+    axes[0, 0].legend()
+    if validated:
+        axes[0, 1].plot(epochs, [row["val_MRE"] for row in rows], label="MRE")
+        axes[0, 1].plot(epochs, [row["val_median"] for row in rows], label="median")
+        axes[0, 1].set(xlabel="epoch", ylabel=f"validation error ({unit})", yscale="log")
+        axes[0, 1].legend()
+    for axis in axes.flat:
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)

@@ -1,0 +1,177 @@
+"""A run's folder: making it, what it says about itself, its log, and checkpoints that are whole or not there.
+
+Everything here is about files; what they mean is said in train.py and report.py.
+"""
+
+import json
+import logging
+import os
+import pickle
+import platform
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torchvision
+from tqdm import tqdm
+
+from config import Config, UserError
+
+log = logging.getLogger("farnet")
+
+CHECKPOINT_FORMAT = "landmark checkpoint 1"
+
+
+def create_run_folder(config: Config, kind: str = "") -> Path:
+    """A new, writable folder: config.run_dir, or runs/<method>-<time>. Raises UserError; deletes nothing."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    run_dir = Path(config.run_dir) if config.run_dir else Path("runs") / f"{config.method}{kind}-{stamp}"
+    try:
+        run_dir.mkdir(parents=True, exist_ok=False)
+        (run_dir / "log.txt").touch()
+    except FileExistsError:
+        raise UserError(
+            f"run folder {run_dir} exists already; choose another run_dir, or go on with --resume {run_dir}"
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"run folder {run_dir} cannot be written ({error.strerror}); choose another run_dir"
+        ) from None
+    return run_dir
+
+
+class TqdmHandler(logging.StreamHandler):
+    """Log lines above a progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
+
+
+def start_log(run_dir: Path) -> None:
+    """Log to the terminal and, from now on, to the run's log.txt (and to no other run's)."""
+    for handler in list(log.handlers):
+        log.removeHandler(handler)
+        handler.close()
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    log.addHandler(TqdmHandler())
+    file = logging.FileHandler(run_dir / "log.txt", encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(file)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all. Raises UserError if that fails."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}); free space or choose another run_dir"
+        ) from None
+
+
+def write_provenance(run_dir: Path, config: Config, parameters: int, device: torch.device) -> None:
+    """config.json: the settings and where the run comes from."""
+    provenance = {
+        "settings": config.to_dict(),
+        "argv": sys.argv,
+        "commit": source_commit(),
+        "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "parameters": parameters,
+        "hardware": describe_hardware(device),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "numpy": np.__version__,
+            "opencv": cv2.__version__,
+        },
+    }
+    write_text(run_dir / "config.json", json.dumps(provenance, indent=2, ensure_ascii=False))
+
+
+def source_commit() -> str:
+    """The commit of this source tree, with "+changes" if it was edited; "unknown" outside git."""
+    folder = Path(__file__).parent
+    try:
+        call = dict(cwd=folder, capture_output=True, text=True, check=True, timeout=10)
+        commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], **call).stdout.strip()
+        edited = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"], **call
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return commit + ("+changes" if edited else "")
+
+
+def describe_hardware(device: torch.device) -> str:
+    """The device a run computes on, in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [
+            line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line
+        ]
+        model = names[0] if names else model
+    return f"{model}, {torch.get_num_threads()} threads"
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write state dicts and plain values whole or not at all; what stood there before stays until then.
+
+    Raises UserError if the disk is full or the folder cannot be written.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            torch.save({"format": CHECKPOINT_FORMAT, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
+        partial.unlink(missing_ok=True)
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"checkpoint {path} cannot be written ({reason}); the one before it is whole: free space, then "
+            f"python main.py --resume {path.parent}"
+        ) from None
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """What save_checkpoint wrote; nothing in the file is executed.
+
+    Raises UserError for a file that is absent, cut off, or no checkpoint of this repository.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"checkpoint {path} does not exist") from None
+    except IsADirectoryError:
+        raise UserError(
+            f"{path} is a folder; give a checkpoint in it, e.g. {Path(path) / 'best.pt'}"
+        ) from None
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path} is no checkpoint of this repository (it holds code or other objects, which are not loaded); "
+            "give a best.pt or last.pt of a run"
+        ) from None
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"checkpoint {path} cannot be read ({reason}); it may be cut off, use another"
+        ) from None
+    if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
+        raise UserError(f"{path} is no checkpoint of this repository; give a best.pt or last.pt of a run")
+    return state

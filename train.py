@@ -1,0 +1,262 @@
+"""The only training loop and the only evaluation, for every method.
+
+`train(config, run_dir)` is the whole of a training run: everything it needs is in these two. Every epoch is
+reseeded from (seed, epoch) and the learning rate is a function of the epoch, so resuming equals not stopping.
+"""
+
+import csv
+import json
+import logging
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from annotation import LandmarkData, load_data
+from config import Config
+from data import Sample, make_loader
+from methods import create_detector, load_detector, resolve_device
+from model import LandmarkDetector, uses_bfloat16
+from report import draw_curves
+from run_folder import read_checkpoint, save_checkpoint, write_provenance, write_text
+from utils import apply_affine, error_figures, radial_errors, seed_everything
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+log = logging.getLogger("farnet")
+
+
+class Predictions(NamedTuple):
+    """What a detector says of I images, beside the truth."""
+
+    names: list[str]  # imagePath of each image
+    landmarks: np.ndarray  # (I, N, 2) (x, y) original px
+    truth: np.ndarray  # (I, N, 2) original px, nan where not annotated
+    score: np.ndarray  # (I, N)
+    spacing: np.ndarray  # (I,) mm per original px, nan where unknown
+
+    def errors(self) -> np.ndarray:
+        """(I, N) radial errors in mm, or in px where the spacing is unknown."""
+        return radial_errors(self.landmarks, self.truth, np.nan_to_num(self.spacing, nan=1.0))
+
+
+def train(config: Config, run_dir: Path) -> LandmarkData:
+    """Train a method as config says into run_dir, from its last.pt if there is one; returns the data set.
+
+    Writes config.json, split.json, metrics.csv (one row per epoch), curves.png, last.pt and, where there is a
+    val split, best.pt: the epoch of the lowest validation MRE. Raises UserError.
+    """
+    device = resolve_device(config.device)
+    torch.backends.cudnn.benchmark = device.type == "cuda" and not config.deterministic
+    torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
+    data, detector, optimizers, state = start_or_resume(config, run_dir, device)
+    parameters = sum(parameter.numel() for parameter in detector.parameters())
+    if not (run_dir / "config.json").exists():
+        write_provenance(run_dir, config, parameters, device)
+    splits = {name: [data.records[i].name for i in members] for name, members in data.splits.items()}
+    write_text(run_dir / "split.json", json.dumps(splits, indent=1, ensure_ascii=False))
+    rows = read_metrics(run_dir / "metrics.csv")[: state["epoch"]]  # a row may be ahead of its checkpoint
+
+    pin_memory = device.type == "cuda"
+    train_loader = make_loader(config, data.select("train"), train=True, pin_memory=pin_memory)
+    val_loader = make_loader(config, data.select("val"), train=False) if data.select("val") else None
+    precision = "bf16" if uses_bfloat16(config.precision, device) else "fp32"
+    log.info("%s, %.1f million parameters, on %s in %s", config.method, parameters / 1e6, device, precision)
+    steps = len(train_loader)
+    bar = tqdm(total=config.epochs * steps, initial=state["epoch"] * steps, unit="step", disable=None)
+    started, first_epoch = time.perf_counter(), state["epoch"]
+
+    for epoch in range(first_epoch, config.epochs):
+        # one epoch of training
+        seed_everything(config.seed, epoch)
+        train_loader.sampler.epoch = epoch
+        set_learning_rate(optimizers, learning_rate_factor(config, epoch))
+        bar.set_description(f"epoch {epoch + 1}/{config.epochs}")
+        epoch_started = time.perf_counter()
+        detector.train()
+        terms: dict[str, float] = {}
+        for step, batch in enumerate(train_loader):
+            values = detector.train_step(to_device(batch, device, config.channels_last), epoch, optimizers)
+            for name, value in values.items():
+                terms[name] = terms.get(name, 0.0) + value / steps
+            bar.update()
+            bar.set_postfix(
+                **{name: f"{value:.3g}" for name, value in values.items()}, memory=memory_text(device)
+            )
+            if device.type == "cpu" and epoch == first_epoch and step == 4:
+                warn_of_long_run((time.perf_counter() - epoch_started) / 5, config.epochs * steps)
+
+        # validation and record
+        row: dict[str, Any] = {
+            "epoch": epoch + 1,
+            "lr": config.lr * learning_rate_factor(config, epoch),
+            **terms,
+        }
+        row["loss"] = sum(terms.values())
+        if val_loader:
+            errors = evaluate(detector, val_loader, device).errors()
+            figures = error_figures(errors[np.isfinite(errors)], config.sdr_thresholds)
+            row |= {f"val_{name}": value for name, value in figures.items() if name != "SD"}
+        row["seconds"] = round(time.perf_counter() - epoch_started, 2)
+        rows.append(row)
+        write_metrics(run_dir / "metrics.csv", rows)
+        draw_curves(rows, run_dir / "curves.png", data.unit)
+        log.info(
+            epoch_text(
+                row, config.epochs, data.unit, (time.perf_counter() - started) / (epoch + 1 - first_epoch)
+            )
+        )
+
+        # checkpoints: the best for use, the last to go on from
+        state = {"epoch": epoch + 1, "best_MRE": state["best_MRE"]}
+        if row.get("val_MRE", math.inf) < state["best_MRE"]:
+            state["best_MRE"] = row["val_MRE"]
+            save_checkpoint(run_dir / "best.pt", checkpoint_state(config, data, detector, state))
+        if (epoch + 1) % config.save_every == 0 or epoch + 1 == config.epochs:
+            full = checkpoint_state(config, data, detector, state)
+            full["optimizers"] = {name: optimizer.state_dict() for name, optimizer in optimizers.items()}
+            save_checkpoint(run_dir / "last.pt", full)
+    bar.close()
+    return data
+
+
+def start_or_resume(
+    config: Config, run_dir: Path, device: torch.device
+) -> tuple[LandmarkData, LandmarkDetector, dict[str, Optimizer], dict[str, Any]]:
+    """Data, detector, optimisers and {"epoch", "best_MRE"} of a new run, or of the one whose last.pt is there."""
+    state: dict[str, Any] = {"epoch": 0, "best_MRE": math.inf}
+    last, split_file = run_dir / "last.pt", run_dir / "split.json"
+    splits = json.loads(split_file.read_text(encoding="utf-8")) if split_file.exists() else None
+    if last.exists():
+        state = read_checkpoint(last)
+        data = load_data(config, state["abbreviations"], splits)
+        detector, _ = load_detector(state)
+        detector.config = config
+        log.info("going on from %s after epoch %d", last, state["epoch"])
+    else:
+        data = load_data(config, splits=splits)
+        seed_everything(config.seed)
+        detector = create_detector(config)
+    detector.to(device)
+    if config.channels_last:
+        detector.to(memory_format=torch.channels_last)
+    optimizers = detector.configure_optimizers()
+    for name, optimizer in optimizers.items():
+        if "optimizers" in state:
+            optimizer.load_state_dict(state["optimizers"][name])
+    return data, detector, optimizers, {"epoch": state["epoch"], "best_MRE": state["best_MRE"]}
+
+
+def checkpoint_state(
+    config: Config, data: LandmarkData, detector: LandmarkDetector, state: Mapping
+) -> dict[str, Any]:
+    """What describes and rebuilds a detector: method, settings, landmarks, weights."""
+    return {
+        "method": config.method,
+        "settings": config.to_dict(),
+        "abbreviations": list(data.abbreviations),
+        "names": list(data.names),
+        "model": detector.state_dict(),
+        **state,
+    }
+
+
+def evaluate(detector: LandmarkDetector, loader: DataLoader, device: torch.device) -> Predictions:
+    """Predict every image of a loader in eval mode; landmarks in original px, in the loader's order."""
+    detector.eval()
+    landmarks, scores = [], []
+    for batch in tqdm(loader, "predicting", leave=False, disable=None):
+        with torch.inference_mode():
+            found, score = detector.predict(to_device(batch, device, detector.config.channels_last).image)
+        landmarks.append(apply_affine(batch.to_original, found.double().cpu()).numpy())
+        scores.append(score.float().cpu().numpy())
+    records = loader.dataset.records
+    return Predictions(
+        names=[record.name for record in records],
+        landmarks=np.concatenate(landmarks),
+        truth=np.stack([record.landmarks for record in records]),
+        score=np.concatenate(scores),
+        spacing=np.array([record.spacing for record in records]),
+    )
+
+
+def to_device(batch: Sample, device: torch.device, channels_last: bool = False) -> Sample:
+    """The batch with image and landmarks on the device; the rest is needed on the host alone."""
+    layout = torch.channels_last if channels_last else torch.preserve_format
+    image = batch.image.to(device, non_blocking=True, memory_format=layout)
+    return batch._replace(image=image, landmarks=batch.landmarks.to(device, non_blocking=True))
+
+
+def learning_rate_factor(config: Config, epoch: int) -> float:
+    """The learning rate of an epoch (from 0) as a share of config.lr: a pure function, so a resumed run agrees."""
+    if epoch < config.warmup_epochs:
+        return (epoch + 1) / (config.warmup_epochs + 1)
+    if config.lr_schedule == "step":
+        return 0.1 ** sum(epoch >= milestone for milestone in config.lr_milestones)
+    progress = (epoch - config.warmup_epochs) / max(1, config.epochs - config.warmup_epochs)
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def set_learning_rate(optimizers: Mapping[str, Optimizer], factor: float) -> None:
+    """Every parameter group's learning rate: its initial one, which the optimiser's state keeps, times a factor."""
+    for optimizer in optimizers.values():
+        for group in optimizer.param_groups:
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+
+
+def warn_of_long_run(seconds_per_step: float, steps: int) -> None:
+    """On a CPU, say early how long the whole run will take."""
+    hours = seconds_per_step * steps / 3600
+    if hours > 1:
+        log.warning(
+            "on this CPU the whole run takes about %.0f hours (%.1f s a step): use a CUDA machine, or try "
+            "python main.py --preset demo",
+            hours,
+            seconds_per_step,
+        )
+
+
+def memory_text(device: torch.device) -> str:
+    """Peak memory of this process so far: the device's, or the host's on a CPU."""
+    if device.type == "cuda":
+        return f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f}GB"
+    if resource is None:
+        return "?"
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.1f}GB"
+
+
+def epoch_text(row: Mapping[str, Any], epochs: int, unit: str, seconds_per_epoch: float) -> str:
+    """An epoch in one line: loss, validation, time, and how long is left."""
+    text = f"epoch {row['epoch']}/{epochs}  loss {row['loss']:.5f}"
+    if "val_MRE" in row:
+        text += f"  val MRE {row['val_MRE']:.2f} {unit}"
+    left = seconds_per_epoch * (epochs - row["epoch"])
+    return f"{text}  {row['seconds']:.1f} s, {left // 60:.0f} min {left % 60:02.0f} s left"
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.csv, numbers as numbers; none if there is no file."""
+    if not path.exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return [
+            {k: float(v) if k != "epoch" else int(v) for k, v in row.items()} for row in csv.DictReader(file)
+        ]
+
+
+def write_metrics(path: Path, rows: list[dict[str, Any]]) -> None:
+    """metrics.csv, whole or not at all."""
+    lines = [",".join(rows[0])] + [",".join(repr(value) for value in row.values()) for row in rows]
+    write_text(path, "\n".join(lines) + "\n")
