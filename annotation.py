@@ -100,7 +100,8 @@ def read_annotation(
 ) -> tuple[tuple[str, ...], tuple[str, ...], list[Record]]:
     """Abbreviations and names (N each) and the records of config.json_path, points matched by abbreviation.
 
-    The order of the landmarks is the commonest one in the file, unless `abbreviations` fixes it.
+    The landmarks are those of most records, in the order of the first of these, unless `abbreviations` fixes
+    them.
     Format: a list of {"imagePath", "points": [{"pointName", "pointAbbreviation", "X", "Y"}, ...]} with
     optional "spacing" (mm per px), "split", "patient"; X and Y null for a missing landmark.
     """
@@ -118,32 +119,12 @@ def read_annotation(
 
     tables = [read_points(f"{file}: record {number}", entry) for number, entry in enumerate(content, 1)]
     commonest = Counter(frozenset(table) for table in tables).most_common(1)[0][0]
-    orders = Counter(tuple(table) for table in tables if frozenset(table) == commonest)
-    expected = tuple(abbreviations) if abbreviations else orders.most_common(1)[0][0]
-    source = "the checkpoint" if abbreviations else "num_landmarks"
+    order = next(tuple(table) for table in tables if frozenset(table) == commonest)
+    expected = tuple(abbreviations) if abbreviations else order
     records: list[Record] = []
     for number, (entry, table) in enumerate(zip(content, tables, strict=True), 1):
         where = f"{file}: record {number} ({entry['imagePath']})"
-        unknown = [name for name in table if name not in expected]
-        absent = [name for name in expected if name not in table]
-        if len(table) != config.num_landmarks and (unknown or absent or not abbreviations):
-            hint = ""
-            if not abbreviations and len(table) == len(expected):
-                hint = f" (or set num_landmarks to {len(table)})"
-            raise UserError(
-                f"{where}: has {len(table)} points, {source} asks for {config.num_landmarks}{hint}"
-                + (
-                    f"; absent: {', '.join(absent)} (a missing landmark is written with X and Y null)"
-                    if absent
-                    else ""
-                )
-                + (f"; unknown: {', '.join(unknown)}" if unknown else "")
-            )
-        if unknown or absent:
-            raise UserError(
-                f"{where}: unknown abbreviation {unknown[0]!r}; absent: {', '.join(absent)}; expected those of "
-                f"{'the checkpoint' if abbreviations else 'the other records'}: {', '.join(expected)}"
-            )
+        check_points(where, table, expected, config.num_landmarks, bool(abbreviations))
         records.append(read_record(where, entry, [table[name] for name in expected], Path(config.img_dir)))
     doubled = [name for name, count in Counter(record.name for record in records).items() if count > 1]
     if doubled:
@@ -168,6 +149,27 @@ def read_points(where: str, entry) -> dict[str, dict]:
             raise UserError(f"{where}: point {point['pointAbbreviation']!r} stands twice; keep one")
         table[point["pointAbbreviation"]] = point
     return table
+
+
+def check_points(
+    where: str, table: dict[str, dict], expected: Sequence[str], num_landmarks: int, from_checkpoint: bool
+) -> None:
+    """Refuse a record whose landmarks are not the expected ones. Raises UserError that names those that differ."""
+    unknown = [name for name in table if name not in expected]
+    absent = [name for name in expected if name not in table]
+    differences = [f"unknown: {', '.join(unknown)}"] if unknown else []
+    if absent:
+        differences.append(f"absent: {', '.join(absent)} (a missing landmark is written with X and Y null)")
+    if from_checkpoint and differences:
+        raise UserError(f"{where}: its points are not those of the checkpoint; {'; '.join(differences)}")
+    if len(table) != num_landmarks:
+        if not differences:  # all records agree with each other
+            differences = [f"set num_landmarks to {len(table)}"]
+        raise UserError(
+            f"{where}: has {len(table)} points, num_landmarks is {num_landmarks}; {'; '.join(differences)}"
+        )
+    if differences:
+        raise UserError(f"{where}: its points are not those of the other records; {'; '.join(differences)}")
 
 
 def read_record(where: str, entry: dict, points: list[dict], img_dir: Path) -> Record:
@@ -379,14 +381,20 @@ def split_records(config: Config, records: Sequence[Record]) -> dict[str, list[i
                 group = [new if g == old else g for g in group]
     order = np.random.default_rng(config.seed).permutation(sorted(set(group)))
     splits = {"train": [], "val": [], "test": []}
-    wanted = {
-        split: max(1, round(fraction * len(records))) if fraction else 0
-        for split, fraction in (("test", config.test_fraction), ("val", config.val_fraction))
-    }
-    for leader in order:
-        members = [index for index in everything if group[index] == leader]
-        split = next((s for s, count in wanted.items() if len(splits[s]) < count), "train")
-        splits[split] += members
+    fractions = {"test": config.test_fraction, "val": config.val_fraction}
+    wanted = {split: max(1, round(part * len(records))) for split, part in fractions.items() if part > 0}
+    groups = [[index for index in everything if group[index] == leader] for leader in order]
+    for split, count in wanted.items():
+        # groups that fit, in the drawn order; where none does, the smallest
+        for members in list(groups):
+            if len(splits[split]) + len(members) <= count:
+                splits[split] += members
+                groups.remove(members)
+        if not splits[split] and groups:
+            smallest = min(groups, key=len)
+            splits[split] += smallest
+            groups.remove(smallest)
+    splits["train"] = [index for members in groups for index in members]
     return {split: sorted(members) for split, members in splits.items() if members or split == "train"}
 
 

@@ -5,9 +5,11 @@ reseeded from (seed, epoch) and the learning rate is a function of the epoch, so
 """
 
 import csv
+import ctypes
 import json
 import logging
 import math
+import platform
 import sys
 import time
 from collections.abc import Mapping
@@ -58,6 +60,8 @@ def train(config: Config, run_dir: Path) -> LandmarkData:
     val split, best.pt: the epoch of the lowest validation MRE. Raises UserError.
     """
     device = resolve_device(config.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     torch.backends.cudnn.benchmark = device.type == "cuda" and not config.deterministic
     torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
     data, detector, optimizers, state = start_or_resume(config, run_dir, device)
@@ -189,6 +193,19 @@ def evaluate(detector: LandmarkDetector, loader: DataLoader, device: torch.devic
         score=np.concatenate(scores),
         spacing=np.array([record.spacing for record in records]),
     )
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep freed blocks for the next step instead of giving them back to the system.
+
+    Every step on a CPU allocates the same large tensors; mapping their pages anew took a third of a step
+    (measured: 0.55 -> 0.36 s per image). Elsewhere than on Linux with glibc this does nothing.
+    """
+    mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(mmap_threshold, 2**30)
+        libc.mallopt(trim_threshold, 2**31 - 1)
 
 
 def to_device(batch: Sample, device: torch.device, channels_last: bool = False) -> Sample:

@@ -1,0 +1,90 @@
+"""Small data sets and settings, drawn here, for every test file."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from config import Config
+
+ABBREVIATIONS = ("R1", "R2", "A", "B")
+
+
+def draw_image(generator: np.random.Generator, landmarks: np.ndarray, size=(96, 80)) -> np.ndarray:
+    """A grey picture (h, w) with a differently sized bright blob at each landmark."""
+    width, height = size
+    y, x = np.mgrid[:height, :width]
+    image = generator.normal(40, 4, (height, width))
+    for number, (px, py) in enumerate(landmarks):
+        image += (90 + 30 * number) * np.exp(-((x - px) ** 2 + (y - py) ** 2) / (2 * (1.5 + number) ** 2))
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
+def make_records(folder: Path, count: int = 6, size=(96, 80), seed: int = 0) -> list[dict]:
+    """`count` images in folder/imgs and their records; the ruler R1-R2 is 20 px long."""
+    generator = np.random.default_rng(seed)
+    (folder / "imgs").mkdir(parents=True, exist_ok=True)
+    records = []
+    for number in range(count):
+        ruler = generator.uniform((5, 5), (20, 20))
+        anatomy = generator.uniform((35, 30), (85, 70), (2, 2))
+        landmarks = np.vstack([ruler, ruler + (0, 20), anatomy]).round(2)
+        name = f"image {number} (ä).png"
+        Image.fromarray(draw_image(generator, landmarks, size)).save(folder / "imgs" / name)
+        points = [
+            {
+                "pointName": f"point {abbreviation}",
+                "pointAbbreviation": abbreviation,
+                "X": float(x),
+                "Y": float(y),
+            }
+            for abbreviation, (x, y) in zip(ABBREVIATIONS, landmarks, strict=True)
+        ]
+        records.append({"imagePath": name, "points": points})
+    return records
+
+
+def write_records(folder: Path, records) -> Path:
+    """records as folder/json/data.json."""
+    path = folder / "json" / "data.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(records, ensure_ascii=False), encoding="utf-8")
+    return path
+
+
+def tiny_config(folder: Path, **settings) -> Config:
+    """Settings for a folder of make_records that train in seconds."""
+    defaults = dict(
+        img_dir=str(folder / "imgs"), json_path=str(folder / "json" / "data.json"), num_landmarks=4,
+        height=64, width=96, sigma=3.0, lr=1e-3, decode="subpixel", backbone_weights="none", epochs=2, batch_size=2,
+        workers=0, device="cpu", val_fraction=0.2, test_fraction=0.2, overlays=2,
+    )  # fmt: skip
+    return Config(**defaults | settings)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """A folder with imgs/ and json/data.json of six images."""
+    write_records(tmp_path, make_records(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory) -> Path:
+    """The run folder of `main.py` on six tiny images for two epochs, tested and reported."""
+    import main
+
+    folder = tmp_path_factory.mktemp("trained")
+    write_records(folder, make_records(folder))
+    (folder / "settings.json").write_text(json.dumps(tiny_config(folder).to_dict()), encoding="utf-8")
+    main.run(["--config", str(folder / "settings.json"), "--run_dir", str(folder / "run")])
+    return folder / "run"
+
+
+@pytest.fixture(autouse=True)
+def two_threads():
+    """The tests' numbers do not depend on how many cores there are."""
+    torch.set_num_threads(2)

@@ -1,0 +1,356 @@
+import json
+import logging
+import shutil
+
+import numpy as np
+import pytest
+from conftest import ABBREVIATIONS, draw_image, make_records, tiny_config, write_records
+from PIL import Image
+
+from annotation import load_data, read_annotation, read_image
+from config import UserError
+
+
+def refusal(folder, records, **settings) -> str:
+    """The message with which load_data refuses these records; one line."""
+    write_records(folder, records)
+    with pytest.raises(UserError) as error:
+        load_data(tiny_config(folder, **settings))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# --- What is read ---
+
+
+def test_points_are_matched_by_abbreviation_not_by_position(dataset):
+    records = json.loads((dataset / "json" / "data.json").read_text(encoding="utf-8"))
+    straight = load_data(tiny_config(dataset))
+    for record in records[1:]:
+        record["points"].reverse()
+    write_records(dataset, records)
+    shuffled = load_data(tiny_config(dataset))
+    assert shuffled.abbreviations == straight.abbreviations == ABBREVIATIONS
+    for a, b in zip(straight.records, shuffled.records, strict=True):
+        assert np.array_equal(a.landmarks, b.landmarks)
+
+
+def test_the_order_of_a_checkpoint_overrides_that_of_the_file(dataset):
+    _, names, records = read_annotation(tiny_config(dataset), ("B", "A", "R2", "R1"))
+    _, _, straight = read_annotation(tiny_config(dataset))
+    assert names == ("point B", "point A", "point R2", "point R1")
+    assert np.array_equal(records[0].landmarks, straight[0].landmarks[::-1])
+
+
+def test_abbreviations_that_differ_by_a_mark_alone_stay_apart(dataset):
+    records = json.loads((dataset / "json" / "data.json").read_text(encoding="utf-8"))
+    for record in records:
+        record["points"][3]["pointAbbreviation"] = "A’"
+    write_records(dataset, records)
+    assert load_data(tiny_config(dataset)).abbreviations == ("R1", "R2", "A", "A’")
+
+
+def test_null_coordinates_are_a_missing_landmark(dataset):
+    records = json.loads((dataset / "json" / "data.json").read_text(encoding="utf-8"))
+    records[2]["points"][3] |= {"X": None, "Y": None}
+    write_records(dataset, records)
+    assert np.isnan(load_data(tiny_config(dataset)).records[2].landmarks[3]).all()
+
+
+def test_a_name_may_differ_from_its_file_in_case_and_composition(dataset):
+    records = json.loads((dataset / "json" / "data.json").read_text(encoding="utf-8"))
+    records[0]["imagePath"] = records[0]["imagePath"].upper().replace("Ä", "a\u0308")
+    write_records(dataset, records)
+    assert load_data(tiny_config(dataset)).records[0].path.is_file()
+
+
+def test_images_without_a_record_are_reported(dataset, caplog):
+    shutil.copy(dataset / "imgs" / "image 0 (ä).png", dataset / "imgs" / "spare.png")
+    logging.getLogger("farnet").propagate = True
+    load_data(tiny_config(dataset))
+    assert "spare.png" in caplog.text
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "bmp", "tif"])
+def test_grey_and_colour_images_are_read(tmp_path, ending):
+    grey = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5
+    Image.fromarray(grey).save(tmp_path / f"grey.{ending}", **({"quality": 100} if ending == "jpg" else {}))
+    Image.fromarray(np.stack([grey, grey, grey], -1)).save(tmp_path / f"colour.{ending}")
+    assert read_image(tmp_path / f"grey.{ending}").shape == (6, 8)
+    assert read_image(tmp_path / f"colour.{ending}").shape == (6, 8, 3)
+    assert np.abs(read_image(tmp_path / f"grey.{ending}").astype(int) - grey).max() <= 2
+
+
+def test_colours_are_red_green_blue(tmp_path):
+    Image.new("RGB", (4, 4), (200, 100, 50)).save(tmp_path / "image.png")
+    assert read_image(tmp_path / "image.png")[0, 0].tolist() == [200, 100, 50]
+
+
+@pytest.mark.parametrize("maximum", [4095, 65535])
+def test_sixteen_bit_images_are_stretched_whatever_their_depth(tmp_path, maximum):
+    deep = np.linspace(0, maximum, 48).reshape(6, 8).astype(np.uint16)
+    for ending in ("png", "tif"):
+        Image.fromarray(deep).save(tmp_path / f"deep.{ending}")
+        image = read_image(tmp_path / f"deep.{ending}")
+        assert image.dtype == np.float32 and np.abs(image - deep * (255 / maximum)).max() < 1e-3
+
+
+def test_sixteen_bit_colour_images_are_read(tmp_path):
+    import cv2
+
+    deep = np.random.default_rng(0).integers(0, 65535, (6, 8, 3), dtype=np.uint16)
+    for ending in ("png", "tif"):
+        (tmp_path / f"deep.{ending}").write_bytes(cv2.imencode(f".{ending}", deep)[1].tobytes())
+        image = read_image(tmp_path / f"deep.{ending}").astype(float)
+        assert image.shape == (6, 8, 3)
+        assert np.corrcoef(image.ravel(), deep[..., ::-1].ravel())[0, 1] > 0.999
+
+
+# --- What is refused ---
+
+
+def test_a_json_that_is_not_a_list_is_refused(dataset):
+    assert "expected a list of records" in refusal(dataset, {"records": []})
+
+
+def test_a_json_that_is_cut_off_is_refused(dataset):
+    path = dataset / "json" / "data.json"
+    path.write_text(path.read_text(encoding="utf-8")[:100], encoding="utf-8")
+    with pytest.raises(UserError, match="cannot be read as JSON"):
+        load_data(tiny_config(dataset))
+
+
+def test_a_json_that_does_not_exist_is_refused(dataset):
+    with pytest.raises(UserError, match="json_path"):
+        load_data(tiny_config(dataset, json_path=str(dataset / "none.json")))
+
+
+def test_an_empty_data_set_is_refused(dataset):
+    assert "empty" in refusal(dataset, [])
+
+
+@pytest.mark.parametrize("points", [None, [], "S", [1]])
+def test_a_record_without_points_is_refused(dataset, points):
+    records = make_records(dataset)
+    records[1]["points"] = points
+    message = refusal(dataset, records)
+    assert "record 2 (image 1 (ä).png)" in message and "point" in message
+
+
+def test_a_record_without_image_name_is_refused(dataset):
+    records = make_records(dataset)
+    del records[1]["imagePath"]
+    assert "record 2" in refusal(dataset, records)
+
+
+def test_one_point_too_few_is_refused_by_its_name(dataset):
+    records = make_records(dataset)
+    del records[3]["points"][2]
+    message = refusal(dataset, records)
+    assert "record 4" in message and "has 3 points" in message and "absent: A" in message
+
+
+def test_one_point_too_many_is_refused_by_its_name(dataset):
+    records = make_records(dataset)
+    records[3]["points"].append({"pointName": "", "pointAbbreviation": "Z", "X": 1, "Y": 1})
+    message = refusal(dataset, records)
+    assert "record 4" in message and "has 5 points" in message and "unknown: Z" in message
+
+
+def test_a_number_of_landmarks_that_disagrees_with_the_data_is_refused_with_the_right_one(dataset):
+    assert "set num_landmarks to 4" in refusal(dataset, make_records(dataset), num_landmarks=19)
+
+
+def test_an_unknown_abbreviation_is_refused_also_in_the_first_record(dataset):
+    records = make_records(dataset)
+    records[0]["points"][3]["pointAbbreviation"] = "b"
+    message = refusal(dataset, records)
+    assert "record 1" in message and "unknown: b" in message and "absent: B" in message
+
+
+def test_a_doubled_abbreviation_is_refused(dataset):
+    records = make_records(dataset)
+    records[5]["points"][3]["pointAbbreviation"] = "A"
+    message = refusal(dataset, records)
+    assert "record 6" in message and "'A' stands twice" in message
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "12", True, [1], None])
+def test_a_coordinate_that_is_no_finite_number_is_refused(dataset, value):
+    records = make_records(dataset)
+    records[1]["points"][2]["Y"] = value
+    message = refusal(dataset, records)
+    assert "record 2" in message and "'A'" in message and "Y is" in message
+
+
+@pytest.mark.parametrize("x", [-0.6, 95.6, 1000])
+def test_a_point_outside_its_image_is_refused(dataset, x):
+    records = make_records(dataset)
+    records[1]["points"][2]["X"] = x
+    message = refusal(dataset, records)
+    assert "record 2" in message and "'A'" in message and "96 x 80" in message
+
+
+def test_a_point_on_the_edge_of_the_outermost_pixel_is_inside(dataset):
+    records = make_records(dataset)
+    records[1]["points"][2] |= {"X": -0.5, "Y": 79.5}
+    write_records(dataset, records)
+    load_data(tiny_config(dataset))
+
+
+def test_an_image_that_is_missing_is_refused(dataset):
+    records = make_records(dataset)
+    records[1]["imagePath"] = "none.png"
+    assert "none.png does not exist" in refusal(dataset, records)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [(lambda b: b"", "0 bytes"), (lambda b: b"no image", "not an image"), (lambda b: b[:600], "damaged")],
+)
+@pytest.mark.parametrize("ending", ["png", "jpg"])
+def test_an_image_that_is_empty_corrupt_or_cut_off_is_refused(dataset, damage, words, ending):
+    records = make_records(dataset)
+    records[1]["imagePath"] = f"bad [1].{ending}"
+    path = dataset / "imgs" / f"bad [1].{ending}"
+    Image.fromarray(draw_image(np.random.default_rng(0), np.zeros((4, 2)))).save(path)
+    path.write_bytes(damage(path.read_bytes()))
+    message = refusal(dataset, records)
+    assert "bad [1]" in message and words in message
+
+
+def test_two_records_of_one_image_are_refused(dataset):
+    records = make_records(dataset)
+    assert "more than one record" in refusal(dataset, [*records, records[0]])
+
+
+def test_an_image_folder_that_does_not_exist_is_refused(dataset):
+    assert "img_dir" in refusal(dataset, make_records(dataset), img_dir=str(dataset / "none"))
+
+
+@pytest.mark.parametrize("spacing", [0, -1, "0.1", True, float("nan")])
+def test_a_spacing_that_is_no_positive_number_is_refused(dataset, spacing):
+    records = make_records(dataset)
+    records[1]["spacing"] = spacing
+    assert "spacing is" in refusal(dataset, records)
+
+
+@pytest.mark.parametrize("split", ["", 1, "../up"])
+def test_a_split_that_is_no_name_is_refused(dataset, split):
+    records = make_records(dataset)
+    records[1]["split"] = split
+    assert "split is" in refusal(dataset, records)
+
+
+# --- Spacing ---
+
+
+def test_the_spacing_is_the_median_ruler_of_the_images_of_one_size(dataset):
+    records = make_records(dataset)
+    records[0]["points"][1]["Y"] = records[0]["points"][0]["Y"] + 30  # one badly clicked ruler of 30 px
+    write_records(dataset, records)
+    spacings = [record.spacing for record in load_data(tiny_config(dataset)).records]
+    assert np.allclose(spacings, 0.5)  # the others are 20 px for 10 mm
+
+
+def test_images_of_another_size_have_their_own_ruler(dataset, tmp_path):
+    records = make_records(dataset)
+    other = make_records(tmp_path / "other", count=1, size=(192, 160))[0] | {"imagePath": "large.png"}
+    (tmp_path / "other" / "imgs" / "image 0 (ä).png").rename(dataset / "imgs" / "large.png")
+    other["points"][1]["Y"] = other["points"][0]["Y"] + 40
+    write_records(dataset, [*records, other])
+    spacings = [record.spacing for record in load_data(tiny_config(dataset)).records]
+    assert np.allclose(spacings, [0.5] * 6 + [0.25])
+
+
+def test_a_records_own_spacing_wins(dataset):
+    records = make_records(dataset)
+    records[0]["spacing"] = 0.1
+    write_records(dataset, records)
+    assert load_data(tiny_config(dataset)).records[0].spacing == 0.1
+    assert load_data(tiny_config(dataset, spacing=0.3)).records[0].spacing == 0.1
+    assert load_data(tiny_config(dataset, spacing=0.3)).records[1].spacing == 0.3
+
+
+def test_without_spacing_the_unit_is_px(dataset):
+    assert load_data(tiny_config(dataset, spacing=None)).unit == "px"
+    assert load_data(tiny_config(dataset)).unit == "mm"
+
+
+def test_spacing_in_some_records_only_is_refused(dataset):
+    records = make_records(dataset)
+    records[0]["spacing"] = 0.1
+    assert "5 of 6 records have no spacing" in refusal(dataset, records, spacing=None)
+
+
+def test_a_ruler_that_is_not_among_the_landmarks_is_refused(dataset):
+    assert "set spacing to mm per px" in refusal(dataset, make_records(dataset), ruler=("R1", "R9"))
+
+
+# --- Splits ---
+
+
+def test_the_records_own_splits_are_kept(dataset):
+    records = make_records(dataset)
+    for record, split in zip(records, ["train", "train", "val", "test1", "test2", "train"], strict=True):
+        record["split"] = split
+    write_records(dataset, records)
+    data = load_data(tiny_config(dataset))
+    assert data.splits == {"train": (0, 1, 5), "val": (2,), "test1": (3,), "test2": (4,)}
+    assert data.test_sets == ["test1", "test2"]
+
+
+def test_a_split_in_some_records_only_is_refused(dataset):
+    records = make_records(dataset)
+    records[0]["split"] = "train"
+    assert "names no split" in refusal(dataset, records)
+
+
+def test_a_split_without_training_images_is_refused(dataset):
+    assert "no training image" in refusal(
+        dataset, [record | {"split": "test"} for record in make_records(dataset)]
+    )
+    assert "no training image" in refusal(dataset, make_records(dataset, count=2))
+
+
+def test_drawn_splits_depend_on_the_seed_alone(dataset):
+    splits = [load_data(tiny_config(dataset, seed=seed)).splits for seed in (0, 0, 1, 2, 3)]
+    assert splits[0] == splits[1]
+    assert any(other != splits[0] for other in splits[2:])
+    assert sorted(sum(splits[0].values(), ())) == list(range(6))
+    assert {name: len(members) for name, members in splits[0].items()} == {"train": 4, "val": 1, "test": 1}
+
+
+def test_the_images_of_a_patient_and_equal_images_stay_together(dataset):
+    records = make_records(dataset, count=10)
+    for number, record in enumerate(records):
+        record["patient"] = number // 3
+    shutil.copy(dataset / "imgs" / records[0]["imagePath"], dataset / "imgs" / records[5]["imagePath"])
+    records[5]["points"] = records[0]["points"]
+    write_records(dataset, records)
+    for seed in range(10):
+        data = load_data(tiny_config(dataset, seed=seed))
+        sides = [
+            {split for split, m in data.splits.items() if set(m) & group}
+            for group in ({0, 1, 2, 3, 4, 5}, {6, 7, 8})
+        ]
+        assert all(len(side) == 1 for side in sides)
+
+
+def test_equal_images_on_both_sides_of_a_split_are_named(dataset, caplog):
+    records = make_records(dataset)
+    for record, split in zip(records, ["train"] * 4 + ["test"] * 2, strict=True):
+        record["split"] = split
+    shutil.copy(dataset / "imgs" / records[0]["imagePath"], dataset / "imgs" / records[5]["imagePath"])
+    records[5]["points"] = records[0]["points"]
+    write_records(dataset, records)
+    logging.getLogger("farnet").propagate = True
+    load_data(tiny_config(dataset))
+    assert "image 0 (ä).png (train) and image 5 (ä).png (test)" in caplog.text
+
+
+def test_split_same_trains_and_tests_on_every_image_and_says_so(dataset, caplog):
+    logging.getLogger("farnet").propagate = True
+    data = load_data(tiny_config(dataset, split="same"))
+    assert data.splits == {"train": tuple(range(6)), "test": tuple(range(6))}
+    assert "sanity check" in caplog.text
