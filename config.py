@@ -22,7 +22,11 @@ class UserError(Exception):
 # What a preset says is only what differs from the defaults. A method adds its own in `Config.presets`.
 PRESETS: dict[str, dict[str, Any]] = {
     # a few minutes on a laptop CPU, on the bundled phantoms
-    "demo": dict(),
+    "demo": dict(
+        backbone_weights="none", height=192, width=160, sigma=2.5, decode="subpixel",
+        epochs=30, batch_size=4, lr=1e-3, lr_schedule="cosine", warmup_epochs=1, precision="auto", channels_last=True,
+        rotation=8.0, scaling=0.08, shift=0.04, intensity=0.2, save_every=10,
+    ),
     # ISBI 2014/2015 cephalograms: 19 landmarks, no ruler in the picture, 0.1 mm/px by convention
     "isbi2015": dict(num_landmarks=19, spacing=0.1, report_exclude=(), val_fraction=0.1),
     # Digital Hand Atlas: 37 landmarks at 512 x 512 as in the paper; spacing comes with the records

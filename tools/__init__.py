@@ -1,0 +1,1 @@
+"""Programs beside main.py: python -m tools.<name>. Nothing imports them."""

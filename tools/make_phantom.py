@@ -1,0 +1,501 @@
+"""Draw the bundled data set: lateral skull radiographs of people who do not exist, with 52 landmarks each.
+
+    python -m tools.make_phantom [--out CustomDataSet] [--count 60] [--seed 0] [--force]
+
+A mean head in mm is varied in shape and pose, drawn as layers of attenuation and exposed like a film; a landmark
+is a point of the drawn geometry, so its position is exact. Picture i depends on (seed, i) alone.
+
+Frames, both (x, y), x forward (the face looks right), y down: *head* mm, origin at sella; *picture* px, pixel
+centres at integers, 0.3 mm per px. The ruler is part of the machine and does not turn or grow with the head.
+"""
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+WIDTH, HEIGHT, SPACING = 600, 720, 0.3  # px, px, mm per px
+SUPERSAMPLING = 2
+
+# Point name, abbreviation, mean position (x, y) in head mm. Spelling as in the published data set.
+LANDMARKS = (
+    ("Ruler 1", "R1", None), ("Ruler 2", "R2", None), ("Sella turcica", "S", (0, 0)), (" Nasion", "N", (68, -9)),
+    ("Orbital", "Or", (56, 16)), (" Porion", "P", (-21, 16)), ("Condylion", "Cond", (-8, 14)),
+    ("Basion", "Ba", (-19, 38)), ("articulare", "ar", (-12, 30)), ("Gonion", "Go", (1, 68)),
+    ("Posterior point of Condyle", "ppCond", (-14, 19)), ("Antegonial notch", "Im", (21, 76)),
+    ("Pterygomaxillare", "Ptm", (23, 32)), ("Pterygo-maxillary fissure", "Pt", (20, 13)), ("Pogonion", "Pog", (65, 89)),
+    ("Gnathion", "Gn", (62, 95)), ("Menton", "Me", (55, 98)), ("Center of symphysis", "D", (58, 87)),
+    ("Anterior nasal spine", "ANS", (78, 37)), ("Posterior nasal spine", "PNS", (22, 40)), ("A point", "A", (73, 44)),
+    ("B point", "B", (65, 77)), ("Infradentale", "Id", (69, 69)), ("Incision inferior", "Is1l", (74, 59)),
+    ("Labial outline of lower incisor", "Li1l", (74, 65)), ("Apex of lower incisor", "Ap1l", (62, 80)),
+    ("Prosthion", "Pr", (75, 52)), ("Apex of upper incisor", "Ap1u", (66, 41)),
+    ("Labial outline of upper incisor", "Ls1u", (79, 57)), ("Incision superior", "Is1u", (78, 63)),
+    ("Posterior point of occlusal plane", "ppOcP", (32, 56)), ("Mesial point of upper molar", "Mu6", (47, 55)),
+    ("Distal point of upper molar", "Du6", (36, 54)), ("Mesial apex of upper molar", "Mau6", (46, 38)),
+    ("Mesial point of lower molar", "Ml6", (48, 59)), ("Distal point of lower molar", "Dl6", (36, 58)),
+    ("Mesial apex of lower molar", "Mal6", (42, 76)),
+    ("Tangent 1 (most posterior point on a tangent through articulare and ramus inferior to it)", "T1", (-9, 44)),
+    ("Tangent 2 (most inferior on a tangent through menten and lower border)", "T2", (37, 88)),
+    ("Soft tissue glabella", "Gl’", (82, -24)), ("Soft tissue Nasion", "N’", (76, -10)),
+    ("Tip of the nose", "Ns", (99, 27)), ("Collumella tangent point", "CoTg", (95, 33)), ("subnasale", "Sn", (86, 37)),
+    ("Labrale superior", "Ls", (91, 49)), ("Stomion superior", "Stm-s", (86, 55)), ("Stomion inferior", "Stm-i", (86, 59)),
+    ("Labrale inferior", "Li", (89, 67)), ("Mentolabial fold", "Sm", (80, 75)), ("Soft tissue Pogonion", "Pog’", (79, 89)),
+    ("Soft tissue Gnathion", "Gn’", (74, 98)), ("Soft tissue Menton", "Me’", (60, 104)),
+)  # fmt: skip
+
+MANDIBLE = "Go Im Pog Gn Me D B Id Is1l Li1l Ap1l Ml6 Dl6 Mal6 T1 T2 Li Sm Pog’ Gn’ Me’ Stm-i".split()
+MAXILLA = "ANS PNS A Pr Ap1u Ls1u Is1u Mu6 Du6 Mau6 Sn Ls Stm-s".split()
+CONDYLE = "Cond ppCond ar T1".split()
+UPPER_MOLAR, LOWER_MOLAR = ("Mu6", "Du6", "Mau6"), ("Ml6", "Dl6", "Mal6")
+
+Points = dict[str, np.ndarray]
+
+
+# --- Shape and pose ------------------------------------------------------------------------------
+
+
+def rotation(degrees: float) -> np.ndarray:
+    """The matrix (2, 2) that turns x towards y."""
+    angle = math.radians(degrees)
+    return np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+
+
+def turn(points: Points, names, about: np.ndarray, degrees: float) -> None:
+    """Turn the named points in place."""
+    for name in names:
+        points[name] = about + rotation(degrees) @ (points[name] - about)
+
+
+def vary_shape(generator: np.random.Generator) -> Points:
+    """A person: the mean head with the ways in which faces differ, head mm."""
+    points = {name: np.array(place, float) for _, name, place in LANDMARKS if place}
+
+    def move(names, x: float, y: float) -> None:
+        for name in names:
+            points[name] = points[name] + (x, y)
+
+    normal = generator.normal
+    move(MAXILLA, normal(0, 2.2), normal(0, 1.6))  # sagittal and vertical position of the jaws
+    move(MANDIBLE, normal(0, 3.2), normal(0, 2.5))
+    turn(points, MANDIBLE, points["Cond"], normal(0, 2.0))
+    turn(points, ["Go", "Im"], points["T2"], normal(0, 4.0))  # gonial angle
+    turn(points, ["Is1u", "Ls1u", "Pr"], points["Ap1u"], normal(0, 5.0))  # inclination of the incisors
+    turn(points, ["Is1l", "Li1l", "Id"], points["Ap1l"], normal(0, 5.0))
+    turn(points, ["N", "N’", "Gl’", "Or"], points["S"], normal(0, 2.0))  # cranial base
+    move(["Ns", "CoTg"], normal(0, 3.0), normal(0, 2.0))  # nose, lips, chin
+    move(["Ls", "Stm-s"], normal(0, 1.2), 0)
+    move(["Li", "Stm-i"], normal(0, 1.2), 0)
+    move(["Pog’", "Gn’"], normal(0, 1.5), 0)
+    move(["Pog", "Gn"], normal(0, 1.2), 0)
+    move(CONDYLE, normal(0, 1.5), normal(0, 1.2))
+    move(["P"], normal(0, 2.0), normal(0, 1.5))
+    move(["Ba"], normal(0, 1.5), normal(0, 2.0))
+    move(["Pt", "Ptm"], normal(0, 1.5), normal(0, 1.5))
+    move(UPPER_MOLAR, normal(0, 1.5), 0)
+    move(LOWER_MOLAR, normal(0, 1.5), 0)
+    together = {**dict.fromkeys(UPPER_MOLAR, 0), **dict.fromkeys(LOWER_MOLAR, 1), "Stm-s": 2}
+    shifts = generator.normal(0, 0.7, (53, 2))
+    for index, name in enumerate(points):
+        move([name], *shifts[50 + together[name] if name in together else index])
+    # the teeth do not pass through each other, and the occlusal plane ends behind the molars' contact
+    gap = (points["Ml6"] + points["Dl6"] - points["Mu6"] - points["Du6"])[1] / 2
+    move(LOWER_MOLAR, 0, max(0.0, 3.5 - gap))
+    overbite = points["Is1u"][1] - points["Is1l"][1]
+    move(["Is1l", "Li1l", "Id", "Ap1l"], 0, max(0.0, overbite - 4.0))
+    points["Stm-i"] = points["Stm-s"] + (normal(0, 0.8), abs(normal(3.0, 1.2)))  # lips meet, or nearly
+    points["Li"] = np.maximum(points["Li"], points["Stm-i"] + (-5, 5.5))
+    points["ppOcP"] = (points["Du6"] + points["Dl6"]) / 2 + (-3.5, 0)
+    points["D"] = 0.25 * points["B"] + 0.25 * points["Pog"] + 0.5 * points["Me"] + (-0.5, -4.0)
+    return points
+
+
+def draw_pose(points: Points, generator: np.random.Generator) -> np.ndarray:
+    """The affine (2, 3) head mm -> picture px: turn, size, place; moved back until every point is inside."""
+    matrix = generator.uniform(0.88, 1.12) / SPACING * rotation(generator.uniform(-12, 12))
+    centre = np.array([40.0, 38.0])
+    target = np.array([WIDTH * 0.57, HEIGHT * 0.56]) + generator.uniform(-12, 12, 2) / SPACING
+    placed = np.array([matrix @ (point - centre) + target for point in points.values()])
+    margin = 12
+    target += np.maximum(0, margin - placed.min(0)) - np.maximum(
+        0, placed.max(0) - (WIDTH - margin, HEIGHT - margin)
+    )
+    return np.column_stack([matrix, target - matrix @ centre])
+
+
+# --- Drawing -------------------------------------------------------------------------------------
+
+
+def curve(nodes, closed: bool = False, steps: int = 12) -> np.ndarray:
+    """A Catmull-Rom curve (M, 2) through nodes (n, 2)."""
+    nodes = np.asarray(nodes, float)
+    padded = np.vstack([nodes[-1], nodes, nodes[:2]]) if closed else np.vstack([nodes[0], nodes, nodes[-1]])
+    t = np.linspace(0, 1, steps, endpoint=False)[:, None]
+    pieces = []
+    for a, b, c, d in zip(padded, padded[1:], padded[2:], padded[3:], strict=False):
+        pieces.append(
+            0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3)
+        )
+    return np.vstack(pieces if closed else [*pieces, nodes[-1:]])
+
+
+class Film:
+    """Attenuation per pixel, supersampled, onto which shapes in head mm are added."""
+
+    def __init__(self, to_picture: np.ndarray) -> None:
+        self.to_picture = to_picture
+        self.size = (WIDTH * SUPERSAMPLING, HEIGHT * SUPERSAMPLING)
+        self.attenuation = np.zeros(self.size[::-1], np.float32)
+        self.px_per_mm = math.sqrt(np.linalg.det(to_picture[:, :2])) * SUPERSAMPLING
+
+    def pixels(self, points) -> np.ndarray:
+        """Head mm -> supersampled px in the 1/256 fixed point of OpenCV's drawing."""
+        picture = np.asarray(points, float) @ self.to_picture[:, :2].T + self.to_picture[:, 2]
+        return np.round(((picture + 0.5) * SUPERSAMPLING - 0.5) * 256).astype(np.int32)
+
+    def add(self, mask: np.ndarray, amount: float, soft: float) -> None:
+        """Add a mask of 0..1, blurred by `soft` mm."""
+        mask = cv2.GaussianBlur(mask, (0, 0), max(0.4, soft * self.px_per_mm))
+        self.attenuation += amount * mask
+
+    def fill(self, points, amount: float, soft: float = 0.4) -> None:
+        """Add a filled shape."""
+        mask = np.zeros_like(self.attenuation)
+        cv2.fillPoly(mask, [self.pixels(points)], 1.0, cv2.LINE_8, 8)
+        self.add(mask, amount, soft)
+
+    def stroke(
+        self, points, amount: float, width: float = 1.2, closed: bool = False, soft: float = 0.25
+    ) -> None:
+        """Add a line `width` mm wide."""
+        mask = np.zeros_like(self.attenuation)
+        thickness = max(1, round(width * self.px_per_mm))
+        cv2.polylines(mask, [self.pixels(points)], closed, 1.0, thickness, cv2.LINE_8, 8)
+        self.add(mask, amount, soft)
+
+
+def ellipse(centre, radius_x: float, radius_y: float, start: float = 0, end: float = 360) -> np.ndarray:
+    """Points of an ellipse's arc, degrees from x towards y."""
+    angles = np.radians(np.linspace(start, end, 40))
+    return np.asarray(centre) + np.column_stack([radius_x * np.cos(angles), radius_y * np.sin(angles)])
+
+
+def tooth(film: Film, crown, apex, width: float, amount: float = 0.75) -> None:
+    """A one-rooted tooth from the tip of its crown to its apex, `width` mm across."""
+    crown, apex = np.asarray(crown, float), np.asarray(apex, float)
+    axis = apex - crown
+    across = np.array([-axis[1], axis[0]]) / np.linalg.norm(axis) * width / 2
+    side = [(0.02, 0.25), (0.15, 0.85), (0.35, 1.0), (0.55, 0.75), (0.85, 0.45), (1.0, 0.08)]
+    outline = [crown + along * axis + out * across for along, out in side]
+    outline += [crown + along * axis - out * across for along, out in reversed(side)]
+    film.fill(outline, amount, 0.25)
+    film.fill(curve(outline[:3] + outline[-3:], True), 0.35 * amount, 0.3)  # enamel
+    film.stroke([crown + 0.3 * axis, crown + 0.9 * axis], -0.25 * amount, 0.9)  # pulp
+
+
+def molar(film: Film, mesial, distal, mesial_apex, amount: float = 0.75) -> None:
+    """A two-rooted tooth by the mesial and distal corners of its crown and its mesial apex."""
+    mesial, distal, apex = (np.asarray(point, float) for point in (mesial, distal, mesial_apex))
+    root = apex - mesial
+    top = [mesial + 0.42 * root, distal + 0.42 * root]
+    film.fill([mesial, top[0], top[1], distal], amount, 0.25)
+    film.stroke([mesial, top[0]], 0.4 * amount, 0.8)
+    film.stroke([distal, top[1]], 0.4 * amount, 0.8)
+    middle = (top[0] + top[1]) / 2
+    film.fill([top[0], apex, middle], 0.85 * amount, 0.3)
+    film.fill([middle, apex + 0.8 * (distal - mesial), top[1]], 0.7 * amount, 0.3)
+
+
+def draw_head(film: Film, p: Points, generator: np.random.Generator) -> None:
+    """Add a head to the film, from the skin inwards."""
+    vary = generator.uniform
+    # soft tissue: profile, throat, neck, vault
+    profile = [(52, -98), (75, -58), p["Gl’"], p["N’"]]
+    profile += [0.45 * p["N’"] + 0.55 * p["Ns"] + (-2, -2), p["Ns"], p["CoTg"], p["Sn"], p["Ls"], p["Stm-s"]]
+    lower = [p[name] for name in ("Stm-i", "Li", "Sm", "Pog’", "Gn’", "Me’")]
+    behind = [
+        (42, 108),
+        (28, 114),
+        (20, 130),
+        (18, 175),
+        (-80, 185),
+        (-84, 60),
+        (-104, 10),
+        (-105, -50),
+        (-60, -108),
+    ]
+    behind += [(0, -118), (52, -98)]
+    skin = np.vstack([curve(profile), (p["Stm-s"] + p["Stm-i"]) / 2 - (5, 0), curve([*lower, *behind])])
+    film.fill(skin, 0.42, 0.5)
+    film.fill(skin - (3.0, 0), 0.10, 3.0)
+    film.stroke(curve(profile), 0.12, 1.2)
+    film.stroke(curve(lower), 0.12, 1.2)
+    # vault and skull base
+    glabella = p["N"] + (4.5, -13)
+    vault = [
+        p["N"],
+        glabella,
+        (68, -52),
+        (46, -88),
+        (0, -103),
+        (-56, -88),
+        (-92, -40),
+        (-88, 5),
+        (-58, 34),
+        p["Ba"] + (-9, 2),
+    ]
+    film.fill(curve([*vault, p["Ba"], (-9, 10), (30, -4)], True), 0.42, 0.8)
+    film.stroke(curve(vault), 0.42, 3.6, soft=0.7)
+    film.stroke(curve(vault[:-1]), 0.4, 1.0)
+    film.stroke(curve([np.asarray(v) * 0.93 + (0, -1) for v in vault[1:-1]]), 0.25, 0.9)
+    sinus = curve(
+        [p["N"] + offset for offset in ((-2, -4), (1.5, -10), (1, -20), (-5, -22), (-6, -10))], True
+    )
+    film.fill(sinus, -0.35, 0.5)
+    film.stroke(sinus, 0.2, 0.8, True)
+    cup = ellipse(p["S"], 5.5, 5.0, -25, 205)  # sella: the landmark is its centre
+    film.fill(cup, -0.25, 0.4)
+    film.stroke(cup, 0.85, 1.4)
+    film.stroke(curve([cup[0], p["S"] + (14, -5), p["S"] + (36, -9), p["N"] + (-8, -3)]), 0.45, 1.2)
+    film.stroke(curve([cup[-1], p["S"] + (-9, 6), 0.5 * p["Ba"] + (-3, 4), p["Ba"]]), 0.65, 2.2)
+    film.fill([p["Ba"], p["Ba"] + (2.5, -8), p["Ba"] + (-4, -8)], 0.6, 0.3)
+    film.stroke(
+        curve([p["Ba"] + (-14, -3), p["ar"] + (-6, 2.5), p["ar"], p["ar"] + (12, -5), p["Pt"] + (-4, 0)]),
+        0.5,
+        1.4,
+    )
+    # ear
+    canal = ellipse(p["P"] + (0, 4.2), 4.2, 4.2)
+    film.fill(ellipse(p["P"] + (-1, 3), 13, 11), 0.35, 2.5)
+    film.fill(canal, -0.5, 0.4)
+    film.stroke(canal, 0.5, 1.0, True)
+    # orbit, nose, cheek
+    for offset, amount in (((0, 0), 0.5), (vary(-3, 3, 2), 0.22)):
+        rim = ellipse(p["Or"] + (3, -15) + offset, 14, 15, 20, 215)
+        film.stroke(rim, amount, 1.3)
+    film.fill(ellipse(p["Or"] + (3, -15), 12, 13), -0.12, 2)
+    film.fill([p["N"] + (-3, 0), p["N"] + (0.5, -1), p["N"] + (9, 15), p["N"] + (4, 13)], 0.45, 0.3)
+    film.fill(curve([p["Or"] + o for o in ((-8, 2), (2, 3), (-4, 14), (-12, 26), (-14, 12))], True), 0.2, 1.2)
+    film.stroke(curve([p["Or"] + o for o in ((-14, 4), (-8, 18), (-10, 28))]), 0.3, 1.0)
+    # pterygomaxillary fissure: a drop, Pt on top, Ptm at the tip
+    axis = p["Ptm"] - p["Pt"]
+    drop = curve([p["Pt"], p["Pt"] + 0.25 * axis + (4, 0), p["Ptm"] + (0.6, -3), p["Ptm"], p["Ptm"] + (-0.8, -4),
+                  p["Pt"] + 0.25 * axis + (-3, 0)], True)  # fmt: skip
+    film.fill(drop, -0.3, 0.3)
+    film.stroke(drop, 0.5, 0.9, True)
+    # upper jaw
+    maxilla = [
+        p["ANS"],
+        p["ANS"] + (-3, 3),
+        p["A"],
+        p["Pr"],
+        p["Mu6"] + (10, -4),
+        p["Du6"] + (0, -3),
+        p["PNS"],
+    ]
+    film.fill(maxilla, 0.35, 0.5)
+    film.stroke([p["ANS"] + (-2, 1.5), p["A"], p["Pr"]], 0.5, 1.0)
+    film.fill(
+        [
+            p["ANS"],
+            p["ANS"] + (-12, -2.5),
+            p["PNS"] + (4, -1.2),
+            p["PNS"],
+            p["PNS"] + (4, 1),
+            p["ANS"] + (-12, 2),
+        ],
+        0.55,
+        0.3,
+    )
+    # lower jaw, its other side fainter
+    ramus = [p["ppCond"], p["ar"] + (1.5, 0.5), p["T1"], p["Go"] + (-5.5, -8), p["Go"]]
+    border = [p["Go"], p["Go"] + (7, 6), p["Im"], p["T2"], p["Me"], p["Gn"], p["Pog"]]
+    front = [p["Pog"], p["B"], p["Id"]]
+    inner = [
+        p["Ml6"] + (10, 6),
+        p["Dl6"] + (-4, 6),
+        (16, 46),
+        (15, 24),
+        (10, 22),
+        (4, 27),
+        p["Cond"] + (4, 4),
+        p["Cond"],
+    ]
+    outline = np.vstack([curve([p["Cond"], *ramus]), curve(border), curve(front), curve(inner)])
+    film.fill(outline, 0.36, 0.4)
+    film.stroke(curve([p["Cond"] + (4, 4), p["Cond"], *ramus]), 0.45, 1.4)
+    film.stroke(curve(border), 0.62, 2.0)
+    film.stroke(curve(front), 0.45, 1.2)
+    film.fill(ellipse((p["Cond"] + p["ppCond"]) / 2 + (2.5, 2.5), 4.5, 4.5), 0.3, 0.6)
+    film.stroke(curve([*ramus, *border[1:4]]) + vary(-4, 4, 2), 0.2, 1.2)
+    film.stroke(
+        curve([p["Dl6"] + (-8, 10), p["Mal6"] + (-4, 3), p["Ap1l"] + (-9, 3)]), -0.16, 2.2, soft=0.6
+    )  # canal
+    film.stroke(ellipse(p["D"], 4.5, 7.5), 0.35, 1.3, True)  # symphysis
+    film.fill(ellipse(p["D"], 2.2, 4.0), -0.2, 0.6)
+    # teeth: front ones by their landmarks, the rest between
+    for labial, tip, apex in (("Ls1u", "Is1u", "Ap1u"), ("Li1l", "Is1l", "Ap1l")):
+        tooth(film, p[tip], p[apex], 6.2)
+        film.fill(curve([p[tip], p[labial] + (0.2, 0), p[tip] + 0.4 * (p[apex] - p[tip])], False), 0.5, 0.25)
+    molar(film, *(p[name] for name in UPPER_MOLAR))
+    molar(film, *(p[name] for name in LOWER_MOLAR))
+    for front_tip, back, up in ((p["Is1u"], p["Mu6"], -1), (p["Is1l"], p["Ml6"], 1)):
+        for share in (0.28, 0.5, 0.75):
+            tip = (1 - share) * front_tip + share * back + (vary(-1, 1), 0.5 * up)
+            tooth(film, tip, tip + (3 * (1 - share) * up, up * vary(17, 21)), vary(5.5, 7), 0.45)
+    for corner, far, up in ((p["Du6"], p["Mu6"], -1), (p["Dl6"], p["Ml6"], 1)):
+        shift = 0.95 * (corner - far)
+        molar(film, far + shift + (-1, 0), corner + shift * 0.9, far + shift + (2, up * 17), 0.4)
+    # spine, airway, hyoid
+    for level in range(4):
+        centre = np.array([-36 - 3 * level, 58 + 22 * level]) + vary(-1.5, 1.5, 2)
+        corners = np.array([(-9, -7), (0, -6), (8, -6), (8, 0), (9, 7), (0, 6), (-8, 7), (-8, 0)])
+        body = curve(centre + corners @ rotation(8).T, True)
+        film.fill(body, 0.3, 0.6)
+        film.stroke(body, 0.22, 1.0, True)
+        film.fill(centre + np.array([(-12, -3), (-30, 2), (-33, 8), (-12, 5)]), 0.22, 0.8)
+    film.fill(curve([(12, 46), (16, 60), (9, 90), (10, 130), (2, 130), (0, 90), (3, 60)], True), -0.2, 1.2)
+    film.stroke(
+        curve([p["PNS"], p["PNS"] + (-6, 8), p["PNS"] + (-11, 22)]), 0.18, 5.0, soft=1.0
+    )  # soft palate
+    film.fill(curve([(18, 112), (28, 108), (30, 112), (20, 116)], True), 0.3, 0.4)
+    # clutter: fine bony lines behind the orbit and in the ear bone, fillings, brackets, ear rod
+    for _ in range(14):
+        start = np.array([vary(20, 60), vary(-4, 30)]) if vary() < 0.6 else p["P"] + vary(-14, 10, 2)
+        film.stroke(
+            curve(start + np.cumsum(generator.normal(0, 5, (4, 2)), 0)), vary(0.08, 0.2), vary(0.6, 1.4)
+        )
+    for _ in range(generator.integers(0, 4)):
+        at = p["Mu6"] * (share := vary()) + p["Du6"] * (1 - share) + (vary(-6, 12), vary(-4, 7))
+        film.fill(ellipse(at, vary(1, 2.4), vary(1, 2)), 1.2, 0.2)
+    if vary() < 0.3:
+        for tip, apex in ((p["Is1u"], p["Ap1u"]), (p["Is1l"], p["Ap1l"])):
+            for along in (0.0, 0.3, 0.55):
+                at = tip + 0.22 * (apex - tip) + (3 - 45 * along, 0)
+                film.fill(at + np.array([(-1.6, -1.4), (1.6, -1.4), (1.6, 1.4), (-1.6, 1.4)]), 0.9, 0.15)
+    if vary() < 0.5:
+        film.stroke(ellipse(p["P"] + (2, 7) + vary(-2, 2, 2), 5.0, 5.0), 1.1, 1.0, True)
+
+
+def draw_ruler(film: Film, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Add a graduated bar in front of the forehead; returns its two long ticks (x, y) picture px, 10 mm apart."""
+    millimetre = 1 / SPACING
+    along = rotation(generator.uniform(-6, 6)) @ (0, millimetre)
+    across = np.array([along[1], -along[0]])
+    top = np.array([generator.uniform(150, 168), generator.uniform(8, 22)]) * millimetre
+    machine = Film(np.eye(2, 3))  # drawn in picture px
+    bar = [top - 3 * across, top + 3 * across, top + 3 * across + 45 * along, top - 3 * across + 45 * along]
+    machine.fill(bar, 0.55, 0.4)
+    first = int(generator.integers(8, 24))
+    for tick in range(2, 44):
+        long = tick in (first, first + 10)
+        middle, reach = top + tick * along, 5.5 if long else 2.4 if (tick - first) % 5 == 0 else 1.4
+        machine.stroke(
+            [middle - reach * across, middle + (reach if long else 0.2) * across], 1.1, 1.3 if long else 0.9
+        )
+    film.attenuation += machine.attenuation
+    return top + first * along, top + (first + 10) * along
+
+
+# --- Exposure ------------------------------------------------------------------------------------
+
+
+def smooth_noise(generator: np.random.Generator, cells: int) -> np.ndarray:
+    """A random field (HEIGHT, WIDTH) of unit deviation with about `cells` bumps across."""
+    field = cv2.resize(
+        generator.normal(0, 1, (cells + 2, cells + 2)), (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC
+    )
+    return field / field.std()
+
+
+def expose(film: Film, generator: np.random.Generator) -> np.ndarray:
+    """Attenuation -> a grey picture (HEIGHT, WIDTH) uint8, with this exposure's own faults."""
+    vary = generator.uniform
+    attenuation = cv2.resize(film.attenuation, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
+    texture = (
+        0.05 * smooth_noise(generator, 14)
+        + 0.04 * smooth_noise(generator, 45)
+        + 0.03 * smooth_noise(generator, 110)
+    )
+    attenuation = np.clip(attenuation, 0, None) * (1 + texture)
+    light = 1 - np.exp(-vary(0.75, 1.15) * attenuation)
+    light = cv2.GaussianBlur(light, (0, 0), vary(0.35, 1.1))
+    x, y = np.meshgrid(np.linspace(-1, 1, WIDTH), np.linspace(-1, 1, HEIGHT))
+    light = light + vary(0, 0.06) + vary(-0.04, 0.04) * x + vary(-0.04, 0.04) * y
+    light = np.clip(light, 0, 1) ** vary(0.8, 1.35)
+    light = 0.5 + (light - 0.45) * vary(0.8, 1.15) + vary(-0.08, 0.05)
+    grain = cv2.GaussianBlur(generator.normal(0, 1, (HEIGHT, WIDTH)), (0, 0), 0.8)
+    light += (vary(0.01, 0.035) * grain / grain.std()) * np.sqrt(np.clip(light, 0.05, 1))
+    picture = np.clip(255 * light, 0, 255).round().astype(np.uint8)
+    if vary() < 0.6:  # collimation
+        # less wide than the margin that draw_pose keeps: no landmark is covered
+        edge = vary(2, 10, (4, 2))
+        border = np.abs(np.array([[0, 0], [WIDTH, 0], [WIDTH, HEIGHT], [0, HEIGHT]]) - edge)
+        inside = cv2.fillPoly(np.zeros((HEIGHT, WIDTH), np.uint8), [border.astype(np.int32)], 1)
+        picture[inside == 0] = 245 if vary() < 0.35 else 3
+    for text in generator.permutation(["L", "R", "CEPH", "12 mA", "73 kV", "0.8 s", "100 %"])[
+        : generator.integers(0, 4)
+    ]:
+        place = (int(vary(20, WIDTH - 110)), int(HEIGHT - vary(12, 40) if vary() < 0.5 else vary(30, 50)))
+        cv2.putText(picture, str(text), place, cv2.FONT_HERSHEY_SIMPLEX, vary(0.5, 0.9), 250, 2, cv2.LINE_AA)
+    return picture
+
+
+def draw_phantom(seed: int, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Picture `index` of a data set: grey (HEIGHT, WIDTH) uint8, and landmarks (52, 2) (x, y) picture px."""
+    generator = np.random.default_rng((seed, index))
+    points = vary_shape(generator)
+    film = Film(draw_pose(points, generator))
+    draw_head(film, points, generator)
+    ruler = draw_ruler(film, generator)
+    names = [name for _, name, _ in LANDMARKS[2:]]
+    head = np.array([points[name] for name in names]) @ film.to_picture[:, :2].T + film.to_picture[:, 2]
+    return expose(film, generator), np.vstack([ruler, head])
+
+
+def write_data_set(out: Path, count: int, seed: int) -> None:
+    """imgs/phantom_NNN.jpg and json/data.json under `out`."""
+    for folder in ("imgs", "json"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    records = []
+    for index in tqdm(range(1, count + 1), "drawing", disable=None):
+        picture, landmarks = draw_phantom(seed, index)
+        name = f"phantom_{index:03d}.jpg"
+        (out / "imgs" / name).write_bytes(
+            cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 88])[1].tobytes()
+        )
+        points = [
+            {"pointName": title, "pointAbbreviation": name, "X": round(float(x), 3), "Y": round(float(y), 3)}
+            for (title, name, _), (x, y) in zip(LANDMARKS, landmarks, strict=True)
+        ]
+        records.append({"imagePath": name, "points": points})
+    text = json.dumps(records, indent=1, ensure_ascii=False)
+    (out / "json" / "data.json").write_text(text + "\n", encoding="utf-8")
+
+
+def main() -> int:
+    """Exit status 2 if there is a data set already."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("CustomDataSet"))
+    parser.add_argument("--count", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--force", action="store_true", help="draw over an existing data set")
+    options = parser.parse_args()
+    target = options.out / "json" / "data.json"
+    if target.exists() and not options.force:
+        print(
+            f"error: {target} exists already; give another --out, or --force to draw over it", file=sys.stderr
+        )
+        return 2
+    write_data_set(options.out, options.count, options.seed)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
