@@ -191,8 +191,8 @@ def check_combinations(config: Config) -> None:
 
     for name in ("height", "width"):
         size = getattr(config, name)
-        near = max(32, round(size / 32) * 32)
-        demand(size > 0 and size % 32 == 0, name, f"it must be a multiple of 32, e.g. {near}")
+        near = max(64, round(size / 32) * 32)  # at 32 px, batch norm would see a single value per channel
+        demand(size >= 64 and size % 32 == 0, name, f"it must be a multiple of 32 from 64 on, e.g. {near}")
     for name in ("num_landmarks", "epochs", "batch_size", "save_every"):
         demand(getattr(config, name) >= 1, name, "it must be at least 1")
     for name in ("sigma", "ewc_alpha", "lr", "ruler_mm"):

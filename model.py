@@ -117,7 +117,13 @@ class Backbone(nn.Module):
         self.taps, self.channels = BACKBONES[name]
         network = torchvision.models.get_model(name, weights=None)
         if weights != "none":
-            network.load_state_dict(read_backbone_weights(name, weights))
+            try:
+                network.load_state_dict(read_backbone_weights(name, weights))
+            except RuntimeError:
+                raise UserError(
+                    f"setting backbone_weights: the weights in {weights} do not fit {name}; give a torchvision state "
+                    "dict of that network"
+                ) from None
         features = getattr(network, "features", network)
         self.stages = nn.ModuleDict()
         for stage, module in features.named_children():

@@ -1,0 +1,151 @@
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_config
+from torch.utils.data import DataLoader
+
+from annotation import load_data
+from data import (
+    IMAGENET_MEAN,
+    IMAGENET_SD,
+    LandmarkDataset,
+    draw_affine,
+    make_loader,
+    make_sample,
+    normalise_image,
+)
+from data import vary_intensities, warp_image
+from utils import apply_affine, compose_affines, invert_affine, resize_affine
+
+AUGMENTED = dict(rotation=15.0, scaling=0.2, shift=0.1, intensity=0.5)
+
+
+def blob_centre(image: np.ndarray) -> np.ndarray:
+    """Centre of mass (x, y) of a dark picture with one blob."""
+    y, x = np.mgrid[: image.shape[0], : image.shape[1]]
+    return np.array([(image * x).sum(), (image * y).sum()]) / image.sum()
+
+
+def blob(size, centre, sigma=9.0) -> np.ndarray:
+    y, x = np.mgrid[: size[1], : size[0]]
+    return (255 * np.exp(-((x - centre[0]) ** 2 + (y - centre[1]) ** 2) / (2 * sigma**2))).astype(np.float32)
+
+
+@pytest.mark.parametrize("size", [(640, 800), (160, 192), (1000, 900), (500, 512)])
+def test_a_resized_image_and_its_landmark_stay_together(size):
+    original, centre = (600, 720), np.array([301.3, 417.8])
+    to_original = resize_affine(size, original)
+    image = warp_image(blob(original, centre), to_original, size)
+    assert np.abs(blob_centre(image) - apply_affine(invert_affine(to_original), centre[None])[0]).max() < 0.02
+
+
+def test_an_augmented_image_and_its_landmark_stay_together(tmp_path):
+    config, original, size = tiny_config(tmp_path, **AUGMENTED), (600, 720), (320, 384)
+    generator, centre = np.random.default_rng(0), np.array([301.3, 417.8])
+    for _ in range(10):
+        to_original = compose_affines(resize_affine(size, original), draw_affine(config, original, generator))
+        image = warp_image(blob(original, centre), to_original, size)
+        # 0.03 px: bilinear resampling works on a 32nd-pixel grid
+        assert (
+            np.abs(blob_centre(image) - apply_affine(invert_affine(to_original), centre[None])[0]).max()
+            < 0.03
+        )
+
+
+def test_without_augmentation_an_image_is_exactly_the_area_resize():
+    import cv2
+
+    image = np.random.default_rng(0).integers(0, 255, (72, 60), dtype=np.uint8)
+    warped = warp_image(image, resize_affine((30, 36), (60, 72)), (30, 36))
+    assert np.array_equal(warped, cv2.resize(image, (30, 36), interpolation=cv2.INTER_AREA))
+    assert np.abs(warped - image.reshape(36, 2, 30, 2).mean((1, 3))).max() <= 0.5
+
+
+def test_augmentation_stays_within_its_settings_and_never_flips(tmp_path):
+    config, generator = tiny_config(tmp_path, **AUGMENTED), np.random.default_rng(0)
+    for _ in range(200):
+        affine = draw_affine(config, (600, 720), generator)
+        scale = np.sqrt(np.linalg.det(affine[:, :2]))
+        angle = np.degrees(np.arctan2(affine[1, 0], affine[0, 0]))
+        moved = apply_affine(affine, np.array([[299.5, 359.5]]))[0] - (299.5, 359.5)
+        assert np.linalg.det(affine[:, :2]) > 0
+        assert 1 / 1.2 - 1e-9 <= scale <= 1.2 + 1e-9 and abs(angle) <= 15
+        assert abs(moved[0]) <= 60 and abs(moved[1]) <= 72
+
+
+def test_the_affine_of_a_sample_is_the_inverse_of_what_moved_its_landmarks(dataset):
+    config = tiny_config(dataset, **AUGMENTED)
+    for record in load_data(config).records:
+        sample = make_sample(config, record, np.random.default_rng(3))
+        back = apply_affine(sample.to_original, sample.landmarks.double())
+        assert np.abs(back.numpy() - record.landmarks).max() < 1e-4
+
+
+def test_a_sample_has_the_shapes_and_types_of_the_contract(dataset):
+    config = tiny_config(dataset)
+    sample = make_sample(config, load_data(config).records[0])
+    assert sample.image.shape == (3, 64, 96) and sample.image.dtype == torch.float32
+    assert sample.landmarks.shape == (4, 2) and sample.landmarks.dtype == torch.float32
+    assert sample.to_original.shape == (2, 3) and sample.spacing.item() == 0.5
+
+
+def test_intensities_are_scaled_to_one_and_normalised_by_imagenet():
+    image = np.array([[[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]], np.float32)
+    assert np.allclose(normalise_image(image)[:, 0, 0], -IMAGENET_MEAN / IMAGENET_SD)
+    assert np.allclose(normalise_image(image)[:, 0, 1], (1 - IMAGENET_MEAN) / IMAGENET_SD)
+    assert np.array_equal(normalise_image(image[..., 0]), normalise_image(image))
+
+
+def test_varied_intensities_stay_in_range_and_no_strength_changes_nothing():
+    image = np.random.default_rng(0).random((40, 30)).astype(np.float32)
+    for seed in range(20):
+        varied = vary_intensities(image, 1.0, np.random.default_rng(seed))
+        assert varied.dtype == np.float32 and 0 <= varied.min() and varied.max() <= 1
+    assert np.allclose(vary_intensities(image, 0.0, np.random.default_rng(0)), image, atol=1e-6)
+
+
+def test_augmentation_does_not_depend_on_the_number_of_workers_or_how_they_start(dataset):
+    config = tiny_config(dataset, **AUGMENTED)
+    records = load_data(config).records
+    batches = []
+    for workers in (0, 2):
+        loader = make_loader(config.replace(workers=workers), records, train=True)
+        if workers:  # as on Windows and macOS
+            loader.multiprocessing_context = "spawn"
+        loader.sampler.epoch = 5
+        batches.append(list(loader))
+    for a, b in zip(*batches, strict=True):
+        assert a.name == b.name and torch.equal(a.image, b.image) and torch.equal(a.landmarks, b.landmarks)
+
+
+def test_epochs_differ_in_order_and_augmentation_and_repeat_with_the_seed(dataset):
+    config = tiny_config(dataset, **AUGMENTED)
+    records = load_data(config).records
+
+    def epoch(number: int, seed: int = 0) -> tuple[list[str], torch.Tensor]:
+        loader = make_loader(config.replace(seed=seed, batch_size=6), records, train=True)
+        loader.sampler.epoch = number
+        batch = next(iter(loader))
+        order = np.argsort(batch.name)
+        return batch.name, batch.landmarks[order]
+
+    assert epoch(1)[0] == epoch(1)[0] and torch.equal(epoch(1)[1], epoch(1)[1])
+    assert not torch.equal(epoch(1)[1], epoch(2)[1]) and not torch.equal(epoch(1)[1], epoch(1, seed=1)[1])
+    assert epoch(1)[0] != epoch(2)[0] or epoch(2)[0] != epoch(3)[0]
+
+
+def test_evaluation_is_in_order_and_never_augmented(dataset):
+    config = tiny_config(dataset, **AUGMENTED)
+    records = load_data(config).records
+    names = [name for batch in make_loader(config, records, train=False) for name in batch.name]
+    assert names == [record.name for record in records]
+    plain = make_sample(config.replace(rotation=0.0, scaling=0.0, shift=0.0, intensity=0.0), records[0])
+    assert torch.equal(LandmarkDataset(config, records)[0].image, plain.image)
+
+
+def test_a_collated_batch_is_a_sample_with_a_leading_batch(dataset):
+    config = tiny_config(dataset)
+    loader: DataLoader = make_loader(config, load_data(config).records, train=False)
+    batch = next(iter(loader))
+    assert type(batch).__name__ == "Sample"
+    assert batch.image.shape == (2, 3, 64, 96) and batch.spacing.shape == (2,) and len(batch.name) == 2

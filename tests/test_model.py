@@ -1,0 +1,216 @@
+import math
+
+import pytest
+import torch
+from conftest import tiny_config
+from torch import nn
+
+from config import Config, UserError
+from data import Sample
+from model import (
+    BACKBONES, Backbone, ComposedHead, FARNet, FARNetNetwork, NonFiniteLoss, ewc_loss, read_backbone_weights,
+    uses_bfloat16, upsample,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("num_landmarks", "count"), [(19, 61_218_963), (52, 61_304_796)])
+def test_the_number_of_parameters_is_the_published_networks(num_landmarks, count):
+    network = FARNetNetwork(num_landmarks, "densenet121", "none")
+    assert sum(parameter.numel() for parameter in network.parameters()) == count
+
+
+@pytest.mark.parametrize("num_landmarks", [1, 19, 52, 68])
+def test_the_heatmaps_have_half_and_full_size(num_landmarks):
+    network = FARNetNetwork(num_landmarks, "densenet121", "none").eval()
+    for height, width in ((32, 64), (96, 32)):
+        with torch.inference_mode():
+            coarse, fine = network(torch.randn(1, 3, height, width))
+        assert coarse.shape == (1, num_landmarks, height // 2, width // 2)
+        assert fine.shape == (1, num_landmarks, height, width)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_backbone_taps_strides_2_to_32(name):
+    backbone = Backbone(name, "none").eval()
+    with torch.inference_mode():
+        maps = backbone(torch.randn(1, 3, 64, 96))
+    assert [tuple(m.shape) for m in maps] == [
+        (1, channels, 64 // stride, 96 // stride)
+        for channels, stride in zip(backbone.channels, (2, 4, 8, 16, 32), strict=True)
+    ]
+
+
+def test_densenet_is_tapped_before_its_first_norm_and_without_a_last_relu():
+    backbone = Backbone("densenet121", "none").eval()
+    image = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        maps = backbone(image)
+        assert torch.equal(maps[0], backbone.stages["conv0"](image))
+    assert maps[0].min() < 0 and maps[4].min() < 0
+
+
+def test_an_unknown_backbone_is_refused_with_the_list():
+    with pytest.raises(UserError, match="densenet121.*efficientnet_v2_s"):
+        Backbone("resnet18", "none")
+
+
+def test_a_composed_head_equals_its_two_convolutions_in_output_and_in_both_factors_gradients():
+    torch.manual_seed(0)
+    head, x = ComposedHead(148, 52), torch.randn(2, 148, 24, 20)
+    target = torch.randn(2, 52, 24, 20)
+    outputs, gradients = [], []
+    for function in (head, lambda x: head.pointwise(head.spatial(x))):
+        head.zero_grad()
+        outputs.append(function(x))
+        ((outputs[-1] - target) ** 2).mean().backward()
+        gradients.append([parameter.grad.clone() for parameter in head.parameters()])
+    assert (outputs[0] - outputs[1]).abs().max() < 1e-5
+    for a, b in zip(*gradients, strict=True):
+        assert (a - b).abs().max() < 1e-5 and b.abs().max() > 0
+
+
+def test_upsampling_obeys_the_half_pixel_rule():
+    ramp = torch.arange(8.0).view(1, 1, 1, 8).expand(1, 1, 8, 8)
+    inner = upsample(ramp)[0, 0, 4, 1:-1]
+    assert torch.allclose(inner, (torch.arange(16.0)[1:-1] + 0.5) / 2 - 0.5)
+
+
+def test_ewc_by_hand():
+    # one landmark, two pixels: 40^1 * (1 - 0.5)^2 = 10 and 40^0 * (0 - 0.5)^2 = 0.25
+    heatmaps = torch.full((1, 1, 1, 2), 0.5, requires_grad=True)
+    loss = ewc_loss(heatmaps, torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[True]]), 40)
+    assert loss.item() == pytest.approx((10 + 0.25) / 2)
+    loss.backward()
+    # d/dp of w (t - p)^2 / 2 pixels: -2 * 40 * 0.5 / 2 and +2 * 1 * 0.5 / 2
+    assert heatmaps.grad.flatten().tolist() == pytest.approx([-20, 0.5])
+
+
+def test_ewc_weighs_by_the_target_not_by_the_prediction():
+    target = torch.tensor([[[[math.exp(-0.5)]]]])  # one sigma away: weight 40**0.6065 = 9.37
+    loss = ewc_loss(torch.zeros(1, 1, 1, 1), target, torch.tensor([[True]]), 40)
+    assert loss.item() == pytest.approx(40 ** math.exp(-0.5) * math.exp(-0.5) ** 2, rel=1e-6)
+
+
+def test_ewc_with_alpha_1_is_the_mean_squared_error():
+    a, b = torch.rand(2, 3, 5, 4), torch.rand(2, 3, 5, 4)
+    assert ewc_loss(a, b, torch.ones(2, 3, dtype=bool), 1).item() == pytest.approx(
+        ((a - b) ** 2).mean().item()
+    )
+
+
+def test_ewc_is_computed_in_float32_whatever_the_maps_are():
+    loss = ewc_loss(torch.rand(1, 1, 4, 4).bfloat16(), torch.rand(1, 1, 4, 4), torch.tensor([[True]]), 40)
+    assert loss.dtype == torch.float32
+
+
+def test_a_missing_landmark_adds_nothing_to_loss_or_gradient():
+    torch.manual_seed(0)
+    heatmaps, target = torch.rand(2, 3, 4, 4, requires_grad=True), torch.rand(2, 3, 4, 4)
+    annotated = torch.tensor([[True, False, True], [True, True, False]])
+    loss = ewc_loss(heatmaps, target, annotated, 40)
+    loss.backward()
+    alone = torch.stack([ewc_loss(heatmaps[b, n][None, None], target[b, n][None, None], torch.tensor([[True]]), 40)
+                         for b, n in annotated.nonzero()]).mean()  # fmt: skip
+    assert loss.item() == pytest.approx(alone.item(), rel=1e-6)
+    assert heatmaps.grad[0, 1].abs().max() == 0 and heatmaps.grad[1, 2].abs().max() == 0
+
+
+def test_the_loss_of_an_image_without_annotation_is_zero():
+    assert (
+        ewc_loss(torch.rand(1, 2, 4, 4), torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, dtype=bool), 40).item()
+        == 0
+    )
+
+
+def test_both_targets_have_the_same_sigma_and_agree_on_where_the_landmark_is(monkeypatch):
+    config = Config(num_landmarks=1, height=64, width=64, sigma=2.0, backbone_weights="none")
+    drawn = []
+    import model
+
+    original = model.gaussian_heatmaps
+    monkeypatch.setattr(model, "gaussian_heatmaps", lambda *a: drawn.append((*a[1:], a[0])) or original(*a))
+    batch = Sample(torch.randn(1, 3, 64, 64), torch.tensor([[[10.5, 20.5]]]), None, None, ["image"])
+    FARNet(config).loss(batch, 0)
+    assert drawn[0][:2] == ((32, 32), 2.0) and drawn[1][:2] == ((64, 64), 2.0)
+    assert drawn[0][2].tolist() == [[[5, 10]]] and drawn[1][2].tolist() == [[[10.5, 20.5]]]
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tmp_path):
+    config = tiny_config(tmp_path, height=64, width=64)
+    detector = FARNet(config)
+    before = {name: value.clone() for name, value in detector.named_parameters()}
+    batch = Sample(torch.full((2, 3, 64, 64), float("nan")), torch.zeros(2, 4, 2), None, None, ["a", "b"])
+    with pytest.raises(NonFiniteLoss, match="images a, b.*lower lr"):
+        detector.train_step(batch, 0, detector.configure_optimizers())
+    assert all(torch.equal(value, before[name]) for name, value in detector.named_parameters())
+
+
+def test_backbone_weights_are_read_from_a_file_with_present_or_with_old_names(tmp_path):
+    import torchvision
+
+    torch.manual_seed(0)
+    state = torchvision.models.densenet121(weights=None).state_dict()
+    torch.save(state, tmp_path / "new.pth")
+    old = {key.replace("norm1.", "norm.1.").replace("conv2.", "conv.2.") if "denselayer" in key else key: value
+           for key, value in state.items()}  # fmt: skip
+    assert any("norm.1." in key for key in old)
+    torch.save(old, tmp_path / "old.pth")
+    for name in ("new.pth", "old.pth"):
+        backbone = Backbone("densenet121", str(tmp_path / name))
+        assert torch.equal(backbone.stages["conv0"].weight, state["features.conv0.weight"])
+        layer = backbone.stages["denseblock4"].denselayer16
+        assert torch.equal(layer.conv2.weight, state["features.denseblock4.denselayer16.conv2.weight"])
+
+
+def test_a_weights_file_that_cannot_be_read_is_refused_by_the_settings_name(tmp_path):
+    (tmp_path / "weights.pth").write_bytes(b"not weights")
+    for name in ("weights.pth", "none.pth"):
+        with pytest.raises(UserError, match="backbone_weights"):
+            read_backbone_weights("densenet121", str(tmp_path / name))
+    torch.save({"conv0.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match="backbone_weights.*do not fit"):
+        Backbone("densenet121", str(tmp_path / "other.pth"))
+
+
+def test_a_failed_download_says_which_setting_to_change(monkeypatch):
+    def offline(*args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    with pytest.raises(UserError, match="set backbone_weights to none"):
+        read_backbone_weights("densenet121", "imagenet")
+
+
+def test_bf16_follows_the_setting():
+    cpu = torch.device("cpu")
+    assert uses_bfloat16("bf16", cpu) and not uses_bfloat16("fp32", cpu)
+    assert isinstance(uses_bfloat16("auto", cpu), bool)
+
+
+def test_bf16_and_float32_give_about_the_same_loss(tmp_path):
+    torch.manual_seed(0)
+    config = tiny_config(tmp_path, height=64, width=64)
+    detector = FARNet(config)
+    batch = Sample(torch.randn(2, 3, 64, 64), torch.rand(2, 4, 2) * 64, None, None, ["a", "b"])
+    losses = []
+    for precision in ("fp32", "bf16"):
+        detector.config = config.replace(precision=precision)
+        losses.append(sum(detector.loss(batch, 0).values()).item())
+    assert losses[1] == pytest.approx(losses[0], rel=0.02) and losses[0] != losses[1]
+
+
+def test_predictions_do_not_depend_on_what_else_is_in_the_batch(tmp_path):
+    torch.manual_seed(0)
+    detector = FARNet(tiny_config(tmp_path, height=64, width=64)).eval()
+    images = torch.randn(3, 3, 64, 64)
+    with torch.inference_mode():
+        together, _ = detector.predict(images)
+        alone, _ = detector.predict(images[1:2])
+    assert (together[1] - alone[0]).abs().max() < 1e-2
+
+
+def test_no_module_is_a_relu_on_the_way_from_head_to_heatmap():
+    assert not [
+        m for m in FARNetNetwork(4, "densenet121", "none").fine_head.modules() if isinstance(m, nn.ReLU)
+    ]
