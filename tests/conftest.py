@@ -7,8 +7,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from config import Config
+from methods import METHODS
+from model import LandmarkDetector
+from utils import decode_heatmaps, gaussian_heatmaps
 
 ABBREVIATIONS = ("R1", "R2", "A", "B")
 
@@ -53,6 +57,33 @@ def write_records(folder: Path, records) -> Path:
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(records, ensure_ascii=False), encoding="utf-8")
     return path
+
+
+class TinyDetector(LandmarkDetector):
+    """A method of three layers, with batch norm and dropout: what the loop does, it does to this one too."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.network = nn.Sequential(
+            nn.Conv2d(3, 8, 9, padding=4), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.1),
+            nn.Conv2d(8, config.num_landmarks, 9, padding=4),
+        )  # fmt: skip
+
+    def loss(self, batch, epoch: int) -> dict[str, torch.Tensor]:
+        target = gaussian_heatmaps(batch.landmarks, batch.image.shape[-2:], self.config.sigma)
+        with self.autocast(batch.image.device):
+            heatmaps = self.network(batch.image)
+        squares = (heatmaps.float() - target) ** 2
+        return {"squares": squares.mean(), "peaks": (squares * target).mean()}
+
+    def predict(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return decode_heatmaps(self.network(image), self.config.decode, self.config.sigma)
+
+
+@pytest.fixture
+def tiny_method(monkeypatch) -> None:
+    """TinyDetector under the name "tiny"."""
+    monkeypatch.setitem(METHODS, "tiny", TinyDetector)
 
 
 def tiny_config(folder: Path, **settings) -> Config:

@@ -1,0 +1,187 @@
+import csv
+import logging
+
+import pytest
+import torch
+from conftest import make_records, tiny_config, write_records
+
+import train as train_module
+from annotation import load_data
+from config import Config, UserError
+from data import make_loader
+from methods import load_detector
+from run_folder import read_checkpoint
+from train import evaluate, keep_freed_memory, learning_rate_factor, read_metrics, train, warn_of_long_run
+
+
+def run(config, folder) -> None:
+    folder.mkdir(exist_ok=True)
+    train(config, folder)
+
+
+def weights(folder, name="last.pt") -> dict:
+    return read_checkpoint(folder / name)["model"]
+
+
+def without_time(folder) -> list[dict]:
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(folder / "metrics.csv")]
+
+
+def assert_same(a, b) -> None:
+    assert without_time(a) == without_time(b)
+    assert all(torch.equal(value, weights(b)[name]) for name, value in weights(a).items())
+
+
+pytestmark = pytest.mark.usefixtures("tiny_method")
+
+
+def small_config(folder, **settings):
+    """Settings for the smallest method there is."""
+    return tiny_config(folder, method="tiny", **settings)
+
+
+@pytest.fixture
+def augmented(tmp_path_factory, tiny_method):
+    """A data set, settings with every source of randomness on, and the folder of an uninterrupted run."""
+    folder = tmp_path_factory.mktemp("augmented")
+    write_records(folder, make_records(folder))
+    config = tiny_config(
+        folder, epochs=4, rotation=10.0, scaling=0.1, intensity=0.3, lr_schedule="cosine", warmup_epochs=1
+    )
+    run(config, folder / "straight")
+    return folder, config
+
+
+def test_resuming_equals_not_stopping(augmented, tmp_path, monkeypatch):
+    folder, config = augmented
+    original, steps = train_module.LandmarkDetector.train_step, []
+
+    def interrupted(self, batch, epoch, optimizers):
+        steps.append(epoch)
+        if epoch == 2 and len(steps) > 5:  # in the middle of the third epoch
+            raise KeyboardInterrupt
+        return original(self, batch, epoch, optimizers)
+
+    monkeypatch.setattr(train_module.LandmarkDetector, "train_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path / "stopped")
+    assert read_checkpoint(tmp_path / "stopped" / "last.pt")["epoch"] == 2
+    monkeypatch.undo()
+    run(config, tmp_path / "stopped")
+    assert_same(folder / "straight", tmp_path / "stopped")
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(augmented, tmp_path):
+    folder, config = augmented
+    run(config, tmp_path / "again")
+    assert_same(folder / "straight", tmp_path / "again")
+    run(config.replace(seed=1, epochs=1), tmp_path / "other")
+    assert without_time(tmp_path / "other")[0]["loss"] != without_time(folder / "straight")[0]["loss"]
+
+
+def test_metrics_hold_one_row_per_epoch_with_every_loss_term(augmented):
+    rows = without_time(augmented[0] / "straight")
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    assert rows[0]["loss"] == pytest.approx(rows[0]["squares"] + rows[0]["peaks"])
+    assert {"val_MRE", "val_SDR_2.0", "lr"} <= rows[0].keys()
+    assert rows[-1]["loss"] < rows[0]["loss"]
+
+
+def test_a_row_that_is_ahead_of_its_checkpoint_is_written_again(augmented, tmp_path):
+    folder, config = augmented
+    config = config.replace(save_every=3)
+    run(config.replace(epochs=3), tmp_path / "run")  # last.pt after epoch 3
+    with open(tmp_path / "run" / "metrics.csv", "a") as file:
+        row = without_time(folder / "straight")[3]
+        file.write(",".join(["4", *["9"] * len(row)]) + "\n")
+    with open(tmp_path / "run" / "metrics.csv", newline="") as file:
+        assert len(list(csv.DictReader(file))) == 4
+    run(config, tmp_path / "run")
+    assert [row["epoch"] for row in without_time(tmp_path / "run")] == [1, 2, 3, 4]
+    assert without_time(tmp_path / "run")[3]["loss"] < 1
+
+
+def test_the_best_checkpoint_is_that_of_the_lowest_validation_error(augmented):
+    folder, _ = augmented
+    rows = without_time(folder / "straight")
+    best = min(rows, key=lambda row: row["val_MRE"])
+    assert read_checkpoint(folder / "straight" / "best.pt")["epoch"] == best["epoch"]
+
+
+def test_without_a_validation_split_no_best_checkpoint_is_chosen(dataset):
+    run(small_config(dataset, val_fraction=0.0, epochs=1), dataset / "run")
+    assert (dataset / "run" / "last.pt").exists() and not (dataset / "run" / "best.pt").exists()
+    assert "val_MRE" not in without_time(dataset / "run")[0]
+
+
+def test_a_loss_that_becomes_infinite_stops_the_run_and_leaves_its_last_checkpoint(dataset, monkeypatch):
+    config = small_config(dataset, epochs=3)
+    original = train_module.set_learning_rate
+
+    def explode(optimizers, factor):
+        original(optimizers, 1e30 if (dataset / "run" / "last.pt").exists() else factor)
+
+    monkeypatch.setattr(train_module, "set_learning_rate", explode)
+    with pytest.raises(UserError, match="not finite in epoch 2 .*squares"):
+        run(config, dataset / "run")
+    assert read_checkpoint(dataset / "run" / "last.pt")["epoch"] == 1
+    assert all(value.isfinite().all() for value in weights(dataset / "run").values())
+
+
+def test_a_missing_landmark_has_no_influence_on_training(dataset):
+    records = make_records(dataset)
+    for record in records:
+        record["points"][3] |= {"X": None, "Y": None}
+    write_records(dataset, records)
+    config = small_config(dataset, epochs=1)
+    run(config, dataset / "run")
+    detector, _ = load_detector(dataset / "run" / "last.pt")
+    data = load_data(config)
+    predictions = evaluate(
+        detector, make_loader(config, data.select("test"), train=False), torch.device("cpu")
+    )
+    assert torch.tensor(predictions.errors()).isnan().tolist() == [[False, False, False, True]]
+    assert without_time(dataset / "run")[0]["loss"] > 0
+
+
+def test_evaluation_changes_no_batch_norm_statistic(dataset):
+    config = small_config(dataset, epochs=1)
+    run(config, dataset / "run")
+    detector, _ = load_detector(dataset / "run" / "last.pt")
+    before = {name: value.clone() for name, value in detector.state_dict().items()}
+    loader = make_loader(config, load_data(config).records, train=False)
+    first = evaluate(detector.train(), loader, torch.device("cpu"))
+    second = evaluate(
+        detector,
+        make_loader(config.replace(batch_size=1), load_data(config).records, train=False),
+        torch.device("cpu"),
+    )
+    assert all(torch.equal(value, before[name]) for name, value in detector.state_dict().items())
+    assert abs(first.landmarks - second.landmarks).max() < 1e-2  # nor do batches matter
+
+
+def test_the_step_schedule_is_the_papers():
+    config = Config()
+    assert [learning_rate_factor(config, epoch) for epoch in (0, 199)] == [1, 1]
+    assert learning_rate_factor(config, 200) == learning_rate_factor(config, 299) == pytest.approx(0.1)
+
+
+def test_the_cosine_schedule_rises_then_falls_to_almost_nothing(tmp_path):
+    config = small_config(tmp_path, epochs=20, lr_schedule="cosine", warmup_epochs=3)
+    factors = [learning_rate_factor(config, epoch) for epoch in range(20)]
+    assert factors[:4] == [0.25, 0.5, 0.75, 1.0] and factors[3:] == sorted(factors[3:], reverse=True)
+    assert 0 < factors[-1] < 0.02
+
+
+def test_a_long_run_on_a_cpu_is_announced_with_the_way_out(caplog):
+    logging.getLogger("farnet").propagate = True
+    warn_of_long_run(seconds_per_step=10, steps=45_000)
+    assert "125 hours" in caplog.text and "--preset demo" in caplog.text
+    caplog.clear()
+    warn_of_long_run(seconds_per_step=0.1, steps=300)
+    assert not caplog.text
+
+
+def test_keeping_freed_memory_is_harmless():
+    keep_freed_memory()
+    keep_freed_memory()
