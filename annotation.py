@@ -15,12 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import cv2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from config import Config, UserError
+from images import read_image
 
 log = logging.getLogger("farnet")
 
@@ -83,9 +82,7 @@ def load_data(
     else:
         missing = [name for members in splits.values() for name in members if name not in named]
         if missing:
-            raise UserError(
-                f"{config.json_path}: image {missing[0]} of the run's split.json has no record any more"
-            )
+            raise UserError(f"{config.json_path}: image {missing[0]} of the run's split.json has no record any more")
         indices = {split: [named[name] for name in members] for split, members in splits.items()}
     data = LandmarkData(abbreviations, names, tuple(records), {k: tuple(v) for k, v in indices.items()})
     check_splits(config, data, for_training)
@@ -165,9 +162,7 @@ def check_points(
     if len(table) != num_landmarks:
         if not differences:  # all records agree with each other
             differences = [f"set num_landmarks to {len(table)}"]
-        raise UserError(
-            f"{where}: has {len(table)} points, num_landmarks is {num_landmarks}; {'; '.join(differences)}"
-        )
+        raise UserError(f"{where}: has {len(table)} points, num_landmarks is {num_landmarks}; {'; '.join(differences)}")
     if differences:
         raise UserError(f"{where}: its points are not those of the other records; {'; '.join(differences)}")
 
@@ -187,14 +182,10 @@ def read_record(where: str, entry: dict, points: list[dict], img_dir: Path) -> R
                 )
         landmarks[row] = values
     spacing = entry.get("spacing")
-    if spacing is not None and (
-        isinstance(spacing, bool) or not isinstance(spacing, int | float) or not spacing > 0
-    ):
+    if spacing is not None and (isinstance(spacing, bool) or not isinstance(spacing, int | float) or not spacing > 0):
         raise UserError(f"{where}: spacing is {spacing!r}; expected mm per px, a number above 0")
     split = entry.get("split")
-    if split is not None and (
-        not isinstance(split, str) or not split.strip() or "/" in split or "\\" in split
-    ):
+    if split is not None and (not isinstance(split, str) or not split.strip() or "/" in split or "\\" in split):
         raise UserError(f"{where}: split is {split!r}; expected train, val or the name of a test set")
     patient = entry.get("patient")
     return Record(
@@ -209,48 +200,10 @@ def read_record(where: str, entry: dict, points: list[dict], img_dir: Path) -> R
 
 def json_type(value) -> str:
     """What a JSON value is, in JSON's words."""
-    return {dict: "an object", str: "a string", bool: "true or false", type(None): "null"}.get(
-        type(value), "a number"
-    )
+    return {dict: "an object", str: "a string", bool: "true or false", type(None): "null"}.get(type(value), "a number")
 
 
 # --- Images --------------------------------------------------------------------------------------
-
-
-def read_image(path: Path) -> np.ndarray:
-    """An image file as (h, w) grey or (h, w, 3) RGB; uint8, or float32 in 0..255 for deeper images.
-
-    A deeper image (16 bit) is stretched from its own minimum..maximum, since files do not state how many of
-    the bits are in use. The EXIF orientation is obeyed, as annotation programs do.
-    Raises UserError for a file that is absent, empty, cut off or no image.
-    """
-    try:
-        if path.stat().st_size == 0:
-            raise UserError(f"image {path} is empty (0 bytes); restore the file or remove its record")
-        with Image.open(path) as file:
-            upright = ImageOps.exif_transpose(file)
-            if upright.mode.startswith(("I", "F")):
-                return stretch_intensities(np.asarray(upright))
-            return np.asarray(upright.convert("L" if upright.mode in ("1", "L", "LA") else "RGB"))
-    except FileNotFoundError:
-        raise UserError(f"image {path} does not exist; correct imagePath or img_dir") from None
-    except UnidentifiedImageError:
-        image = cv2.imdecode(
-            np.fromfile(path, np.uint8), cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH
-        )  # 16-bit colour
-        if image is None:
-            raise UserError(f"image {path} is not an image that can be read (JPEG, PNG, BMP, TIFF)") from None
-        image = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-        return image if image.dtype == np.uint8 else stretch_intensities(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"image {path} is damaged ({error}); restore the file or remove its record") from None
-
-
-def stretch_intensities(image: np.ndarray) -> np.ndarray:
-    """Intensities of any range as float32 in 0..255."""
-    image = image.astype(np.float32)
-    low, high = float(image.min()), float(image.max())
-    return (image - low) * (255 / max(high - low, 1e-6))
 
 
 def read_images(config: Config, abbreviations: Sequence[str], records: list[Record]) -> list[Record]:
@@ -356,16 +309,12 @@ def split_records(config: Config, records: Sequence[Record]) -> dict[str, list[i
     """
     everything = list(range(len(records)))
     if config.split == "same":
-        log.warning(
-            "split same: the test images are training images; the figures are a sanity check, not a result"
-        )
+        log.warning("split same: the test images are training images; the figures are a sanity check, not a result")
         return {"train": everything, "test": everything}
     if any(record.split for record in records):
         without = [record.name for record in records if not record.split]
         if without:
-            raise UserError(
-                f"{config.json_path}: image {without[0]} names no split, others do; name it in all or none"
-            )
+            raise UserError(f"{config.json_path}: image {without[0]} names no split, others do; name it in all or none")
         splits: dict[str, list[int]] = {}
         for index, record in enumerate(records):
             splits.setdefault(record.split, []).append(index)
@@ -414,6 +363,4 @@ def check_splits(config: Config, data: LandmarkData, for_training: bool) -> None
         for record in (data.records[index] for index in members):
             other = seen.setdefault(record.fingerprint, (split, record.name))
             if other[0] != split:
-                log.warning(
-                    "equal images on both sides: %s (%s) and %s (%s)", other[1], other[0], record.name, split
-                )
+                log.warning("equal images on both sides: %s (%s) and %s (%s)", other[1], other[0], record.name, split)

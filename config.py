@@ -28,7 +28,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         rotation=8.0, scaling=0.08, shift=0.04, intensity=0.2, save_every=10,
     ),
     # ISBI 2014/2015 cephalograms: 19 landmarks, no ruler in the picture, 0.1 mm/px by convention
-    "isbi2015": dict(num_landmarks=19, spacing=0.1, report_exclude=(), val_fraction=0.1),
+    "isbi2015": dict(num_landmarks=19, spacing=0.1, report_exclude=()),
     # Digital Hand Atlas: 37 landmarks at 512 x 512 as in the paper; spacing comes with the records
     "hand": dict(num_landmarks=37, height=512, width=512, spacing=None, report_exclude=()),
     # AASCE 2019 spines: 68 landmarks, tall pictures, no spacing
@@ -54,9 +54,7 @@ class Config:
     img_dir: str = "CustomDataSet/imgs"  # folder of images
     json_path: str = "CustomDataSet/json/data.json"  # annotation, in original px
     num_landmarks: int = 52  # landmarks per image
-    split: str = (
-        "auto"  # auto: the records' own, else drawn; same: every image trains and tests (a sanity check)
-    )
+    split: str = "auto"  # auto: the records' own, else drawn; same: every image trains and tests (a sanity check)
     val_fraction: float = 0.1  # share of the patients, where the records name no split
     test_fraction: float = 0.2  # share of the patients, where the records name no split
     spacing: float | str | None = "ruler"  # mm per original px, "ruler", or none (errors in px)
@@ -153,9 +151,7 @@ def type_words(hint: Any) -> str:
         return " or ".join(type_words(option) for option in typing.get_args(hint))
     if typing.get_origin(hint) is tuple:
         return f"a list of {type_words(typing.get_args(hint)[0])}s (comma-separated on the command line)"
-    return {int: "whole number", float: "number", bool: "true or false", str: "text", types.NoneType: "none"}[
-        hint
-    ]
+    return {int: "whole number", float: "number", bool: "true or false", str: "text", types.NoneType: "none"}[hint]
 
 
 def parse_text(name: str, text: str, hint: Any) -> Any:
@@ -203,11 +199,7 @@ def check_combinations(config: Config) -> None:
         demand(getattr(config, name) <= 1, name, "it must be a fraction, at most 1")
     for name in ("val_fraction", "test_fraction"):
         demand(0 <= getattr(config, name) < 1, name, "it must be at least 0 and below 1")
-    demand(
-        config.val_fraction + config.test_fraction < 1,
-        "test_fraction",
-        "with val_fraction it must leave images",
-    )
+    demand(config.val_fraction + config.test_fraction < 1, "test_fraction", "with val_fraction it must leave images")
     for name, allowed in (
         ("split", ("auto", "same")), ("decode", ("argmax", "subpixel")), ("lr_schedule", ("step", "cosine")),
         ("precision", ("fp32", "bf16", "auto")),
@@ -215,16 +207,10 @@ def check_combinations(config: Config) -> None:
         demand(getattr(config, name) in allowed, name, f"choose one of {', '.join(allowed)}")
     if isinstance(config.spacing, str):
         demand(config.spacing == "ruler", "spacing", "give mm per px, ruler, or none")
-        demand(
-            len(config.ruler) == 2, "ruler", "spacing ruler needs the abbreviations of two points, e.g. R1,R2"
-        )
+        demand(len(config.ruler) == 2, "ruler", "spacing ruler needs the abbreviations of two points, e.g. R1,R2")
     elif config.spacing is not None:
         demand(config.spacing > 0, "spacing", "mm per px must be above 0")
-    demand(
-        bool(config.sdr_thresholds) and min(config.sdr_thresholds) > 0,
-        "sdr_thresholds",
-        "give one or more above 0",
-    )
+    demand(bool(config.sdr_thresholds) and min(config.sdr_thresholds) > 0, "sdr_thresholds", "give one or more above 0")
 
 
 def check_names(names: Iterable[str], allowed: Iterable[str], what: str) -> None:

@@ -1,4 +1,4 @@
-"""From checked records (annotation.py) to Samples: resizing, augmentation, normalisation, loaders.
+"""From checked records (annotation.py) to Samples: frames, augmentation, loaders.
 
 Words and frames of the whole repository:
 B batch, N landmarks, H x W network input in px, h x w any other image or map. A point is (x, y), x right, y down,
@@ -17,12 +17,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from annotation import Record, read_image
+from annotation import Record
 from config import Config
+from images import normalise_image, read_image, vary_intensities, warp_image
 from utils import apply_affine, compose_affines, invert_affine, resize_affine
-
-IMAGENET_MEAN = np.array((0.485, 0.456, 0.406), np.float32)  # RGB, intensities in 0..1
-IMAGENET_SD = np.array((0.229, 0.224, 0.225), np.float32)
 
 
 class Sample(NamedTuple):
@@ -33,21 +31,6 @@ class Sample(NamedTuple):
     to_original: Tensor  # (2, 3) float64 affine, network px -> original px
     spacing: Tensor  # () float64 mm per original px, nan if unknown
     name: str  # imagePath of the record
-
-
-def warp_image(image: np.ndarray, to_original: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """An image (h, w[, 3]) seen through an affine (network px -> original px), as (H, W[, 3]); size = (W, H).
-
-    First resized with area averaging, so that shrinking does not alias; then, if the affine is more than
-    that resize, one bilinear warp. Outside the image: 0.
-    """
-    original_size = (image.shape[1], image.shape[0])
-    shrinks = size[0] <= original_size[0] and size[1] <= original_size[1]
-    resized = cv2.resize(image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    rest = compose_affines(to_original, resize_affine(original_size, size))
-    if np.allclose(rest, np.eye(2, 3), atol=1e-9):
-        return resized
-    return cv2.warpAffine(resized, rest, size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
 
 
 def draw_affine(config: Config, size: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
@@ -61,26 +44,6 @@ def draw_affine(config: Config, size: tuple[int, int], generator: np.random.Gene
     centre = (np.array(size) - 1) / 2
     matrix = scale * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     return np.column_stack([matrix, centre + shift - matrix @ centre])
-
-
-def vary_intensities(image: np.ndarray, strength: float, generator: np.random.Generator) -> np.ndarray:
-    """Random gamma, contrast, brightness and noise on intensities in 0..1; strength 0..1."""
-    gamma = math.exp(generator.uniform(-strength, strength))
-    contrast = 1 + generator.uniform(-strength, strength)
-    brightness = 0.5 * generator.uniform(-strength, strength)
-    varied = (np.clip(image, 0, 1) ** gamma - 0.5) * contrast + 0.5 + brightness
-    noise = generator.normal(0, 1, image.shape[:2]).astype(np.float32) * (
-        0.1 * strength * generator.uniform()
-    )
-    return np.clip(varied + (noise if image.ndim == 2 else noise[..., None]), 0, 1).astype(np.float32)
-
-
-def normalise_image(image: np.ndarray) -> Tensor:
-    """Intensities in 0..1, (H, W) grey or (H, W, 3) RGB -> (3, H, W) float32 by the ImageNet statistics."""
-    rgb = image if image.ndim == 3 else image[..., None]
-    return torch.from_numpy(
-        np.ascontiguousarray(((rgb - IMAGENET_MEAN) / IMAGENET_SD).transpose(2, 0, 1), np.float32)
-    )
 
 
 def make_sample(config: Config, record: Record, generator: np.random.Generator | None = None) -> Sample:
@@ -136,9 +99,7 @@ class EpochSampler(Sampler):
         return iter([(self.epoch, int(index)) for index in order])
 
 
-def make_loader(
-    config: Config, records: Sequence[Record], train: bool, pin_memory: bool = False
-) -> DataLoader:
+def make_loader(config: Config, records: Sequence[Record], train: bool, pin_memory: bool = False) -> DataLoader:
     """Batches of Samples. Train: shuffled and augmented by `loader.sampler.epoch`; else in order, as they are."""
     dataset = LandmarkDataset(config, records)
     workers = min(config.workers, math.ceil(len(dataset) / config.batch_size))

@@ -47,12 +47,8 @@ class Parser(argparse.ArgumentParser):
 
 def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     """The options, and the settings given as --<setting> VALUE (or --<setting>=VALUE) as text."""
-    parser = Parser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument(
-        "--preset", nargs="+", default=[], metavar="P", help=f"any of {', '.join(PRESETS)}; later wins"
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--preset", nargs="+", default=[], metavar="P", help=f"any of {', '.join(PRESETS)}; later wins")
     parser.add_argument("--config", metavar="FILE.json", help="settings by name, e.g. a run's config.json")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--resume", metavar="RUN", help="folder of a run to go on with")
@@ -86,9 +82,7 @@ def resolve_config(options: argparse.Namespace, overrides: dict[str, str]) -> Co
     from_file = read_settings(options.config) if options.config else {}
     method = overrides.get("method")
     if method is None:
-        method = (
-            from_file.get("method") or preset_settings(Config, options.preset).get("method") or Config.method
-        )
+        method = from_file.get("method") or preset_settings(Config, options.preset).get("method") or Config.method
     cls = method_class(method).Config
     settings = preset_settings(cls, options.preset) | from_file | parse_settings(cls, overrides)
     return build_config(cls, settings | {"method": method})
@@ -107,9 +101,7 @@ def resolve_resumed_config(options: argparse.Namespace, overrides: dict[str, str
     return build_config(cls, settings | parse_settings(cls, overrides)), run_dir
 
 
-def resolve_tested_config(
-    options: argparse.Namespace, overrides: dict[str, str]
-) -> tuple[Config, dict[str, Any]]:
+def resolve_tested_config(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[Config, dict[str, Any]]:
     """A checkpoint's settings with the changes asked for, and the checkpoint.
 
     Raises UserError for a change of method or landmarks.
@@ -144,9 +136,7 @@ def test(config: Config, run_dir: Path, data: LandmarkData, checkpoint: Path | d
         write_predictions(folder / "predictions.csv", predictions, data.abbreviations, data.unit)
         summary = write_report(folder, data.names, config.report_exclude, config.sdr_thresholds, provenance)
         draw_overlays(folder, records, config.overlays)
-        log.info(
-            "test set %s, report in %s\n%s", test_set, folder, summary_table(summary, config.sdr_thresholds)
-        )
+        log.info("test set %s, report in %s\n%s", test_set, folder, summary_table(summary, config.sdr_thresholds))
 
 
 def run(arguments: list[str]) -> None:
@@ -158,9 +148,7 @@ def run(arguments: list[str]) -> None:
         start_log(run_dir)
         data = load_data(config, state["abbreviations"], for_training=False)
         detector, _ = load_detector(state)
-        write_provenance(
-            run_dir, config, sum(p.numel() for p in detector.parameters()), resolve_device(config.device)
-        )
+        write_provenance(run_dir, config, sum(p.numel() for p in detector.parameters()), resolve_device(config.device))
         test(config, run_dir, data, state)
         return
     if options.resume:

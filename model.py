@@ -70,9 +70,7 @@ class LandmarkDetector(nn.Module):
 
     def autocast(self, device: torch.device) -> contextlib.AbstractContextManager:
         """Mixed precision as `config.precision` says; the loss is computed outside it, in float32."""
-        return torch.autocast(
-            device.type, torch.bfloat16, enabled=uses_bfloat16(self.config.precision, device)
-        )
+        return torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(self.config.precision, device))
 
 
 def uses_bfloat16(precision: str, device: torch.device) -> bool:
@@ -81,9 +79,7 @@ def uses_bfloat16(precision: str, device: torch.device) -> bool:
         return precision == "bf16"
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == "cpu" and (
-        torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    )
+    return device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
 # --- Backbone ------------------------------------------------------------------------------------
@@ -161,12 +157,9 @@ def read_backbone_weights(name: str, weights: str) -> dict[str, Tensor]:
             reason = str(error).splitlines()[0]
             raise UserError(
                 f"setting backbone_weights: cannot read {weights} ({reason}); allowed: imagenet, none, FILE"
-            )
+            ) from None
     # The published DenseNet files are older than torchvision's present names: norm.1 is norm1 today.
-    state = {
-        re.sub(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)", r"\1", key): value
-        for key, value in state.items()
-    }
+    state = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)", r"\1", key): value for key, value in state.items()}
     return state
 
 
@@ -295,9 +288,7 @@ class FARNet(LandmarkDetector):
         for name, heatmaps in zip(("coarse", "fine"), self(batch.image), strict=True):
             height, width = heatmaps.shape[-2:]
             factor = width / batch.image.shape[-1]
-            target = gaussian_heatmaps(
-                scale_landmarks(batch.landmarks, factor), (height, width), self.config.sigma
-            )
+            target = gaussian_heatmaps(scale_landmarks(batch.landmarks, factor), (height, width), self.config.sigma)
             terms[name] = ewc_loss(heatmaps, target, annotated, self.config.ewc_alpha)
         return terms
 

@@ -15,7 +15,8 @@ import numpy as np
 import xlwt
 from PIL import Image, ImageDraw, ImageFont
 
-from annotation import Record, read_image
+from annotation import Record
+from images import read_image
 from utils import error_figures, summarise_errors
 
 matplotlib.use("Agg")
@@ -42,12 +43,7 @@ def write_predictions(path: Path, predictions, abbreviations: Sequence[str], uni
         writer.writerow(["image", "landmark", "x", "y", "x_true", "y_true", f"error_{unit}", "score"])
         for i, name in enumerate(predictions.names):
             for n, abbreviation in enumerate(abbreviations):
-                values = (
-                    *predictions.landmarks[i, n],
-                    *predictions.truth[i, n],
-                    errors[i, n],
-                    predictions.score[i, n],
-                )
+                values = (*predictions.landmarks[i, n], *predictions.truth[i, n], errors[i, n], predictions.score[i, n])
                 writer.writerow([name, abbreviation, *map(text, values)])
 
 
@@ -91,9 +87,7 @@ def write_report(
         "headline": summarise_errors(errors[:, kept], thresholds) | {"unit": unit, "without": list(exclude)},
         "all": summarise_errors(errors, thresholds) | {"unit": unit},
     }
-    blank = {
-        part: {k: None if v != v else v for k, v in figures.items()} for part, figures in summary.items()
-    }
+    blank = {part: {k: None if v != v else v for k, v in figures.items()} for part, figures in summary.items()}
     (folder / "summary.json").write_text(json.dumps(blank, indent=2, ensure_ascii=False), encoding="utf-8")
 
     book = xlwt.Workbook(encoding="utf-8")
@@ -109,9 +103,7 @@ NUMBER = xlwt.easyxf(num_format_str="0.00")
 PLAIN = xlwt.easyxf()
 
 
-def write_row(
-    sheet: xlwt.Worksheet, row: int, values: Sequence[Any], style: xlwt.XFStyle | None = None
-) -> None:
+def write_row(sheet: xlwt.Worksheet, row: int, values: Sequence[Any], style: xlwt.XFStyle | None = None) -> None:
     """One row; nan and None stay blank. xlwt refuses numpy's numbers, so they are cast."""
     for column, value in enumerate(values):
         if value is None or (isinstance(value, float | np.floating) and not math.isfinite(value)):
@@ -157,9 +149,7 @@ def write_image_sheet(book, names, errors, kept, thresholds, unit) -> None:
     for row, name in enumerate(names, 1):
         own = errors[row - 1, kept][np.isfinite(errors[row - 1, kept])]
         write_row(
-            sheet,
-            row,
-            [name, own.size, *error_figures(own, thresholds).values(), own.max() if own.size else None],
+            sheet, row, [name, own.size, *error_figures(own, thresholds).values(), own.max() if own.size else None]
         )
     sheet.col(0).width = 256 * 30
 
@@ -241,10 +231,7 @@ def draw_overlays(folder: Path, records: Sequence[Record], most: int) -> None:
         index = order[rank]
         name = names[index]
         caption = f"{name}   MRE {means[index]:.2f} {unit}   " if counts[index] else f"{name}   "
-        points = [
-            np.stack([columns[x][index], columns[y][index]], -1)
-            for x, y in (("x", "y"), ("x_true", "y_true"))
-        ]
+        points = [np.stack([columns[x][index], columns[y][index]], -1) for x, y in (("x", "y"), ("x_true", "y_true"))]
         picture = draw_overlay(read_image(by_name[name].path), *points, caption)
         picture.save(folder / "overlays" / f"{rank + 1:03d}_{Path(name).stem}.png")
 

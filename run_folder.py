@@ -40,9 +40,7 @@ def create_run_folder(config: Config, kind: str = "") -> Path:
             f"run folder {run_dir} exists already; choose another run_dir, or go on with --resume {run_dir}"
         ) from None
     except OSError as error:
-        raise UserError(
-            f"run folder {run_dir} cannot be written ({error.strerror}); choose another run_dir"
-        ) from None
+        raise UserError(f"run folder {run_dir} cannot be written ({error.strerror}); choose another run_dir") from None
     return run_dir
 
 
@@ -75,9 +73,7 @@ def write_text(path: Path, text: str) -> None:
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}); free space or choose another run_dir"
-        ) from None
+        raise UserError(f"{path} cannot be written ({error.strerror}); free space or choose another run_dir") from None
 
 
 def write_provenance(run_dir: Path, config: Config, parameters: int, device: torch.device) -> None:
@@ -106,9 +102,7 @@ def source_commit() -> str:
     try:
         call = dict(cwd=folder, capture_output=True, text=True, check=True, timeout=10)
         commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], **call).stdout.strip()
-        edited = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"], **call
-        ).stdout.strip()
+        edited = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], **call).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return commit + ("+changes" if edited else "")
@@ -121,9 +115,7 @@ def describe_hardware(device: torch.device) -> str:
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        names = [
-            line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line
-        ]
+        names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
     return f"{model}, {torch.get_num_threads()} threads"
 
@@ -159,9 +151,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"checkpoint {path} does not exist") from None
     except IsADirectoryError:
-        raise UserError(
-            f"{path} is a folder; give a checkpoint in it, e.g. {Path(path) / 'best.pt'}"
-        ) from None
+        raise UserError(f"{path} is a folder; give a checkpoint in it, e.g. {Path(path) / 'best.pt'}") from None
     except pickle.UnpicklingError:
         raise UserError(
             f"{path} is no checkpoint of this repository (it holds code or other objects, which are not loaded); "
@@ -169,9 +159,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         ) from None
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"checkpoint {path} cannot be read ({reason}); it may be cut off, use another"
-        ) from None
+        raise UserError(f"checkpoint {path} cannot be read ({reason}); it may be cut off, use another") from None
     if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
         raise UserError(f"{path} is no checkpoint of this repository; give a best.pt or last.pt of a run")
     return state

@@ -95,18 +95,12 @@ def train(config: Config, run_dir: Path) -> LandmarkData:
             for name, value in values.items():
                 terms[name] = terms.get(name, 0.0) + value / steps
             bar.update()
-            bar.set_postfix(
-                **{name: f"{value:.3g}" for name, value in values.items()}, memory=memory_text(device)
-            )
+            bar.set_postfix(**{name: f"{value:.3g}" for name, value in values.items()}, memory=memory_text(device))
             if device.type == "cpu" and epoch == first_epoch and step == 4:
                 warn_of_long_run((time.perf_counter() - epoch_started) / 5, config.epochs * steps)
 
         # validation and record
-        row: dict[str, Any] = {
-            "epoch": epoch + 1,
-            "lr": config.lr * learning_rate_factor(config, epoch),
-            **terms,
-        }
+        row: dict[str, Any] = {"epoch": epoch + 1, "lr": config.lr * learning_rate_factor(config, epoch), **terms}
         row["loss"] = sum(terms.values())
         if val_loader:
             errors = evaluate(detector, val_loader, device).errors()
@@ -116,11 +110,7 @@ def train(config: Config, run_dir: Path) -> LandmarkData:
         rows.append(row)
         write_metrics(run_dir / "metrics.csv", rows)
         draw_curves(rows, run_dir / "curves.png", data.unit)
-        log.info(
-            epoch_text(
-                row, config.epochs, data.unit, (time.perf_counter() - started) / (epoch + 1 - first_epoch)
-            )
-        )
+        log.info(epoch_text(row, config.epochs, data.unit, (time.perf_counter() - started) / (epoch + 1 - first_epoch)))
 
         # checkpoints: the best for use, the last to go on from
         state = {"epoch": epoch + 1, "best_MRE": state["best_MRE"]}
@@ -162,9 +152,7 @@ def start_or_resume(
     return data, detector, optimizers, {"epoch": state["epoch"], "best_MRE": state["best_MRE"]}
 
 
-def checkpoint_state(
-    config: Config, data: LandmarkData, detector: LandmarkDetector, state: Mapping
-) -> dict[str, Any]:
+def checkpoint_state(config: Config, data: LandmarkData, detector: LandmarkDetector, state: Mapping) -> dict[str, Any]:
     """What describes and rebuilds a detector: method, settings, landmarks, weights."""
     return {
         "method": config.method,
@@ -268,9 +256,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     with open(path, newline="", encoding="utf-8") as file:
-        return [
-            {k: float(v) if k != "epoch" else int(v) for k, v in row.items()} for row in csv.DictReader(file)
-        ]
+        return [{k: float(v) if k != "epoch" else int(v) for k, v in row.items()} for row in csv.DictReader(file)]
 
 
 def write_metrics(path: Path, rows: list[dict[str, Any]]) -> None:

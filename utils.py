@@ -99,9 +99,7 @@ def fit_gaussian(heatmaps: Tensor, peak: Tensor, sigma: float) -> Tensor:
     normal = torch.einsum("bnp,pi,pj->bnij", weights, basis, basis)
     right = torch.einsum("bnp,pi->bni", weights * values.clamp(min=1e-30).log(), basis)
     ridge = 1e-12 * normal.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None] + 1e-30
-    a_b_c_d = torch.linalg.solve(
-        normal + ridge * torch.eye(4, device=heatmaps.device, dtype=torch.double), right
-    )
+    a_b_c_d = torch.linalg.solve(normal + ridge * torch.eye(4, device=heatmaps.device, dtype=torch.double), right)
     offset = -a_b_c_d[..., 1:3] / (2 * a_b_c_d[..., 3:].clamp(max=-1e-12))
     trusted = (a_b_c_d[..., 3:] < 0) & (offset.abs() <= 1).all(-1, keepdim=True)
     return (peak + radius * torch.where(trusted, offset, 0)).float()
@@ -119,9 +117,7 @@ def radial_errors(landmarks: np.ndarray, truth: np.ndarray, spacing: np.ndarray 
     return distance * np.asarray(spacing, float)[..., None]
 
 
-def summarise_errors(
-    errors: np.ndarray, thresholds: tuple[float, ...], seed: int = 0, resamples: int = 1000
-) -> dict:
+def summarise_errors(errors: np.ndarray, thresholds: tuple[float, ...], seed: int = 0, resamples: int = 1000) -> dict:
     """MRE, SD, median and SDR of errors (images, N), nan where not annotated, each with a 95 % interval.
 
     Returns {"MRE": , "SD": , "median": , "SDR_2.0": per cent with error <= 2.0, ..., and each with "_low" and
@@ -148,9 +144,7 @@ def summarise_errors(
 def error_figures(errors: np.ndarray, thresholds: tuple[float, ...]) -> dict[str, float]:
     """MRE, SD, median and SDR (per cent with error <= threshold) of a flat array of errors; nan if empty."""
     if errors.size == 0:
-        return dict.fromkeys(
-            ["MRE", "SD", "median", *(f"SDR_{threshold}" for threshold in thresholds)], math.nan
-        )
+        return dict.fromkeys(["MRE", "SD", "median", *(f"SDR_{threshold}" for threshold in thresholds)], math.nan)
     figures = {"MRE": errors.mean(), "SD": errors.std(), "median": np.median(errors)}
     figures |= {f"SDR_{threshold}": 100 * (errors <= threshold).mean() for threshold in thresholds}
     return {name: float(value) for name, value in figures.items()}

@@ -9,9 +9,7 @@ from config import Config, UserError, build_config, check_names
 from model import FARNet, LandmarkDetector
 from run_folder import read_checkpoint
 
-METHODS: dict[str, type[LandmarkDetector]] = {
-    "farnet": FARNet,
-}
+METHODS: dict[str, type[LandmarkDetector]] = {"farnet": FARNet}
 
 
 def method_class(name: str) -> type[LandmarkDetector]:
@@ -40,7 +38,7 @@ def load_detector(checkpoint: str | Path | dict[str, Any]) -> tuple[LandmarkDete
     except RuntimeError as error:
         raise UserError(
             f"the checkpoint's weights do not fit its settings: {str(error).splitlines()[1].strip()}"
-        )
+        ) from None
     return detector.eval(), state
 
 

@@ -39,12 +39,7 @@ def make_records(folder: Path, count: int = 6, size=(96, 80), seed: int = 0) -> 
         name = f"image {number} (ä).png"
         Image.fromarray(draw_image(generator, landmarks, size)).save(folder / "imgs" / name)
         points = [
-            {
-                "pointName": f"point {abbreviation}",
-                "pointAbbreviation": abbreviation,
-                "X": float(x),
-                "Y": float(y),
-            }
+            {"pointName": f"point {abbreviation}", "pointAbbreviation": abbreviation, "X": float(x), "Y": float(y)}
             for abbreviation, (x, y) in zip(ABBREVIATIONS, landmarks, strict=True)
         ]
         records.append({"imagePath": name, "points": points})

@@ -7,7 +7,7 @@ import pytest
 from conftest import ABBREVIATIONS, draw_image, make_records, tiny_config, write_records
 from PIL import Image
 
-from annotation import load_data, read_annotation, read_image
+from annotation import load_data, read_annotation
 from config import UserError
 
 
@@ -69,41 +69,6 @@ def test_images_without_a_record_are_reported(dataset, caplog):
     logging.getLogger("farnet").propagate = True
     load_data(tiny_config(dataset))
     assert "spare.png" in caplog.text
-
-
-@pytest.mark.parametrize("ending", ["png", "jpg", "bmp", "tif"])
-def test_grey_and_colour_images_are_read(tmp_path, ending):
-    grey = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5
-    Image.fromarray(grey).save(tmp_path / f"grey.{ending}", **({"quality": 100} if ending == "jpg" else {}))
-    Image.fromarray(np.stack([grey, grey, grey], -1)).save(tmp_path / f"colour.{ending}")
-    assert read_image(tmp_path / f"grey.{ending}").shape == (6, 8)
-    assert read_image(tmp_path / f"colour.{ending}").shape == (6, 8, 3)
-    assert np.abs(read_image(tmp_path / f"grey.{ending}").astype(int) - grey).max() <= 2
-
-
-def test_colours_are_red_green_blue(tmp_path):
-    Image.new("RGB", (4, 4), (200, 100, 50)).save(tmp_path / "image.png")
-    assert read_image(tmp_path / "image.png")[0, 0].tolist() == [200, 100, 50]
-
-
-@pytest.mark.parametrize("maximum", [4095, 65535])
-def test_sixteen_bit_images_are_stretched_whatever_their_depth(tmp_path, maximum):
-    deep = np.linspace(0, maximum, 48).reshape(6, 8).astype(np.uint16)
-    for ending in ("png", "tif"):
-        Image.fromarray(deep).save(tmp_path / f"deep.{ending}")
-        image = read_image(tmp_path / f"deep.{ending}")
-        assert image.dtype == np.float32 and np.abs(image - deep * (255 / maximum)).max() < 1e-3
-
-
-def test_sixteen_bit_colour_images_are_read(tmp_path):
-    import cv2
-
-    deep = np.random.default_rng(0).integers(0, 65535, (6, 8, 3), dtype=np.uint16)
-    for ending in ("png", "tif"):
-        (tmp_path / f"deep.{ending}").write_bytes(cv2.imencode(f".{ending}", deep)[1].tobytes())
-        image = read_image(tmp_path / f"deep.{ending}").astype(float)
-        assert image.shape == (6, 8, 3)
-        assert np.corrcoef(image.ravel(), deep[..., ::-1].ravel())[0, 1] > 0.999
 
 
 # --- What is refused ---
@@ -307,9 +272,7 @@ def test_a_split_in_some_records_only_is_refused(dataset):
 
 
 def test_a_split_without_training_images_is_refused(dataset):
-    assert "no training image" in refusal(
-        dataset, [record | {"split": "test"} for record in make_records(dataset)]
-    )
+    assert "no training image" in refusal(dataset, [record | {"split": "test"} for record in make_records(dataset)])
     assert "no training image" in refusal(dataset, make_records(dataset, count=2))
 
 
@@ -331,8 +294,7 @@ def test_the_images_of_a_patient_and_equal_images_stay_together(dataset):
     for seed in range(10):
         data = load_data(tiny_config(dataset, seed=seed))
         sides = [
-            {split for split, m in data.splits.items() if set(m) & group}
-            for group in ({0, 1, 2, 3, 4, 5}, {6, 7, 8})
+            {split for split, m in data.splits.items() if set(m) & group} for group in ({0, 1, 2, 3, 4, 5}, {6, 7, 8})
         ]
         assert all(len(side) == 1 for side in sides)
 

@@ -5,7 +5,15 @@ import pytest
 
 import main
 from config import (
-    PRESETS, Config, UserError, build_config, check_value, parse_text, preset_settings, read_settings, setting_types,
+    PRESETS,
+    Config,
+    UserError,
+    build_config,
+    check_value,
+    parse_text,
+    preset_settings,
+    read_settings,
+    setting_types,
 )  # fmt: skip
 
 
@@ -101,7 +109,8 @@ def test_values_are_read_from_text_by_their_types():
     for name, text, value in [
         ("epochs", "3", 3), ("lr", "1e-3", 1e-3), ("channels_last", "yes", True), ("channels_last", "0", False),
         ("spacing", "0.1", 0.1), ("spacing", "ruler", "ruler"), ("spacing", "none", None), ("run_dir", "none", None),
-        ("lr_milestones", "100,200", (100, 200)), ("report_exclude", "none", ()), ("report_exclude", "R1,R2", ("R1", "R2")),
+        ("lr_milestones", "100,200", (100, 200)), ("report_exclude", "none", ()),
+        ("report_exclude", "R1,R2", ("R1", "R2")),
     ]:  # fmt: skip
         assert check_value(name, parse_text(name, text, hints[name]), hints[name]) == value
 

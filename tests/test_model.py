@@ -8,8 +8,16 @@ from torch import nn
 from config import Config, UserError
 from data import Sample
 from model import (
-    BACKBONES, Backbone, ComposedHead, FARNet, FARNetNetwork, NonFiniteLoss, ewc_loss, read_backbone_weights,
-    uses_bfloat16, upsample,
+    BACKBONES,
+    Backbone,
+    ComposedHead,
+    FARNet,
+    FARNetNetwork,
+    NonFiniteLoss,
+    ewc_loss,
+    read_backbone_weights,
+    upsample,
+    uses_bfloat16,
 )  # fmt: skip
 
 
@@ -93,9 +101,7 @@ def test_ewc_weighs_by_the_target_not_by_the_prediction():
 
 def test_ewc_with_alpha_1_is_the_mean_squared_error():
     a, b = torch.rand(2, 3, 5, 4), torch.rand(2, 3, 5, 4)
-    assert ewc_loss(a, b, torch.ones(2, 3, dtype=bool), 1).item() == pytest.approx(
-        ((a - b) ** 2).mean().item()
-    )
+    assert ewc_loss(a, b, torch.ones(2, 3, dtype=bool), 1).item() == pytest.approx(((a - b) ** 2).mean().item())
 
 
 def test_ewc_is_computed_in_float32_whatever_the_maps_are():
@@ -116,10 +122,7 @@ def test_a_missing_landmark_adds_nothing_to_loss_or_gradient():
 
 
 def test_the_loss_of_an_image_without_annotation_is_zero():
-    assert (
-        ewc_loss(torch.rand(1, 2, 4, 4), torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, dtype=bool), 40).item()
-        == 0
-    )
+    assert ewc_loss(torch.rand(1, 2, 4, 4), torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, dtype=bool), 40).item() == 0
 
 
 def test_both_targets_have_the_same_sigma_and_agree_on_where_the_landmark_is(monkeypatch):
@@ -211,6 +214,4 @@ def test_predictions_do_not_depend_on_what_else_is_in_the_batch(tmp_path):
 
 
 def test_no_module_is_a_relu_on_the_way_from_head_to_heatmap():
-    assert not [
-        m for m in FARNetNetwork(4, "densenet121", "none").fine_head.modules() if isinstance(m, nn.ReLU)
-    ]
+    assert not [m for m in FARNetNetwork(4, "densenet121", "none").fine_head.modules() if isinstance(m, nn.ReLU)]

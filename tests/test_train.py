@@ -3,7 +3,7 @@ import logging
 
 import pytest
 import torch
-from conftest import make_records, tiny_config, write_records
+from conftest import TinyDetector, make_records, tiny_config, write_records
 
 import train as train_module
 from annotation import load_data
@@ -45,7 +45,7 @@ def augmented(tmp_path_factory, tiny_method):
     """A data set, settings with every source of randomness on, and the folder of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("augmented")
     write_records(folder, make_records(folder))
-    config = tiny_config(
+    config = small_config(
         folder, epochs=4, rotation=10.0, scaling=0.1, intensity=0.3, lr_schedule="cosine", warmup_epochs=1
     )
     run(config, folder / "straight")
@@ -54,7 +54,7 @@ def augmented(tmp_path_factory, tiny_method):
 
 def test_resuming_equals_not_stopping(augmented, tmp_path, monkeypatch):
     folder, config = augmented
-    original, steps = train_module.LandmarkDetector.train_step, []
+    original, steps = TinyDetector.train_step, []
 
     def interrupted(self, batch, epoch, optimizers):
         steps.append(epoch)
@@ -62,11 +62,10 @@ def test_resuming_equals_not_stopping(augmented, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return original(self, batch, epoch, optimizers)
 
-    monkeypatch.setattr(train_module.LandmarkDetector, "train_step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(TinyDetector, "train_step", interrupted)
         run(config, tmp_path / "stopped")
     assert read_checkpoint(tmp_path / "stopped" / "last.pt")["epoch"] == 2
-    monkeypatch.undo()
     run(config, tmp_path / "stopped")
     assert_same(folder / "straight", tmp_path / "stopped")
 
@@ -137,9 +136,7 @@ def test_a_missing_landmark_has_no_influence_on_training(dataset):
     run(config, dataset / "run")
     detector, _ = load_detector(dataset / "run" / "last.pt")
     data = load_data(config)
-    predictions = evaluate(
-        detector, make_loader(config, data.select("test"), train=False), torch.device("cpu")
-    )
+    predictions = evaluate(detector, make_loader(config, data.select("test"), train=False), torch.device("cpu"))
     assert torch.tensor(predictions.errors()).isnan().tolist() == [[False, False, False, True]]
     assert without_time(dataset / "run")[0]["loss"] > 0
 
@@ -152,9 +149,7 @@ def test_evaluation_changes_no_batch_norm_statistic(dataset):
     loader = make_loader(config, load_data(config).records, train=False)
     first = evaluate(detector.train(), loader, torch.device("cpu"))
     second = evaluate(
-        detector,
-        make_loader(config.replace(batch_size=1), load_data(config).records, train=False),
-        torch.device("cpu"),
+        detector, make_loader(config.replace(batch_size=1), load_data(config).records, train=False), torch.device("cpu")
     )
     assert all(torch.equal(value, before[name]) for name, value in detector.state_dict().items())
     assert abs(first.landmarks - second.landmarks).max() < 1e-2  # nor do batches matter

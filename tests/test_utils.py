@@ -5,8 +5,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils import (
-    apply_affine, compose_affines, decode_heatmaps, error_figures, gaussian_heatmaps, invert_affine, radial_errors,
-    resize_affine, scale_landmarks, seed_everything, summarise_errors,
+    apply_affine,
+    compose_affines,
+    decode_heatmaps,
+    error_figures,
+    gaussian_heatmaps,
+    invert_affine,
+    radial_errors,
+    resize_affine,
+    scale_landmarks,
+    seed_everything,
+    summarise_errors,
 )  # fmt: skip
 
 

@@ -19,99 +19,12 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from tools.phantom_head import LANDMARKS, LOWER_MOLAR, UPPER_MOLAR, Points, rotation, vary_shape
+
 WIDTH, HEIGHT, SPACING = 600, 720, 0.3  # px, px, mm per px
 SUPERSAMPLING = 2
 
-# Point name, abbreviation, mean position (x, y) in head mm. Spelling as in the published data set.
-LANDMARKS = (
-    ("Ruler 1", "R1", None), ("Ruler 2", "R2", None), ("Sella turcica", "S", (0, 0)), (" Nasion", "N", (68, -9)),
-    ("Orbital", "Or", (56, 16)), (" Porion", "P", (-21, 16)), ("Condylion", "Cond", (-8, 14)),
-    ("Basion", "Ba", (-19, 38)), ("articulare", "ar", (-12, 30)), ("Gonion", "Go", (1, 68)),
-    ("Posterior point of Condyle", "ppCond", (-14, 19)), ("Antegonial notch", "Im", (21, 76)),
-    ("Pterygomaxillare", "Ptm", (23, 32)), ("Pterygo-maxillary fissure", "Pt", (20, 13)), ("Pogonion", "Pog", (65, 89)),
-    ("Gnathion", "Gn", (62, 95)), ("Menton", "Me", (55, 98)), ("Center of symphysis", "D", (58, 87)),
-    ("Anterior nasal spine", "ANS", (78, 37)), ("Posterior nasal spine", "PNS", (22, 40)), ("A point", "A", (73, 44)),
-    ("B point", "B", (65, 77)), ("Infradentale", "Id", (69, 69)), ("Incision inferior", "Is1l", (74, 59)),
-    ("Labial outline of lower incisor", "Li1l", (74, 65)), ("Apex of lower incisor", "Ap1l", (62, 80)),
-    ("Prosthion", "Pr", (75, 52)), ("Apex of upper incisor", "Ap1u", (66, 41)),
-    ("Labial outline of upper incisor", "Ls1u", (79, 57)), ("Incision superior", "Is1u", (78, 63)),
-    ("Posterior point of occlusal plane", "ppOcP", (32, 56)), ("Mesial point of upper molar", "Mu6", (47, 55)),
-    ("Distal point of upper molar", "Du6", (36, 54)), ("Mesial apex of upper molar", "Mau6", (46, 38)),
-    ("Mesial point of lower molar", "Ml6", (48, 59)), ("Distal point of lower molar", "Dl6", (36, 58)),
-    ("Mesial apex of lower molar", "Mal6", (42, 76)),
-    ("Tangent 1 (most posterior point on a tangent through articulare and ramus inferior to it)", "T1", (-9, 44)),
-    ("Tangent 2 (most inferior on a tangent through menten and lower border)", "T2", (37, 88)),
-    ("Soft tissue glabella", "Gl’", (82, -24)), ("Soft tissue Nasion", "N’", (76, -10)),
-    ("Tip of the nose", "Ns", (99, 27)), ("Collumella tangent point", "CoTg", (95, 33)), ("subnasale", "Sn", (86, 37)),
-    ("Labrale superior", "Ls", (91, 49)), ("Stomion superior", "Stm-s", (86, 55)), ("Stomion inferior", "Stm-i", (86, 59)),
-    ("Labrale inferior", "Li", (89, 67)), ("Mentolabial fold", "Sm", (80, 75)), ("Soft tissue Pogonion", "Pog’", (79, 89)),
-    ("Soft tissue Gnathion", "Gn’", (74, 98)), ("Soft tissue Menton", "Me’", (60, 104)),
-)  # fmt: skip
-
-MANDIBLE = "Go Im Pog Gn Me D B Id Is1l Li1l Ap1l Ml6 Dl6 Mal6 T1 T2 Li Sm Pog’ Gn’ Me’ Stm-i".split()
-MAXILLA = "ANS PNS A Pr Ap1u Ls1u Is1u Mu6 Du6 Mau6 Sn Ls Stm-s".split()
-CONDYLE = "Cond ppCond ar T1".split()
-UPPER_MOLAR, LOWER_MOLAR = ("Mu6", "Du6", "Mau6"), ("Ml6", "Dl6", "Mal6")
-
-Points = dict[str, np.ndarray]
-
-
-# --- Shape and pose ------------------------------------------------------------------------------
-
-
-def rotation(degrees: float) -> np.ndarray:
-    """The matrix (2, 2) that turns x towards y."""
-    angle = math.radians(degrees)
-    return np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-
-
-def turn(points: Points, names, about: np.ndarray, degrees: float) -> None:
-    """Turn the named points in place."""
-    for name in names:
-        points[name] = about + rotation(degrees) @ (points[name] - about)
-
-
-def vary_shape(generator: np.random.Generator) -> Points:
-    """A person: the mean head with the ways in which faces differ, head mm."""
-    points = {name: np.array(place, float) for _, name, place in LANDMARKS if place}
-
-    def move(names, x: float, y: float) -> None:
-        for name in names:
-            points[name] = points[name] + (x, y)
-
-    normal = generator.normal
-    move(MAXILLA, normal(0, 2.2), normal(0, 1.6))  # sagittal and vertical position of the jaws
-    move(MANDIBLE, normal(0, 3.2), normal(0, 2.5))
-    turn(points, MANDIBLE, points["Cond"], normal(0, 2.0))
-    turn(points, ["Go", "Im"], points["T2"], normal(0, 4.0))  # gonial angle
-    turn(points, ["Is1u", "Ls1u", "Pr"], points["Ap1u"], normal(0, 5.0))  # inclination of the incisors
-    turn(points, ["Is1l", "Li1l", "Id"], points["Ap1l"], normal(0, 5.0))
-    turn(points, ["N", "N’", "Gl’", "Or"], points["S"], normal(0, 2.0))  # cranial base
-    move(["Ns", "CoTg"], normal(0, 3.0), normal(0, 2.0))  # nose, lips, chin
-    move(["Ls", "Stm-s"], normal(0, 1.2), 0)
-    move(["Li", "Stm-i"], normal(0, 1.2), 0)
-    move(["Pog’", "Gn’"], normal(0, 1.5), 0)
-    move(["Pog", "Gn"], normal(0, 1.2), 0)
-    move(CONDYLE, normal(0, 1.5), normal(0, 1.2))
-    move(["P"], normal(0, 2.0), normal(0, 1.5))
-    move(["Ba"], normal(0, 1.5), normal(0, 2.0))
-    move(["Pt", "Ptm"], normal(0, 1.5), normal(0, 1.5))
-    move(UPPER_MOLAR, normal(0, 1.5), 0)
-    move(LOWER_MOLAR, normal(0, 1.5), 0)
-    together = {**dict.fromkeys(UPPER_MOLAR, 0), **dict.fromkeys(LOWER_MOLAR, 1), "Stm-s": 2}
-    shifts = generator.normal(0, 0.7, (53, 2))
-    for index, name in enumerate(points):
-        move([name], *shifts[50 + together[name] if name in together else index])
-    # the teeth do not pass through each other, and the occlusal plane ends behind the molars' contact
-    gap = (points["Ml6"] + points["Dl6"] - points["Mu6"] - points["Du6"])[1] / 2
-    move(LOWER_MOLAR, 0, max(0.0, 3.5 - gap))
-    overbite = points["Is1u"][1] - points["Is1l"][1]
-    move(["Is1l", "Li1l", "Id", "Ap1l"], 0, max(0.0, overbite - 4.0))
-    points["Stm-i"] = points["Stm-s"] + (normal(0, 0.8), abs(normal(3.0, 1.2)))  # lips meet, or nearly
-    points["Li"] = np.maximum(points["Li"], points["Stm-i"] + (-5, 5.5))
-    points["ppOcP"] = (points["Du6"] + points["Dl6"]) / 2 + (-3.5, 0)
-    points["D"] = 0.25 * points["B"] + 0.25 * points["Pog"] + 0.5 * points["Me"] + (-0.5, -4.0)
-    return points
+# --- Pose ---------------------------------------------------------------------------------------
 
 
 def draw_pose(points: Points, generator: np.random.Generator) -> np.ndarray:
@@ -121,9 +34,7 @@ def draw_pose(points: Points, generator: np.random.Generator) -> np.ndarray:
     target = np.array([WIDTH * 0.57, HEIGHT * 0.56]) + generator.uniform(-12, 12, 2) / SPACING
     placed = np.array([matrix @ (point - centre) + target for point in points.values()])
     margin = 12
-    target += np.maximum(0, margin - placed.min(0)) - np.maximum(
-        0, placed.max(0) - (WIDTH - margin, HEIGHT - margin)
-    )
+    target += np.maximum(0, margin - placed.min(0)) - np.maximum(0, placed.max(0) - (WIDTH - margin, HEIGHT - margin))
     return np.column_stack([matrix, target - matrix @ centre])
 
 
@@ -137,9 +48,7 @@ def curve(nodes, closed: bool = False, steps: int = 12) -> np.ndarray:
     t = np.linspace(0, 1, steps, endpoint=False)[:, None]
     pieces = []
     for a, b, c, d in zip(padded, padded[1:], padded[2:], padded[3:], strict=False):
-        pieces.append(
-            0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3)
-        )
+        pieces.append(0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3))
     return np.vstack(pieces if closed else [*pieces, nodes[-1:]])
 
 
@@ -168,9 +77,7 @@ class Film:
         cv2.fillPoly(mask, [self.pixels(points)], 1.0, cv2.LINE_8, 8)
         self.add(mask, amount, soft)
 
-    def stroke(
-        self, points, amount: float, width: float = 1.2, closed: bool = False, soft: float = 0.25
-    ) -> None:
+    def stroke(self, points, amount: float, width: float = 1.2, closed: bool = False, soft: float = 0.25) -> None:
         """Add a line `width` mm wide."""
         mask = np.zeros_like(self.attenuation)
         thickness = max(1, round(width * self.px_per_mm))
@@ -217,17 +124,7 @@ def draw_head(film: Film, p: Points, generator: np.random.Generator) -> None:
     profile = [(52, -98), (75, -58), p["Gl’"], p["N’"]]
     profile += [0.45 * p["N’"] + 0.55 * p["Ns"] + (-2, -2), p["Ns"], p["CoTg"], p["Sn"], p["Ls"], p["Stm-s"]]
     lower = [p[name] for name in ("Stm-i", "Li", "Sm", "Pog’", "Gn’", "Me’")]
-    behind = [
-        (42, 108),
-        (28, 114),
-        (20, 130),
-        (18, 175),
-        (-80, 185),
-        (-84, 60),
-        (-104, 10),
-        (-105, -50),
-        (-60, -108),
-    ]
+    behind = [(42, 108), (28, 114), (20, 130), (18, 175), (-80, 185), (-84, 60), (-104, 10), (-105, -50), (-60, -108)]
     behind += [(0, -118), (52, -98)]
     skin = np.vstack([curve(profile), (p["Stm-s"] + p["Stm-i"]) / 2 - (5, 0), curve([*lower, *behind])])
     film.fill(skin, 0.42, 0.5)
@@ -252,9 +149,7 @@ def draw_head(film: Film, p: Points, generator: np.random.Generator) -> None:
     film.stroke(curve(vault), 0.42, 3.6, soft=0.7)
     film.stroke(curve(vault[:-1]), 0.4, 1.0)
     film.stroke(curve([np.asarray(v) * 0.93 + (0, -1) for v in vault[1:-1]]), 0.25, 0.9)
-    sinus = curve(
-        [p["N"] + offset for offset in ((-2, -4), (1.5, -10), (1, -20), (-5, -22), (-6, -10))], True
-    )
+    sinus = curve([p["N"] + offset for offset in ((-2, -4), (1.5, -10), (1, -20), (-5, -22), (-6, -10))], True)
     film.fill(sinus, -0.35, 0.5)
     film.stroke(sinus, 0.2, 0.8, True)
     cup = ellipse(p["S"], 5.5, 5.0, -25, 205)  # sella: the landmark is its centre
@@ -264,9 +159,7 @@ def draw_head(film: Film, p: Points, generator: np.random.Generator) -> None:
     film.stroke(curve([cup[-1], p["S"] + (-9, 6), 0.5 * p["Ba"] + (-3, 4), p["Ba"]]), 0.65, 2.2)
     film.fill([p["Ba"], p["Ba"] + (2.5, -8), p["Ba"] + (-4, -8)], 0.6, 0.3)
     film.stroke(
-        curve([p["Ba"] + (-14, -3), p["ar"] + (-6, 2.5), p["ar"], p["ar"] + (12, -5), p["Pt"] + (-4, 0)]),
-        0.5,
-        1.4,
+        curve([p["Ba"] + (-14, -3), p["ar"] + (-6, 2.5), p["ar"], p["ar"] + (12, -5), p["Pt"] + (-4, 0)]), 0.5, 1.4
     )
     # ear
     canal = ellipse(p["P"] + (0, 4.2), 4.2, 4.2)
@@ -288,26 +181,11 @@ def draw_head(film: Film, p: Points, generator: np.random.Generator) -> None:
     film.fill(drop, -0.3, 0.3)
     film.stroke(drop, 0.5, 0.9, True)
     # upper jaw
-    maxilla = [
-        p["ANS"],
-        p["ANS"] + (-3, 3),
-        p["A"],
-        p["Pr"],
-        p["Mu6"] + (10, -4),
-        p["Du6"] + (0, -3),
-        p["PNS"],
-    ]
+    maxilla = [p["ANS"], p["ANS"] + (-3, 3), p["A"], p["Pr"], p["Mu6"] + (10, -4), p["Du6"] + (0, -3), p["PNS"]]
     film.fill(maxilla, 0.35, 0.5)
     film.stroke([p["ANS"] + (-2, 1.5), p["A"], p["Pr"]], 0.5, 1.0)
     film.fill(
-        [
-            p["ANS"],
-            p["ANS"] + (-12, -2.5),
-            p["PNS"] + (4, -1.2),
-            p["PNS"],
-            p["PNS"] + (4, 1),
-            p["ANS"] + (-12, 2),
-        ],
+        [p["ANS"], p["ANS"] + (-12, -2.5), p["PNS"] + (4, -1.2), p["PNS"], p["PNS"] + (4, 1), p["ANS"] + (-12, 2)],
         0.55,
         0.3,
     )
@@ -332,9 +210,7 @@ def draw_head(film: Film, p: Points, generator: np.random.Generator) -> None:
     film.stroke(curve(front), 0.45, 1.2)
     film.fill(ellipse((p["Cond"] + p["ppCond"]) / 2 + (2.5, 2.5), 4.5, 4.5), 0.3, 0.6)
     film.stroke(curve([*ramus, *border[1:4]]) + vary(-4, 4, 2), 0.2, 1.2)
-    film.stroke(
-        curve([p["Dl6"] + (-8, 10), p["Mal6"] + (-4, 3), p["Ap1l"] + (-9, 3)]), -0.16, 2.2, soft=0.6
-    )  # canal
+    film.stroke(curve([p["Dl6"] + (-8, 10), p["Mal6"] + (-4, 3), p["Ap1l"] + (-9, 3)]), -0.16, 2.2, soft=0.6)  # canal
     film.stroke(ellipse(p["D"], 4.5, 7.5), 0.35, 1.3, True)  # symphysis
     film.fill(ellipse(p["D"], 2.2, 4.0), -0.2, 0.6)
     # teeth: front ones by their landmarks, the rest between
@@ -359,16 +235,12 @@ def draw_head(film: Film, p: Points, generator: np.random.Generator) -> None:
         film.stroke(body, 0.22, 1.0, True)
         film.fill(centre + np.array([(-12, -3), (-30, 2), (-33, 8), (-12, 5)]), 0.22, 0.8)
     film.fill(curve([(12, 46), (16, 60), (9, 90), (10, 130), (2, 130), (0, 90), (3, 60)], True), -0.2, 1.2)
-    film.stroke(
-        curve([p["PNS"], p["PNS"] + (-6, 8), p["PNS"] + (-11, 22)]), 0.18, 5.0, soft=1.0
-    )  # soft palate
+    film.stroke(curve([p["PNS"], p["PNS"] + (-6, 8), p["PNS"] + (-11, 22)]), 0.18, 5.0, soft=1.0)  # soft palate
     film.fill(curve([(18, 112), (28, 108), (30, 112), (20, 116)], True), 0.3, 0.4)
     # clutter: fine bony lines behind the orbit and in the ear bone, fillings, brackets, ear rod
     for _ in range(14):
         start = np.array([vary(20, 60), vary(-4, 30)]) if vary() < 0.6 else p["P"] + vary(-14, 10, 2)
-        film.stroke(
-            curve(start + np.cumsum(generator.normal(0, 5, (4, 2)), 0)), vary(0.08, 0.2), vary(0.6, 1.4)
-        )
+        film.stroke(curve(start + np.cumsum(generator.normal(0, 5, (4, 2)), 0)), vary(0.08, 0.2), vary(0.6, 1.4))
     for _ in range(generator.integers(0, 4)):
         at = p["Mu6"] * (share := vary()) + p["Du6"] * (1 - share) + (vary(-6, 12), vary(-4, 7))
         film.fill(ellipse(at, vary(1, 2.4), vary(1, 2)), 1.2, 0.2)
@@ -394,9 +266,7 @@ def draw_ruler(film: Film, generator: np.random.Generator) -> tuple[np.ndarray, 
     for tick in range(2, 44):
         long = tick in (first, first + 10)
         middle, reach = top + tick * along, 5.5 if long else 2.4 if (tick - first) % 5 == 0 else 1.4
-        machine.stroke(
-            [middle - reach * across, middle + (reach if long else 0.2) * across], 1.1, 1.3 if long else 0.9
-        )
+        machine.stroke([middle - reach * across, middle + (reach if long else 0.2) * across], 1.1, 1.3 if long else 0.9)
     film.attenuation += machine.attenuation
     return top + first * along, top + (first + 10) * along
 
@@ -406,9 +276,7 @@ def draw_ruler(film: Film, generator: np.random.Generator) -> tuple[np.ndarray, 
 
 def smooth_noise(generator: np.random.Generator, cells: int) -> np.ndarray:
     """A random field (HEIGHT, WIDTH) of unit deviation with about `cells` bumps across."""
-    field = cv2.resize(
-        generator.normal(0, 1, (cells + 2, cells + 2)), (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC
-    )
+    field = cv2.resize(generator.normal(0, 1, (cells + 2, cells + 2)), (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
     return field / field.std()
 
 
@@ -417,9 +285,7 @@ def expose(film: Film, generator: np.random.Generator) -> np.ndarray:
     vary = generator.uniform
     attenuation = cv2.resize(film.attenuation, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
     texture = (
-        0.05 * smooth_noise(generator, 14)
-        + 0.04 * smooth_noise(generator, 45)
-        + 0.03 * smooth_noise(generator, 110)
+        0.05 * smooth_noise(generator, 14) + 0.04 * smooth_noise(generator, 45) + 0.03 * smooth_noise(generator, 110)
     )
     attenuation = np.clip(attenuation, 0, None) * (1 + texture)
     light = 1 - np.exp(-vary(0.75, 1.15) * attenuation)
@@ -465,9 +331,7 @@ def write_data_set(out: Path, count: int, seed: int) -> None:
     for index in tqdm(range(1, count + 1), "drawing", disable=None):
         picture, landmarks = draw_phantom(seed, index)
         name = f"phantom_{index:03d}.jpg"
-        (out / "imgs" / name).write_bytes(
-            cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 88])[1].tobytes()
-        )
+        (out / "imgs" / name).write_bytes(cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 88])[1].tobytes())
         points = [
             {"pointName": title, "pointAbbreviation": name, "X": round(float(x), 3), "Y": round(float(y), 3)}
             for (title, name, _), (x, y) in zip(LANDMARKS, landmarks, strict=True)
@@ -479,9 +343,7 @@ def write_data_set(out: Path, count: int, seed: int) -> None:
 
 def main() -> int:
     """Exit status 2 if there is a data set already."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("CustomDataSet"))
     parser.add_argument("--count", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
@@ -489,9 +351,7 @@ def main() -> int:
     options = parser.parse_args()
     target = options.out / "json" / "data.json"
     if target.exists() and not options.force:
-        print(
-            f"error: {target} exists already; give another --out, or --force to draw over it", file=sys.stderr
-        )
+        print(f"error: {target} exists already; give another --out, or --force to draw over it", file=sys.stderr)
         return 2
     write_data_set(options.out, options.count, options.seed)
     return 0
