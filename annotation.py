@@ -1,4 +1,4 @@
-"""From a data.json and a folder of images to checked records: points, images, spacing, splits.
+"""From a data.json and a folder of images to checked records: points, images, spacing.
 
 Only original px here; words and frames: data.py. What is wrong is said in one line that names file, record
 and point.
@@ -38,57 +38,6 @@ class Record:
     fingerprint: str = ""  # equal for images with equal pixels
 
 
-@dataclass(frozen=True)
-class LandmarkData:
-    """A checked data set: its landmarks, its records, and which records form which split."""
-
-    abbreviations: tuple[str, ...]
-    names: tuple[str, ...]
-    records: tuple[Record, ...]
-    splits: dict[str, tuple[int, ...]]
-
-    def select(self, split: str) -> list[Record]:
-        """The records of a split; none if there is no such split."""
-        return [self.records[index] for index in self.splits.get(split, ())]
-
-    @property
-    def test_sets(self) -> list[str]:
-        """Every split that is neither train nor val."""
-        return [split for split in self.splits if split not in ("train", "val")]
-
-    @property
-    def unit(self) -> str:
-        """mm if the spacing is known, else px."""
-        return "px" if any(math.isnan(record.spacing) for record in self.records) else "mm"
-
-
-def load_data(
-    config: Config,
-    abbreviations: Sequence[str] | None = None,
-    splits: dict[str, list[str]] | None = None,
-    for_training: bool = True,
-) -> LandmarkData:
-    """Read and check everything that config.img_dir and config.json_path hold.
-
-    abbreviations: the landmarks and their order where a checkpoint fixes them; else those of the file.
-    splits: image names per split where a run fixes them; else the records' own, else drawn.
-    Raises UserError, one line that names file, record and point, for everything that is wrong.
-    """
-    abbreviations, names, records = read_annotation(config, abbreviations)
-    records = read_spacing(config, abbreviations, read_images(config, abbreviations, records))
-    named = {record.name: index for index, record in enumerate(records)}
-    if splits is None:
-        indices = split_records(config, records)
-    else:
-        missing = [name for members in splits.values() for name in members if name not in named]
-        if missing:
-            raise UserError(f"{config.json_path}: image {missing[0]} of the run's split.json has no record any more")
-        indices = {split: [named[name] for name in members] for split, members in splits.items()}
-    data = LandmarkData(abbreviations, names, tuple(records), {k: tuple(v) for k, v in indices.items()})
-    check_splits(config, data, for_training)
-    return data
-
-
 # --- Annotation ----------------------------------------------------------------------------------
 
 
@@ -100,7 +49,7 @@ def read_annotation(
     The landmarks are those of most records, in the order of the first of these, unless `abbreviations` fixes
     them.
     Format: a list of {"imagePath", "points": [{"pointName", "pointAbbreviation", "X", "Y"}, ...]} with
-    optional "spacing" (mm per px), "split", "patient"; X and Y null for a missing landmark.
+    optional "spacing" (mm per px), "split", "patient"; X and Y null, or "visible" false, for a missing landmark.
     """
     file = Path(config.json_path)
     try:
@@ -172,7 +121,7 @@ def read_record(where: str, entry: dict, points: list[dict], img_dir: Path) -> R
     landmarks = np.full((len(points), 2), math.nan)
     for row, point in enumerate(points):
         values = [point.get("X"), point.get("Y")]
-        if values == [None, None]:
+        if values == [None, None] or point.get("visible", True) in (False, 0):
             continue
         for axis, value in zip("XY", values, strict=True):
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
@@ -254,7 +203,7 @@ def shorten(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-# --- Spacing and splits --------------------------------------------------------------------------
+# --- Spacing -------------------------------------------------------------------------------------
 
 
 def read_spacing(config: Config, abbreviations: Sequence[str], records: list[Record]) -> list[Record]:
@@ -300,67 +249,3 @@ def read_spacing(config: Config, abbreviations: Sequence[str], records: list[Rec
             f"({shorten(unknown)}); give it in all records, or set spacing"
         )
     return records
-
-
-def split_records(config: Config, records: Sequence[Record]) -> dict[str, list[int]]:
-    """Indices of the records per split: their own, or drawn by seed with a patient's images kept together.
-
-    Images with equal pixels count as one patient. Raises UserError if only some records name a split.
-    """
-    everything = list(range(len(records)))
-    if config.split == "same":
-        log.warning("split same: the test images are training images; the figures are a sanity check, not a result")
-        return {"train": everything, "test": everything}
-    if any(record.split for record in records):
-        without = [record.name for record in records if not record.split]
-        if without:
-            raise UserError(f"{config.json_path}: image {without[0]} names no split, others do; name it in all or none")
-        splits: dict[str, list[int]] = {}
-        for index, record in enumerate(records):
-            splits.setdefault(record.split, []).append(index)
-        return splits
-
-    group = list(everything)  # the smallest index of the images that belong together
-    for key in ("patient", "fingerprint"):
-        first: dict[str, int] = {}
-        for index, record in enumerate(records):
-            value = getattr(record, key)
-            if value is not None:
-                old, new = group[index], group[first.setdefault(value, index)]
-                group = [new if g == old else g for g in group]
-    order = np.random.default_rng(config.seed).permutation(sorted(set(group)))
-    splits = {"train": [], "val": [], "test": []}
-    fractions = {"test": config.test_fraction, "val": config.val_fraction}
-    wanted = {split: max(1, round(part * len(records))) for split, part in fractions.items() if part > 0}
-    groups = [[index for index in everything if group[index] == leader] for leader in order]
-    for split, count in wanted.items():
-        # groups that fit, in the drawn order; where none does, the smallest
-        for members in list(groups):
-            if len(splits[split]) + len(members) <= count:
-                splits[split] += members
-                groups.remove(members)
-        if not splits[split] and groups:
-            smallest = min(groups, key=len)
-            splits[split] += smallest
-            groups.remove(smallest)
-    splits["train"] = [index for members in groups for index in members]
-    return {split: sorted(members) for split, members in splits.items() if members or split == "train"}
-
-
-def check_splits(config: Config, data: LandmarkData, for_training: bool) -> None:
-    """Refuse a split that leaves nothing to train on; warn of equal images on both sides of one."""
-    sizes = ", ".join(f"{split} {len(members)}" for split, members in data.splits.items())
-    log.info("%d images, %d landmarks: %s", len(data.records), len(data.abbreviations), sizes)
-    if for_training and not data.splits.get("train"):
-        raise UserError(
-            f"{config.json_path}: the split leaves no training image ({sizes}); add records, lower "
-            "val_fraction and test_fraction, or set split to same for a sanity check"
-        )
-    if config.split == "same":
-        return
-    seen: dict[str, tuple[str, str]] = {}
-    for split, members in data.splits.items():
-        for record in (data.records[index] for index in members):
-            other = seen.setdefault(record.fingerprint, (split, record.name))
-            if other[0] != split:
-                log.warning("equal images on both sides: %s (%s) and %s (%s)", other[1], other[0], record.name, split)

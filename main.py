@@ -11,10 +11,12 @@ import argparse
 import json
 import logging
 import sys
+import time
 from pathlib import Path
 from typing import Any, NoReturn
 
-from annotation import LandmarkData, load_data
+import torch
+
 from config import (
     PRESETS,
     Config,
@@ -29,7 +31,8 @@ from config import (
 from data import make_loader
 from methods import load_detector, method_class, resolve_device
 from report import draw_overlays, summary_table, write_predictions, write_report
-from run_folder import create_run_folder, read_checkpoint, start_log, write_provenance
+from run_folder import create_run_folder, discard_unstarted, read_checkpoint, source_commit, start_log, write_provenance
+from splits import LandmarkData, load_data
 from train import evaluate, train
 
 log = logging.getLogger("farnet")
@@ -121,6 +124,7 @@ def resolve_tested_config(options: argparse.Namespace, overrides: dict[str, str]
 
 def test(config: Config, run_dir: Path, data: LandmarkData, checkpoint: Path | dict[str, Any]) -> None:
     """Predict every test set with a checkpoint; write the report of each into run_dir/<test set>."""
+    started = time.perf_counter()
     detector, _ = load_detector(checkpoint)
     detector.config = config
     device = resolve_device(config.device)
@@ -137,46 +141,73 @@ def test(config: Config, run_dir: Path, data: LandmarkData, checkpoint: Path | d
         summary = write_report(folder, data.names, config.report_exclude, config.sdr_thresholds, provenance)
         draw_overlays(folder, records, config.overlays)
         log.info("test set %s, report in %s\n%s", test_set, folder, summary_table(summary, config.sdr_thresholds))
+    log.info("tested in %.1f min", (time.perf_counter() - started) / 60)
 
 
-def run(arguments: list[str]) -> None:
-    """Everything that main.py does. Raises UserError."""
-    options, overrides = parse_arguments(arguments)
-    if options.test:
-        config, state = resolve_tested_config(options, overrides)
-        run_dir = create_run_folder(config, "-test")
-        start_log(run_dir)
-        data = load_data(config, state["abbreviations"], for_training=False)
-        detector, _ = load_detector(state)
-        write_provenance(run_dir, config, sum(p.numel() for p in detector.parameters()), resolve_device(config.device))
-        test(config, run_dir, data, state)
-        return
-    if options.resume:
-        config, run_dir = resolve_resumed_config(options, overrides)
-    else:
-        config = resolve_config(options, overrides)
-        run_dir = create_run_folder(config)
-    start_log(run_dir)
-    log.info("run folder %s", run_dir)
+def run_training(config: Config, run_dir: Path) -> None:
+    """Train, or go on training, then test with the best checkpoint; the last one where there is no val split."""
     try:
         data = train(config, run_dir)
     except KeyboardInterrupt:
-        log.warning("stopped; go on with: python main.py --resume %s", run_dir)
+        if (run_dir / "last.pt").exists():
+            log.warning("stopped; go on with: python main.py --resume %s", run_dir)
         raise
     best = run_dir / "best.pt"
     test(config, run_dir, data, best if best.exists() else run_dir / "last.pt")
 
 
+def run_test(config: Config, run_dir: Path, state: dict[str, Any]) -> None:
+    """Test a checkpoint that was read. Without splits of their own, images new to it form the test set."""
+    data = load_data(config, state["abbreviations"], seen=state["images"], for_training=False)
+    detector, _ = load_detector(state)
+    parameters = sum(parameter.numel() for parameter in detector.parameters())
+    write_provenance(run_dir, config, parameters, resolve_device(config.device))
+    test(config, run_dir, data, state)
+
+
+def run(arguments: list[str]) -> None:
+    """Everything that main.py does. Raises UserError."""
+    options, overrides = parse_arguments(arguments)
+    state: dict[str, Any] = {}
+    if options.resume:
+        config, run_dir = resolve_resumed_config(options, overrides)
+    elif options.test:
+        config, state = resolve_tested_config(options, overrides)
+        run_dir = create_run_folder(config, "-test")
+    else:
+        config = resolve_config(options, overrides)
+        run_dir = create_run_folder(config)
+    start_log(run_dir)
+    log.info("run folder %s, commit %s", run_dir, source_commit())
+    try:
+        if options.test:
+            run_test(config, run_dir, state)
+        else:
+            run_training(config, run_dir)
+    except UserError:
+        discard_unstarted(run_dir)
+        raise
+
+
 def main() -> int:
-    """Exit status: 0 done, 2 a mistake of the user (said in one line), 130 interrupted."""
+    """Exit status: 0 done, 2 a mistake of the user or a full or forbidden disk (said in one line), 130 interrupted."""
     try:
         run(sys.argv[1:])
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        message = str(error)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        message = f"{error.filename}: {error.strerror}; free space, close the file, or choose another run_dir"
+    except torch.OutOfMemoryError:
+        message = "the device has not enough memory: lower batch_size, or set precision to bf16"
     except KeyboardInterrupt:
         return 130
-    return 0
+    else:
+        return 0
+    # a loader process reports its error with a traceback, the message in the last line
+    print(f"error: {message.splitlines()[-1].removeprefix('config.UserError: ')}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -44,6 +44,14 @@ def create_run_folder(config: Config, kind: str = "") -> Path:
     return run_dir
 
 
+def discard_unstarted(run_dir: Path) -> None:
+    """Remove a run folder that holds nothing but its log: the run ended before it began."""
+    if [path.name for path in run_dir.iterdir()] == ["log.txt"]:
+        close_log()
+        (run_dir / "log.txt").unlink()
+        run_dir.rmdir()
+
+
 class TqdmHandler(logging.StreamHandler):
     """Log lines above a progress bar instead of through it."""
 
@@ -54,15 +62,20 @@ class TqdmHandler(logging.StreamHandler):
 
 def start_log(run_dir: Path) -> None:
     """Log to the terminal and, from now on, to the run's log.txt (and to no other run's)."""
-    for handler in list(log.handlers):
-        log.removeHandler(handler)
-        handler.close()
+    close_log()
     log.setLevel(logging.INFO)
     log.propagate = False
     log.addHandler(TqdmHandler())
     file = logging.FileHandler(run_dir / "log.txt", encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(file)
+
+
+def close_log() -> None:
+    """Close the log of the run before."""
+    for handler in list(log.handlers):
+        log.removeHandler(handler)
+        handler.close()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -22,13 +22,13 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from annotation import LandmarkData, load_data
 from config import Config
 from data import Sample, make_loader
 from methods import create_detector, load_detector, resolve_device
 from model import LandmarkDetector, uses_bfloat16
 from report import draw_curves
 from run_folder import read_checkpoint, save_checkpoint, write_provenance, write_text
+from splits import LandmarkData, load_data
 from utils import apply_affine, error_figures, radial_errors, seed_everything
 
 try:
@@ -122,6 +122,7 @@ def train(config: Config, run_dir: Path) -> LandmarkData:
             full["optimizers"] = {name: optimizer.state_dict() for name, optimizer in optimizers.items()}
             save_checkpoint(run_dir / "last.pt", full)
     bar.close()
+    log.info("trained in %.1f min", (time.perf_counter() - started) / 60)
     return data
 
 
@@ -159,6 +160,7 @@ def checkpoint_state(config: Config, data: LandmarkData, detector: LandmarkDetec
         "settings": config.to_dict(),
         "abbreviations": list(data.abbreviations),
         "names": list(data.names),
+        "images": {record.fingerprint: split for split in data.splits for record in data.select(split)},
         "model": detector.state_dict(),
         **state,
     }

@@ -86,7 +86,7 @@ def tiny_config(folder: Path, **settings) -> Config:
     defaults = dict(
         img_dir=str(folder / "imgs"), json_path=str(folder / "json" / "data.json"), num_landmarks=4,
         height=64, width=96, sigma=3.0, lr=1e-3, decode="subpixel", backbone_weights="none", epochs=2, batch_size=2,
-        workers=0, device="cpu", val_fraction=0.2, test_fraction=0.2, overlays=2,
+        workers=0, device="cpu", val_fraction=0.2, test_fraction=0.2, overlays=2, save_every=2,
     )  # fmt: skip
     return Config(**defaults | settings)
 

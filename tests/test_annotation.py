@@ -7,8 +7,9 @@ import pytest
 from conftest import ABBREVIATIONS, draw_image, make_records, tiny_config, write_records
 from PIL import Image
 
-from annotation import load_data, read_annotation
+from annotation import read_annotation
 from config import UserError
+from splits import load_data
 
 
 def refusal(folder, records, **settings) -> str:
@@ -55,6 +56,15 @@ def test_null_coordinates_are_a_missing_landmark(dataset):
     records[2]["points"][3] |= {"X": None, "Y": None}
     write_records(dataset, records)
     assert np.isnan(load_data(tiny_config(dataset)).records[2].landmarks[3]).all()
+
+
+@pytest.mark.parametrize("visible", [False, 0])
+def test_a_point_that_is_not_visible_is_a_missing_landmark(dataset, visible):
+    records = make_records(dataset)
+    records[2]["points"][3] |= {"X": 0, "Y": 0, "visible": visible}
+    records[2]["points"][2] |= {"visible": True}
+    write_records(dataset, records)
+    assert np.isnan(load_data(tiny_config(dataset)).records[2].landmarks).any(1).tolist() == [False] * 3 + [True]
 
 
 def test_a_name_may_differ_from_its_file_in_case_and_composition(dataset):
@@ -250,69 +260,3 @@ def test_spacing_in_some_records_only_is_refused(dataset):
 
 def test_a_ruler_that_is_not_among_the_landmarks_is_refused(dataset):
     assert "set spacing to mm per px" in refusal(dataset, make_records(dataset), ruler=("R1", "R9"))
-
-
-# --- Splits ---
-
-
-def test_the_records_own_splits_are_kept(dataset):
-    records = make_records(dataset)
-    for record, split in zip(records, ["train", "train", "val", "test1", "test2", "train"], strict=True):
-        record["split"] = split
-    write_records(dataset, records)
-    data = load_data(tiny_config(dataset))
-    assert data.splits == {"train": (0, 1, 5), "val": (2,), "test1": (3,), "test2": (4,)}
-    assert data.test_sets == ["test1", "test2"]
-
-
-def test_a_split_in_some_records_only_is_refused(dataset):
-    records = make_records(dataset)
-    records[0]["split"] = "train"
-    assert "names no split" in refusal(dataset, records)
-
-
-def test_a_split_without_training_images_is_refused(dataset):
-    assert "no training image" in refusal(dataset, [record | {"split": "test"} for record in make_records(dataset)])
-    assert "no training image" in refusal(dataset, make_records(dataset, count=2))
-
-
-def test_drawn_splits_depend_on_the_seed_alone(dataset):
-    splits = [load_data(tiny_config(dataset, seed=seed)).splits for seed in (0, 0, 1, 2, 3)]
-    assert splits[0] == splits[1]
-    assert any(other != splits[0] for other in splits[2:])
-    assert sorted(sum(splits[0].values(), ())) == list(range(6))
-    assert {name: len(members) for name, members in splits[0].items()} == {"train": 4, "val": 1, "test": 1}
-
-
-def test_the_images_of_a_patient_and_equal_images_stay_together(dataset):
-    records = make_records(dataset, count=10)
-    for number, record in enumerate(records):
-        record["patient"] = number // 3
-    shutil.copy(dataset / "imgs" / records[0]["imagePath"], dataset / "imgs" / records[5]["imagePath"])
-    records[5]["points"] = records[0]["points"]
-    write_records(dataset, records)
-    for seed in range(10):
-        data = load_data(tiny_config(dataset, seed=seed))
-        sides = [
-            {split for split, m in data.splits.items() if set(m) & group} for group in ({0, 1, 2, 3, 4, 5}, {6, 7, 8})
-        ]
-        assert all(len(side) == 1 for side in sides)
-
-
-def test_equal_images_on_both_sides_of_a_split_are_named(dataset, caplog):
-    records = make_records(dataset)
-    for record, split in zip(records, ["train"] * 4 + ["test"] * 2, strict=True):
-        record["split"] = split
-    shutil.copy(dataset / "imgs" / records[0]["imagePath"], dataset / "imgs" / records[5]["imagePath"])
-    records[5]["points"] = records[0]["points"]
-    write_records(dataset, records)
-    logging.getLogger("farnet").propagate = True
-    load_data(tiny_config(dataset))
-    assert "image 0 (ä).png (train) and image 5 (ä).png (test)" in caplog.text
-
-
-def test_split_same_trains_and_tests_on_every_image_and_says_so(dataset, caplog):
-    logging.getLogger("farnet").propagate = True
-    data = load_data(tiny_config(dataset, split="same"))
-    assert data.splits == {"train": tuple(range(6)), "test": tuple(range(6))}
-    assert "sanity check" in caplog.text

@@ -4,9 +4,9 @@ import torch
 from conftest import tiny_config
 from torch.utils.data import DataLoader
 
-from annotation import load_data
 from data import LandmarkDataset, draw_affine, make_loader, make_sample
 from images import warp_image
+from splits import load_data
 from utils import apply_affine, compose_affines, invert_affine, resize_affine
 
 AUGMENTED = dict(rotation=15.0, scaling=0.2, shift=0.1, intensity=0.5)

@@ -6,11 +6,11 @@ import torch
 from conftest import TinyDetector, make_records, tiny_config, write_records
 
 import train as train_module
-from annotation import load_data
 from config import Config, UserError
 from data import make_loader
 from methods import load_detector
 from run_folder import read_checkpoint
+from splits import load_data
 from train import evaluate, keep_freed_memory, learning_rate_factor, read_metrics, train, warn_of_long_run
 
 
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("tiny_method")
 
 def small_config(folder, **settings):
     """Settings for the smallest method there is."""
-    return tiny_config(folder, method="tiny", **settings)
+    return tiny_config(folder, **dict(method="tiny", save_every=1) | settings)
 
 
 @pytest.fixture

@@ -1,0 +1,72 @@
+"""The house has floors: a file imports only from files below it. And the README's tree shows every file."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FLOORS = {
+    "config": 0, "utils": 1, "images": 2, "annotation": 2, "splits": 2, "data": 2, "run_folder": 2, "report": 2,
+    "model": 3, "methods": 4, "train": 5, "main": 6, "tools": 7,
+}  # fmt: skip
+ON_ONE_FLOOR = {  # within a floor, too, imports go one way
+    "images": set(), "annotation": {"images"}, "splits": {"annotation"}, "data": {"annotation", "images"},
+    "run_folder": set(), "report": {"annotation", "images"},
+    "methods": {"methods"}, "tools": {"tools"},
+}  # fmt: skip
+SOURCES = sorted(path for path in ROOT.rglob("*.py") if not {".venv", "tests"} & set(path.relative_to(ROOT).parts))
+
+
+def module(path: Path) -> str:
+    """The top-level name of a source file."""
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    """The top-level names that a file imports."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module.split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_imports_only_from_floors_below(path):
+    own = module(path)
+    for name in imported(path) & FLOORS.keys():
+        assert FLOORS[name] < FLOORS[own] or name in ON_ONE_FLOOR.get(own, set()), f"{own} imports {name}"
+
+
+def test_every_source_file_has_a_floor():
+    assert {module(path) for path in SOURCES} == FLOORS.keys()
+
+
+def test_nothing_is_loaded_with_code_in_it():
+    for path in SOURCES:
+        text = path.read_text(encoding="utf-8")
+        assert text.count("torch.load(") == text.count("weights_only=True")
+
+
+@pytest.mark.parametrize("name", ["train", "main", "tools.make_phantom"])
+def test_importing_a_file_starts_nothing(name, tmp_path):
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {name}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_tree_in_the_readme_shows_every_file():
+    tree = re.search(r"```text\n(farnet.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S).group(1)
+    shown = set(re.findall(r"^\s+([\w./]+)", tree, re.M))
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    top = {name.split("/")[0] + ("/" if "/" in name else "") for name in files if not name.startswith('"')}
+    modules = {name.split("/")[1] for name in files if re.fullmatch(r"(methods|tools|tests)/\w+\.py", name)}
+    expected = {name for name in top if not name.startswith(".") or name == ".ci/"} | (modules - {"__init__.py"})
+    assert {name for name in expected if name not in shown and not name.startswith("test_")} == set()

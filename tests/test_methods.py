@@ -1,0 +1,133 @@
+"""What every method must fulfil, whatever it does inside: one line in METHODS and all this runs on it."""
+
+import pytest
+import torch
+from conftest import ABBREVIATIONS, make_records, tiny_config, write_records
+
+from annotation import read_annotation
+from config import UserError, build_config
+from data import Sample, make_sample
+from methods import METHODS, create_detector, load_detector, method_class, resolve_device
+from run_folder import read_checkpoint, save_checkpoint
+from splits import load_data
+from train import checkpoint_state, read_metrics, train
+
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=METHODS)
+def method(request) -> str:
+    """The name of each method in turn."""
+    return request.param
+
+
+def method_config(folder, method, **settings):
+    """A method's own settings for a folder of make_records."""
+    plain = tiny_config(folder, **settings).to_dict()
+    return build_config(method_class(method).Config, plain | {"method": method})
+
+
+def make_batch(config, count=2) -> Sample:
+    """The first `count` images as a collated batch."""
+    samples = [make_sample(config, record) for record in load_data(config).records[:count]]
+    stacked = [torch.stack(column) for column in list(zip(*samples, strict=True))[:4]]
+    return Sample(*stacked, name=[sample.name for sample in samples])
+
+
+def test_a_method_learns_one_image_to_less_than_a_pixel(dataset, method):
+    torch.manual_seed(0)
+    config = method_config(dataset, method, lr=1e-3)
+    detector, batch = create_detector(config).train(), make_batch(config, count=1)
+    batch = Sample(*(torch.cat([part, part]) for part in batch[:4]), name=batch.name * 2)
+    optimizers = detector.configure_optimizers()
+    losses = [sum(detector.train_step(batch, 0, optimizers).values()) for _ in range(120)]
+    landmarks, _ = detector.eval().predict(batch.image)
+    assert losses[-1] < losses[0] / 10
+    assert (landmarks - batch.landmarks).norm(dim=-1).max() < 1
+
+
+def test_the_loss_reaches_every_parameter(dataset, method):
+    config = method_config(dataset, method)
+    detector = create_detector(config).train()
+    terms = detector.loss(make_batch(config), 0)
+    sum(terms.values()).backward()
+    assert all(term.ndim == 0 and term.dtype == torch.float32 for term in terms.values())
+    assert [name for name, parameter in detector.named_parameters() if parameter.grad is None] == []
+
+
+def test_missing_landmarks_leave_loss_and_gradient_finite(dataset, method):
+    config = method_config(dataset, method)
+    detector, batch = create_detector(config).train(), make_batch(config)
+    batch.landmarks[0, 2] = batch.landmarks[1] = float("nan")
+    loss = sum(detector.loss(batch, 0).values())
+    loss.backward()
+    assert loss.isfinite()
+    assert all(parameter.grad.isfinite().all() for parameter in detector.parameters())
+
+
+@pytest.mark.parametrize("size", [(64, 96), (96, 64)])
+def test_landmarks_are_predicted_in_the_network_frame_for_any_count_and_size(tmp_path, method, size):
+    config = method_config(tmp_path, method, num_landmarks=7, height=size[0], width=size[1])
+    detector = create_detector(config).eval()
+    with torch.inference_mode():
+        landmarks, score = detector.predict(torch.randn(3, 3, *size))
+    assert landmarks.shape == (3, 7, 2) and score.shape == (3, 7)
+    assert landmarks.dtype == score.dtype == torch.float32
+    assert (landmarks >= -0.5).all() and (landmarks <= torch.tensor([size[1] - 0.5, size[0] - 0.5])).all()
+
+
+def test_a_loaded_checkpoint_predicts_what_was_saved(dataset, method):
+    config = method_config(dataset, method)
+    detector, data = create_detector(config).eval(), load_data(config)
+    image = make_batch(config).image
+    path = dataset / "best.pt"
+    save_checkpoint(path, checkpoint_state(config, data, detector, {"epoch": 1, "best_MRE": 2.0}))
+    loaded, state = load_detector(path)
+    with torch.inference_mode():
+        for a, b in zip(detector.predict(image), loaded.predict(image), strict=True):
+            assert torch.equal(a, b)
+    assert state["method"] == method and tuple(state["abbreviations"]) == ABBREVIATIONS
+    assert loaded.config == config and not loaded.training
+
+
+def test_a_method_resumes_as_if_it_had_not_stopped(dataset, method, tmp_path_factory):
+    config = method_config(dataset, method, save_every=1, val_fraction=0.0, rotation=10.0)
+    runs = tmp_path_factory.mktemp("runs")
+    for name, all_epochs in (("straight", [2]), ("stopped", [1, 2])):
+        (runs / name).mkdir()
+        for epochs in all_epochs:
+            train(config.replace(epochs=epochs), runs / name)
+    straight, stopped = (read_checkpoint(runs / name / "last.pt")["model"] for name in ("straight", "stopped"))
+    assert all(torch.equal(value, stopped[name]) for name, value in straight.items())
+    losses = [[row["loss"] for row in read_metrics(runs / name / "metrics.csv")] for name in ("straight", "stopped")]
+    assert losses[0] == losses[1] and len(losses[0]) == 2
+
+
+def test_an_unknown_method_is_refused_with_the_list():
+    with pytest.raises(UserError, match="did you mean farnet"):
+        method_class("farnett")
+
+
+def test_weights_that_do_not_fit_their_settings_are_refused(dataset, method):
+    config = method_config(dataset, method)
+    state = checkpoint_state(config, load_data(config), create_detector(config), {"epoch": 1, "best_MRE": 2.0})
+    with pytest.raises(UserError, match="do not fit"):
+        load_detector(state | {"settings": config.replace(num_landmarks=5).to_dict()})
+
+
+def test_a_checkpoint_tells_the_landmarks_of_other_data_apart(dataset, tmp_path):
+    records = make_records(dataset)
+    for record in records:
+        record["points"][3]["pointAbbreviation"] = "C"
+    write_records(dataset, records)
+    with pytest.raises(UserError, match=r"not those of the checkpoint; unknown: C; absent: B"):
+        read_annotation(tiny_config(dataset), ABBREVIATIONS)
+
+
+def test_devices_are_chosen_or_refused_by_name():
+    assert resolve_device("cpu") == CPU
+    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    for name in ("gpu", "cuda:99"):
+        with pytest.raises(UserError, match=f"setting device: {name} cannot be used"):
+            resolve_device(name)

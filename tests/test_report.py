@@ -1,0 +1,171 @@
+import json
+import math
+
+import numpy as np
+import pytest
+import xlrd
+from conftest import make_records, tiny_config, write_records
+from PIL import Image
+
+from report import (
+    BLUE,
+    RED,
+    YELLOW,
+    draw_curves,
+    draw_overlay,
+    draw_overlays,
+    read_predictions,
+    summary_table,
+    write_predictions,
+    write_report,
+)
+from splits import load_data
+from train import Predictions
+
+ABBREVIATIONS, NAMES = ["R1", "A", "N’"], ["Ruler 1", "A point", "Soft tissue Nasion"]
+THRESHOLDS = (2.0, 2.5, 3.0, 4.0)
+
+
+def make_predictions(spacing=0.5) -> Predictions:
+    """Two images, three landmarks, the last one of the second image not annotated; errors 3 4 10 / 0 5 px."""
+    truth = np.array([[[10, 10], [20, 20], [30, 30]], [[11, 10], [21, 20], [math.nan, math.nan]]])
+    landmarks = np.array([[[13, 10], [20, 24], [36, 38]], [[11, 10], [24, 24], [1, 2]]], float)
+    score = np.array([[0.9, 0.8, 0.7], [0.6, 0.5, 0.4]])
+    return Predictions(["a (1).jpg", "ä.jpg"], landmarks, truth, score, np.full(2, spacing))
+
+
+@pytest.fixture
+def reported(tmp_path):
+    """The folder of a report on make_predictions, and its summary."""
+    write_predictions(tmp_path / "predictions.csv", make_predictions(), ABBREVIATIONS, "mm")
+    provenance = {"commit": "abc", "versions": {"torch": "2"}, "settings": {"epochs": 3, "ruler": ["R1", "R2"]}}
+    return tmp_path, write_report(tmp_path, NAMES, ("R1",), THRESHOLDS, provenance)
+
+
+def sheets(folder) -> dict[str, list[list]]:
+    """results.xls as rows of values by sheet."""
+    book = xlrd.open_workbook(folder / "results.xls")
+    return {sheet.name: [sheet.row_values(row) for row in range(sheet.nrows)] for sheet in book.sheets()}
+
+
+def test_predictions_survive_a_round_trip_through_their_csv(tmp_path):
+    predictions = make_predictions()
+    write_predictions(tmp_path / "predictions.csv", predictions, ABBREVIATIONS, "mm")
+    names, abbreviations, columns, unit = read_predictions(tmp_path / "predictions.csv")
+    assert (names, abbreviations, unit) == (predictions.names, ABBREVIATIONS, "mm")
+    assert np.allclose(np.stack([columns["x"], columns["y"]], -1), predictions.landmarks, atol=1e-4)
+    assert np.allclose(np.stack([columns["x_true"], columns["y_true"]], -1), predictions.truth, equal_nan=True)
+    assert np.allclose(columns["error"], [[1.5, 2, 5], [0, 2.5, math.nan]], equal_nan=True)
+
+
+def test_without_spacing_errors_are_in_px_and_say_so(tmp_path):
+    write_predictions(tmp_path / "predictions.csv", make_predictions(math.nan), ABBREVIATIONS, "px")
+    assert "error_px" in (tmp_path / "predictions.csv").read_text(encoding="utf-8").splitlines()[0]
+    assert np.allclose(read_predictions(tmp_path / "predictions.csv")[2]["error"][0], [3, 4, 10])
+    summary = write_report(tmp_path, NAMES, (), THRESHOLDS, {})
+    assert summary["all"]["unit"] == "px" and "MRE (px)" in sheets(tmp_path)["landmarks"][0]
+    assert "SDR at 2/2.5/3/4 px" in summary_table(summary, THRESHOLDS)
+
+
+def test_the_summary_holds_every_figure_with_its_interval_for_all_and_for_the_headline(reported):
+    folder, summary = reported
+    assert json.loads((folder / "summary.json").read_text(encoding="utf-8")) == summary
+    for part in ("all", "headline"):
+        for figure in ("MRE", "SD", "median", "SDR_2.0", "SDR_2.5", "SDR_3.0", "SDR_4.0"):
+            assert summary[part][f"{figure}_low"] <= summary[part][figure] <= summary[part][f"{figure}_high"]
+        assert summary[part]["unit"] == "mm" and summary[part]["n_images"] == 2
+    assert summary["all"]["n_landmarks"] == 5 and summary["headline"]["n_landmarks"] == 3
+    assert summary["all"]["MRE"] == pytest.approx((1.5 + 2 + 5 + 0 + 2.5) / 5)
+    assert summary["headline"]["MRE"] == pytest.approx((2 + 5 + 2.5) / 3)
+    assert summary["headline"]["SDR_2.0"] == pytest.approx(100 / 3)
+    assert summary["headline"]["SDR_2.5"] == pytest.approx(200 / 3)
+
+
+def test_the_report_read_back_equals_the_predictions(reported):
+    folder, summary = reported
+    errors = read_predictions(folder / "predictions.csv")[2]["error"]
+    rows = sheets(folder)["landmarks"]
+    titles = rows[0]
+    assert titles[:4] == ["NO", "abbreviation", "name", "n"]
+    assert titles[4:8] == [f"SDR <= {t} mm (%)" for t in ("2", "2.5", "3", "4")]
+    assert titles[8:] == ["MRE (mm)", "SD (mm)", "median (mm)", "max (mm)"]
+    for number, row in enumerate(rows[1:4]):
+        own = errors[:, number][np.isfinite(errors[:, number])]
+        assert row[:4] == [number + 1, ABBREVIATIONS[number], NAMES[number], own.size]
+        assert np.allclose(row[4:8], [100 * (own <= threshold).mean() for threshold in THRESHOLDS])
+        assert np.allclose(row[8:], [own.mean(), own.std(), np.median(own), own.max()])
+    overall = {row[1]: (row, rows[place + 1], rows[place + 2]) for place, row in enumerate(rows) if row[1] in summary}
+    for part, three in overall.items():
+        for row, end in zip(three, ("", "_low", "_high"), strict=True):
+            figures = [summary[part][name + end] for name in ("SDR_2.0", "SDR_4.0", "MRE", "SD", "median")]
+            assert np.allclose([row[4], *row[7:11]], figures)
+    assert set(overall) == {"all", "headline"}
+
+
+def test_the_report_has_a_row_per_image_and_its_settings(reported):
+    images, settings = sheets(reported[0])["images"], dict(sheets(reported[0])["settings"])
+    assert [row[0] for row in images[1:]] == ["a (1).jpg", "ä.jpg"]
+    assert images[1][1:3] == [2, pytest.approx(3.5)] and images[2][1:3] == [1, pytest.approx(2.5)]
+    assert settings["epochs"] == 3 and settings["commit"] == "abc" and settings["ruler"] == '["R1", "R2"]'
+
+
+def test_a_landmark_that_is_annotated_nowhere_has_blank_figures(tmp_path):
+    predictions = make_predictions()
+    predictions.truth[:, 1] = math.nan
+    write_predictions(tmp_path / "predictions.csv", predictions, ABBREVIATIONS, "mm")
+    write_report(tmp_path, NAMES, (), THRESHOLDS, {})
+    row = sheets(tmp_path)["landmarks"][2]
+    assert row[3] == 0 and set(row[4:]) == {""}
+
+
+def test_a_data_set_without_truth_has_a_report_without_figures(tmp_path):
+    predictions = make_predictions()
+    predictions.truth[:] = math.nan
+    write_predictions(tmp_path / "predictions.csv", predictions, ABBREVIATIONS, "mm")
+    summary = write_report(tmp_path, NAMES, ("R1",), THRESHOLDS, {})
+    assert json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))["all"]["MRE"] is None
+    assert summary["all"]["n_landmarks"] == 0 and "nan" in summary_table(summary, THRESHOLDS)
+
+
+def test_a_report_of_300_landmarks_fits_into_xls(tmp_path):
+    truth = np.random.default_rng(0).uniform(0, 100, (2, 300, 2))
+    predictions = Predictions(["a", "b"], truth + 1, truth, np.ones((2, 300)), np.ones(2))
+    abbreviations = [f"L{number}" for number in range(300)]
+    write_predictions(tmp_path / "predictions.csv", predictions, abbreviations, "mm")
+    write_report(tmp_path, abbreviations, (), THRESHOLDS, {})
+    assert len(sheets(tmp_path)["landmarks"]) > 300
+
+
+def test_an_overlay_has_the_detection_red_the_truth_blue_and_a_line_between():
+    image = np.zeros((1200, 1000, 3), np.uint8)
+    picture = np.asarray(draw_overlay(image, np.array([[100.0, 200.0]]), np.array([[300.0, 200.0]]), "caption"))
+    assert tuple(picture[200, 100]) == RED and tuple(picture[200, 300]) == BLUE and tuple(picture[200, 200]) == YELLOW
+    assert picture.shape[0] > 1200 and picture[1200:].max() == 255  # the caption stands below the image
+
+
+def test_an_overlay_of_a_small_image_is_enlarged_with_its_points():
+    image = np.zeros((120, 100), np.uint8)
+    picture = np.asarray(draw_overlay(image, np.array([[9.5, 19.5]]), np.full((1, 2), math.nan), ""))
+    assert picture.shape[1] == 1000 and tuple(picture[200, 100]) == RED
+    assert not (picture[:1200] == BLUE).all(-1).any()
+
+
+def test_overlays_run_from_the_best_image_to_the_worst(tmp_path):
+    write_records(tmp_path, make_records(tmp_path))
+    records = load_data(tiny_config(tmp_path)).records
+    truth = np.stack([record.landmarks for record in records])
+    offsets = np.array([5, 0, 4, 1, 3, 2.0])[:, None, None]
+    predictions = Predictions([r.name for r in records], truth + offsets, truth, np.ones((6, 4)), np.full(6, 0.5))
+    write_predictions(tmp_path / "predictions.csv", predictions, ["R1", "R2", "A", "B"], "mm")
+    draw_overlays(tmp_path, records, 3)
+    names = sorted(path.name for path in (tmp_path / "overlays").iterdir())
+    assert len(names) == 3 and names[0] == "001_image 1 (ä).png" and names[-1] == "006_image 0 (ä).png"
+
+
+@pytest.mark.parametrize("validated", [False, True])
+def test_curves_are_drawn_from_the_metrics(tmp_path, validated):
+    rows = [{"epoch": e, "lr": 0.1, "coarse": 1 / e, "loss": 2 / e, "seconds": 1.0} for e in (1, 2, 3)]
+    if validated:
+        rows = [row | {"val_MRE": 3 / row["epoch"], "val_median": 2 / row["epoch"]} for row in rows]
+    draw_curves(rows, tmp_path / "curves.png", "mm")
+    assert Image.open(tmp_path / "curves.png").width == (1100 if validated else 550)

@@ -1,0 +1,121 @@
+import logging
+import shutil
+
+import pytest
+from conftest import make_records, tiny_config, write_records
+
+from config import UserError
+from splits import load_data
+
+
+def refusal(folder, records, **settings) -> str:
+    """The message with which load_data refuses these records; one line."""
+    write_records(folder, records)
+    with pytest.raises(UserError) as error:
+        load_data(tiny_config(folder, **settings))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def fingerprints(folder) -> dict[str, str]:
+    """The split of each image by its fingerprint, as a checkpoint keeps it."""
+    data = load_data(tiny_config(folder))
+    return {record.fingerprint: split for split in data.splits for record in data.select(split)}
+
+
+def test_the_records_own_splits_are_kept(dataset):
+    records = make_records(dataset)
+    for record, split in zip(records, ["train", "train", "val", "test1", "test2", "train"], strict=True):
+        record["split"] = split
+    write_records(dataset, records)
+    data = load_data(tiny_config(dataset))
+    assert data.splits == {"train": (0, 1, 5), "val": (2,), "test1": (3,), "test2": (4,)}
+    assert data.test_sets == ["test1", "test2"]
+
+
+def test_a_split_in_some_records_only_is_refused(dataset):
+    records = make_records(dataset)
+    records[0]["split"] = "train"
+    assert "names no split" in refusal(dataset, records)
+
+
+def test_a_split_without_training_images_is_refused(dataset):
+    assert "no training image" in refusal(dataset, [record | {"split": "test"} for record in make_records(dataset)])
+    assert "no training image" in refusal(dataset, make_records(dataset, count=2))
+
+
+def test_drawn_splits_depend_on_the_seed_alone(dataset):
+    splits = [load_data(tiny_config(dataset, seed=seed)).splits for seed in (0, 0, 1, 2, 3)]
+    assert splits[0] == splits[1]
+    assert any(other != splits[0] for other in splits[2:])
+    assert sorted(sum(splits[0].values(), ())) == list(range(6))
+    assert {name: len(members) for name, members in splits[0].items()} == {"train": 4, "val": 1, "test": 1}
+
+
+def test_the_images_of_a_patient_and_equal_images_stay_together(dataset):
+    records = make_records(dataset, count=10)
+    for number, record in enumerate(records):
+        record["patient"] = number // 3
+    shutil.copy(dataset / "imgs" / records[0]["imagePath"], dataset / "imgs" / records[5]["imagePath"])
+    records[5]["points"] = records[0]["points"]
+    write_records(dataset, records)
+    for seed in range(10):
+        data = load_data(tiny_config(dataset, seed=seed))
+        sides = [
+            {split for split, m in data.splits.items() if set(m) & group} for group in ({0, 1, 2, 3, 4, 5}, {6, 7, 8})
+        ]
+        assert all(len(side) == 1 for side in sides)
+
+
+def test_equal_images_on_both_sides_of_a_split_are_named(dataset, caplog):
+    records = make_records(dataset)
+    for record, split in zip(records, ["train"] * 4 + ["test"] * 2, strict=True):
+        record["split"] = split
+    shutil.copy(dataset / "imgs" / records[0]["imagePath"], dataset / "imgs" / records[5]["imagePath"])
+    records[5]["points"] = records[0]["points"]
+    write_records(dataset, records)
+    logging.getLogger("farnet").propagate = True
+    load_data(tiny_config(dataset))
+    assert "image 0 (ä).png (train) and image 5 (ä).png (test)" in caplog.text
+
+
+def test_split_same_trains_and_tests_on_every_image_and_says_so(dataset, caplog):
+    logging.getLogger("farnet").propagate = True
+    data = load_data(tiny_config(dataset, split="same"))
+    assert data.splits == {"train": tuple(range(6)), "test": tuple(range(6))}
+    assert "sanity check" in caplog.text
+
+
+def test_a_run_keeps_its_split_when_records_are_added(dataset):
+    before = load_data(tiny_config(dataset))
+    splits = {split: [record.name for record in before.select(split)] for split in before.splits}
+    write_records(dataset, make_records(dataset, count=8))
+    after = load_data(tiny_config(dataset), splits=splits)
+    assert after.splits == before.splits
+
+
+def test_a_run_whose_image_is_gone_from_the_json_is_refused(dataset):
+    with pytest.raises(UserError, match="image gone.png of the run's split.json has no record"):
+        load_data(tiny_config(dataset), splits={"train": ["gone.png"]})
+
+
+def test_a_checkpoint_is_tested_on_the_test_images_of_its_run_whatever_the_fractions_say(dataset):
+    straight = load_data(tiny_config(dataset))
+    config = tiny_config(dataset, test_fraction=0.5, seed=7)
+    assert load_data(config, seen=fingerprints(dataset), for_training=False).splits == {
+        split: straight.splits[split] for split in straight.splits
+    }
+
+
+def test_a_checkpoint_is_tested_on_every_image_that_it_has_not_seen(dataset, tmp_path):
+    seen = fingerprints(dataset)
+    write_records(dataset, make_records(dataset, seed=9))
+    assert load_data(tiny_config(dataset), seen=seen, for_training=False).splits == {"test": tuple(range(6))}
+
+
+def test_a_test_set_with_images_that_the_checkpoint_was_trained_on_is_named(dataset, caplog):
+    seen = fingerprints(dataset)
+    write_records(dataset, [record | {"split": "test1"} for record in make_records(dataset)])
+    logging.getLogger("farnet").propagate = True
+    load_data(tiny_config(dataset), seen=seen, for_training=False)
+    assert "the checkpoint was trained on 5 images of test1" in caplog.text
