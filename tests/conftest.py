@@ -9,9 +9,11 @@ import torch
 from PIL import Image
 from torch import nn
 
+import main
 from config import Config
 from methods import METHODS
 from model import LandmarkDetector
+from train import keep_freed_memory
 from utils import decode_heatmaps, gaussian_heatmaps
 
 ABBREVIATIONS = ("R1", "R2", "A", "B")
@@ -101,8 +103,6 @@ def dataset(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def trained_run(tmp_path_factory) -> Path:
     """The run folder of `main.py` on six tiny images for two epochs, tested and reported."""
-    import main
-
     folder = tmp_path_factory.mktemp("trained")
     write_records(folder, make_records(folder))
     (folder / "settings.json").write_text(json.dumps(tiny_config(folder).to_dict()), encoding="utf-8")
@@ -110,7 +110,8 @@ def trained_run(tmp_path_factory) -> Path:
     return folder / "run"
 
 
-@pytest.fixture(autouse=True)
-def two_threads():
-    """The tests' numbers do not depend on how many cores there are."""
+@pytest.fixture(autouse=True, scope="session")
+def two_threads() -> None:
+    """The tests' numbers do not depend on how many cores there are; and memory is kept as in a run."""
     torch.set_num_threads(2)
+    keep_freed_memory()

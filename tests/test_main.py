@@ -1,0 +1,306 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xlrd
+from conftest import ABBREVIATIONS, make_records, tiny_config, write_records
+from PIL import Image
+
+import main
+from config import UserError
+from report import read_predictions
+from run_folder import read_checkpoint, save_checkpoint
+
+SPLITS = ["train", "train", "train", "val", "test1", "test2"]
+
+
+def write_settings(folder: Path, **settings) -> list[str]:
+    """The arguments of a run in folder/run with the smallest method."""
+    settings = tiny_config(folder, **{"method": "tiny", "epochs": 1, "save_every": 1} | settings).to_dict()
+    (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
+    return ["--config", str(folder / "settings.json"), "--run_dir", str(folder / "run")]
+
+
+def call(monkeypatch, capsys, *arguments: object) -> tuple[int, str]:
+    """Exit status of `python main.py ...`, and what it says on standard error."""
+    monkeypatch.setattr(sys, "argv", ["main.py", *map(str, arguments)])
+    status = main.main()
+    return status, capsys.readouterr().err
+
+
+def refusal(monkeypatch, capsys, *arguments: object) -> str:
+    """The one line with which main.py ends with status 2."""
+    status, message = call(monkeypatch, capsys, *arguments)
+    assert status == 2
+    assert message.startswith("error: ") and message.count("\n") == 1
+    return message
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder, to see that nothing was lost."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def tiny_run(dataset, tiny_method) -> Path:
+    """A finished run of the smallest method with two test sets."""
+    write_records(dataset, [r | {"split": s} for r, s in zip(make_records(dataset), SPLITS, strict=True)])
+    main.run(write_settings(dataset))
+    return dataset / "run"
+
+
+# --- A whole run ---
+
+
+def test_a_run_of_farnet_writes_everything_that_the_design_promises(trained_run):
+    files = {path.name for path in trained_run.iterdir()}
+    assert files == {"config.json", "log.txt", "metrics.csv", "curves.png", "split.json", "last.pt", "best.pt", "test"}
+    files = {path.name for path in (trained_run / "test").iterdir()}
+    assert files == {"predictions.csv", "results.xls", "summary.json", "overlays"}
+    split = json.loads((trained_run / "split.json").read_text(encoding="utf-8"))
+    assert {name: len(images) for name, images in split.items()} == {"train": 4, "val": 1, "test": 1}
+    names, abbreviations, columns, unit = read_predictions(trained_run / "test" / "predictions.csv")
+    assert (names, abbreviations, unit) == (split["test"], list(ABBREVIATIONS), "mm")
+    assert np.isfinite(columns["error"]).all() and columns["x_true"].shape == (1, 4)
+    assert len(list((trained_run / "test" / "overlays").glob("*.png"))) == 1
+    assert json.loads((trained_run / "config.json").read_text(encoding="utf-8"))["parameters"] > 61e6
+
+
+def test_the_truth_in_the_predictions_is_that_of_the_json_to_the_last_digit(trained_run):
+    records = json.loads((trained_run.parent / "json" / "data.json").read_text(encoding="utf-8"))
+    by_name = {record["imagePath"]: record["points"] for record in records}
+    names, _, columns, _ = read_predictions(trained_run / "test" / "predictions.csv")
+    for row, name in enumerate(names):
+        assert columns["x_true"][row].tolist() == [point["X"] for point in by_name[name]]
+        assert columns["y_true"][row].tolist() == [point["Y"] for point in by_name[name]]
+
+
+def test_every_split_that_is_neither_train_nor_val_is_a_test_set_of_its_own(tiny_run):
+    for test_set, image in (("test1", 4), ("test2", 5)):
+        names, *_ = read_predictions(tiny_run / test_set / "predictions.csv")
+        assert names == [f"image {image} (ä).png"]
+        assert xlrd.open_workbook(tiny_run / test_set / "results.xls").nsheets == 3
+
+
+def test_the_headline_leaves_out_the_ruler_and_both_figures_are_printed(tiny_run):
+    summary = json.loads((tiny_run / "test1" / "summary.json").read_text(encoding="utf-8"))
+    assert summary["headline"]["n_landmarks"] == 2 and summary["all"]["n_landmarks"] == 4
+    log = (tiny_run / "log.txt").read_text(encoding="utf-8")
+    assert "headline (without R1, R2): MRE" in log and "all (all landmarks): MRE" in log
+
+
+def test_sixteen_bit_and_colour_images_of_several_sizes_train_together(dataset, tiny_method):
+    records = make_records(dataset, count=6)
+    for number, size in ((0, (192, 160)), (1, (128, 200))):
+        for point in records[number]["points"]:
+            point["X"], point["Y"] = point["X"] * size[0] / 96, point["Y"] * size[1] / 80
+    paths = [dataset / "imgs" / record["imagePath"] for record in records]
+    Image.open(paths[0]).resize((192, 160)).convert("RGB").save(paths[0])
+    deep = np.asarray(Image.open(paths[1]).resize((128, 200))).astype(np.uint16) * 16
+    Image.fromarray(deep).save(paths[1])
+    write_records(dataset, records)
+    main.run(write_settings(dataset, epochs=2, workers=2, spacing=0.1))
+    assert (dataset / "run" / "test" / "results.xls").exists()
+
+
+# --- Going on and testing ---
+
+
+def test_a_finished_run_that_is_resumed_writes_the_same_report(tiny_run):
+    before = contents(tiny_run)
+    main.run(["--resume", str(tiny_run)])
+    after = contents(tiny_run)
+    derived = {name for name in before if name.endswith((".csv", ".json", ".png", ".pt"))}
+    assert {name for name in derived if before[name] != after[name]} == set()
+    assert before.keys() == after.keys()
+
+
+def test_a_finished_run_goes_on_for_more_epochs(tiny_run):
+    main.run(["--resume", str(tiny_run), "--epochs", "3"])
+    assert read_checkpoint(tiny_run / "last.pt")["epoch"] == 3
+    assert len((tiny_run / "metrics.csv").read_text().splitlines()) == 4
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(tiny_run):
+    for name in ("last.pt", "best.pt", "metrics.csv"):
+        (tiny_run / name).unlink()
+    main.run(["--resume", str(tiny_run)])
+    assert read_checkpoint(tiny_run / "last.pt")["epoch"] == 1
+
+
+def test_a_test_alone_repeats_the_predictions_of_its_run(tiny_run):
+    main.run(["--test", str(tiny_run / "best.pt"), "--run_dir", str(tiny_run.parent / "again")])
+    for test_set in ("test1", "test2"):
+        again = (tiny_run.parent / "again" / test_set / "predictions.csv").read_bytes()
+        assert again == (tiny_run / test_set / "predictions.csv").read_bytes()
+
+
+def test_a_test_on_other_data_tests_every_image(tiny_run, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    write_records(other, make_records(other, count=3, seed=5))
+    data = ["--img_dir", str(other / "imgs"), "--json_path", str(other / "json" / "data.json")]
+    main.run(["--test", str(tiny_run / "last.pt"), *data, "--run_dir", str(other / "run")])
+    assert len(read_predictions(other / "run" / "test" / "predictions.csv")[0]) == 3
+
+
+def test_only_a_test_may_change_how_landmarks_are_decoded(tiny_run, monkeypatch, capsys):
+    arguments = ["--decode", "argmax", "--run_dir", tiny_run.parent / "argmax"]
+    assert call(monkeypatch, capsys, "--test", tiny_run / "best.pt", *arguments)[0] == 0
+    config = json.loads((tiny_run.parent / "argmax" / "config.json").read_text(encoding="utf-8"))
+    assert config["settings"]["decode"] == "argmax"
+    assert "setting that a resumed run may change" in refusal(
+        monkeypatch, capsys, "--resume", tiny_run, "--decode", "argmax"
+    )
+
+
+# --- Bad input: one line, status 2, nothing lost ---
+
+
+def test_a_run_folder_that_exists_is_refused_and_untouched(tiny_run, monkeypatch, capsys):
+    before = contents(tiny_run)
+    message = refusal(monkeypatch, capsys, *write_settings(tiny_run.parent))
+    assert "exists already" in message and "--resume" in message
+    assert contents(tiny_run) == before
+
+
+def test_bad_data_leaves_no_run_folder_behind(dataset, tiny_method, monkeypatch, capsys):
+    arguments = write_settings(dataset)
+    (dataset / "imgs" / "image 2 (ä).png").write_bytes(b"")
+    assert "image 2 (ä).png is empty" in refusal(monkeypatch, capsys, *arguments)
+    assert not (dataset / "run").exists()
+    make_records(dataset)
+    assert call(monkeypatch, capsys, *arguments)[0] == 0
+
+
+def test_bad_settings_leave_no_run_folder_behind(dataset, monkeypatch, capsys):
+    arguments = write_settings(dataset, method="farnet")
+    assert "choose one of densenet121" in refusal(monkeypatch, capsys, *arguments, "--backbone", "alexnet")
+    assert "cannot be used here" in refusal(monkeypatch, capsys, *arguments, "--device", "cuda:99")
+    assert not (dataset / "run").exists()
+
+
+def test_an_image_that_vanishes_during_training_is_named_in_one_line(dataset, tiny_method, monkeypatch, capsys):
+    original = main.train
+
+    def lose_an_image(config, run_dir):
+        import train as module
+
+        load = module.load_data
+
+        def load_then_lose(*arguments, **keywords):
+            data = load(*arguments, **keywords)
+            data.select("train")[0].path.unlink()
+            return data
+
+        monkeypatch.setattr(module, "load_data", load_then_lose)
+        return original(config, run_dir)
+
+    monkeypatch.setattr(main, "train", lose_an_image)
+    message = refusal(monkeypatch, capsys, *write_settings(dataset, workers=1))
+    assert "does not exist" in message and "Traceback" not in message
+
+
+def test_a_checkpoint_of_another_number_of_landmarks_is_refused(tiny_run, monkeypatch, capsys):
+    arguments = ["--test", tiny_run / "best.pt", "--run_dir", tiny_run.parent / "other"]
+    message = refusal(monkeypatch, capsys, *arguments, "--num_landmarks", "19")
+    assert "num_landmarks 4, not 19" in message
+    write_records(tiny_run.parent, [r | {"points": r["points"][:3]} for r in make_records(tiny_run.parent)])
+    assert "absent: B" in refusal(monkeypatch, capsys, *arguments)
+    assert not (tiny_run.parent / "other").exists()
+
+
+def test_a_checkpoint_of_another_method_is_refused(tiny_run, monkeypatch, capsys):
+    arguments = ["--test", tiny_run / "best.pt", "--run_dir", tiny_run.parent / "other"]
+    assert "method tiny, not farnet" in refusal(monkeypatch, capsys, *arguments, "--method", "farnet")
+    state = read_checkpoint(tiny_run / "best.pt")
+    save_checkpoint(tiny_run / "best.pt", {k: v for k, v in state.items() if k != "format"} | {"method": "farnet"})
+    assert "do not fit" in refusal(monkeypatch, capsys, *arguments)
+    save_checkpoint(tiny_run / "best.pt", {k: v for k, v in state.items() if k != "format"} | {"method": "gone"})
+    assert "there is no method 'gone'" in refusal(monkeypatch, capsys, *arguments)
+
+
+@pytest.mark.parametrize("option", ["--test", "--resume"])
+def test_a_truncated_checkpoint_is_refused_and_kept(tiny_run, monkeypatch, capsys, option):
+    path = tiny_run / "last.pt"
+    path.write_bytes(path.read_bytes()[:2000])
+    before = contents(tiny_run)
+    message = refusal(monkeypatch, capsys, option, path if option == "--test" else tiny_run)
+    assert "last.pt" in message
+    assert {k: v for k, v in contents(tiny_run).items() if k != "log.txt"} == {
+        k: v for k, v in before.items() if k != "log.txt"
+    }
+
+
+def test_a_pickle_that_is_no_checkpoint_is_refused_and_not_executed(tmp_path, monkeypatch, capsys):
+    class Malicious:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "executed"),))
+
+    torch.save({"format": "landmark checkpoint 1", "model": Malicious()}, tmp_path / "best.pt")
+    assert "no checkpoint" in refusal(monkeypatch, capsys, "--test", tmp_path / "best.pt")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_folder_that_is_no_run_cannot_be_resumed(tmp_path, monkeypatch, capsys):
+    assert "no run folder" in refusal(monkeypatch, capsys, "--resume", tmp_path)
+    assert "no run folder" in refusal(monkeypatch, capsys, "--resume", tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--height", "700"], "multiple of 32"),
+        (["--epochs", "many"], "setting epochs"),
+        (["--epoch", "3"], "did you mean epochs"),
+        (["--preset", "dmeo"], "did you mean demo"),
+        (["--method", "unett"], "no method"),
+        (["--config", "none.json"], "none.json"),
+        (["--test", "a.pt", "--resume", "b"], "not allowed with"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, words, monkeypatch, capsys):
+    assert words in refusal(monkeypatch, capsys, *arguments)
+
+
+def test_a_full_disk_is_said_in_one_line(tiny_run, monkeypatch, capsys):
+    def full(*arguments):
+        raise OSError(28, "No space left on device", "results.xls")
+
+    monkeypatch.setattr(main, "write_report", full)
+    assert "results.xls: No space left on device" in refusal(monkeypatch, capsys, "--resume", tiny_run)
+
+
+def test_the_program_itself_ends_with_status_2_and_one_line(tmp_path):
+    program = Path(main.__file__)
+    done = subprocess.run(
+        [sys.executable, str(program), "--json_path", "none.json"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stderr.startswith("error: none.json does not exist")
+    assert done.stderr.count("\n") == 1 and not list((tmp_path / "runs").iterdir())
+
+
+def test_interrupting_ends_with_status_130_and_says_how_to_go_on(tiny_run, monkeypatch, capsys):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main, "train", interrupt)
+    assert call(monkeypatch, capsys, "--resume", tiny_run)[0] == 130
+    assert f"--resume {tiny_run}" in (tiny_run / "log.txt").read_text(encoding="utf-8")
+
+
+def test_the_help_names_every_setting(capsys):
+    with pytest.raises(SystemExit):
+        main.parse_arguments(["--help"])
+    text = capsys.readouterr().out
+    assert "--ewc_alpha" in text and "--preset" in text and "isbi2015" in text
+
+
+def test_an_unknown_setting_in_a_file_is_refused(tmp_path):
+    (tmp_path / "settings.json").write_text('{"epoch": 3}')
+    with pytest.raises(UserError, match="did you mean epochs"):
+        main.resolve_config(*main.parse_arguments(["--config", str(tmp_path / "settings.json")]))
