@@ -254,6 +254,7 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path, unit: str) -> Non
         axes[0, 1].legend()
     for axis in axes.flat:
         axis.grid(alpha=0.3)
+        axis.yaxis.set_major_formatter("{x:g}")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
