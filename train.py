@@ -9,6 +9,7 @@ import ctypes
 import json
 import logging
 import math
+import os
 import platform
 import sys
 import time
@@ -63,6 +64,8 @@ def train(config: Config, run_dir: Path) -> LandmarkData:
     if device.type == "cpu":
         keep_freed_memory()
     torch.backends.cudnn.benchmark = device.type == "cuda" and not config.deterministic
+    if config.deterministic:  # cuBLAS asks for this before its first product
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
     data, detector, optimizers, state = start_or_resume(config, run_dir, device)
     parameters = sum(parameter.numel() for parameter in detector.parameters())

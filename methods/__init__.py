@@ -49,9 +49,9 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        reason = "only CPU and CUDA are tested" if device.type not in ("cpu", "cuda") else ""
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(
-            f"setting device: {name} cannot be used here ({reason}); allowed: auto, cpu, cuda, cuda:N"
-        ) from None
+    if reason:
+        raise UserError(f"setting device: {name} cannot be used here ({reason}); allowed: auto, cpu, cuda, cuda:N")
     return device

@@ -62,11 +62,11 @@ def test_importing_a_file_starts_nothing(name, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_tree_in_the_readme_shows_every_file():
-    tree = re.search(r"```text\n(farnet.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S).group(1)
-    shown = set(re.findall(r"^\s+([\w./]+)", tree, re.M))
-    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    top = {name.split("/")[0] + ("/" if "/" in name else "") for name in files if not name.startswith('"')}
-    modules = {name.split("/")[1] for name in files if re.fullmatch(r"(methods|tools|tests)/\w+\.py", name)}
-    expected = {name for name in top if not name.startswith(".") or name == ".ci/"} | (modules - {"__init__.py"})
-    assert {name for name in expected if name not in shown and not name.startswith("test_")} == set()
+def test_the_tree_in_the_readme_shows_every_source_file_and_nothing_else():
+    tree = re.search(r"```text\n(farnet-52/\n.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S).group(1)
+    shown, folder = set(), ""
+    for indent, name in re.findall(r"^( {2,4})([\w./-]+)", tree, re.M):
+        folder = name if len(indent) == 2 else folder
+        shown.add(name if len(indent) == 2 else folder + name)
+    assert all((ROOT / name).exists() for name in shown)
+    assert {str(path.relative_to(ROOT)) for path in SOURCES if path.name != "__init__.py"} <= shown

@@ -128,6 +128,6 @@ def test_a_checkpoint_tells_the_landmarks_of_other_data_apart(dataset, tmp_path)
 def test_devices_are_chosen_or_refused_by_name():
     assert resolve_device("cpu") == CPU
     assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    for name in ("gpu", "cuda:99"):
+    for name in ("gpu", "cuda:99", "meta"):
         with pytest.raises(UserError, match=f"setting device: {name} cannot be used"):
             resolve_device(name)
