@@ -150,8 +150,9 @@ def type_words(hint: Any) -> str:
     if isinstance(hint, types.UnionType):
         return " or ".join(type_words(option) for option in typing.get_args(hint))
     if typing.get_origin(hint) is tuple:
-        return f"a list of {type_words(typing.get_args(hint)[0])}s (comma-separated on the command line)"
-    return {int: "whole number", float: "number", bool: "true or false", str: "text", types.NoneType: "none"}[hint]
+        items = {int: "whole numbers", float: "numbers", str: "names"}[typing.get_args(hint)[0]]
+        return f"a list of {items} (comma-separated on the command line)"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text", types.NoneType: "none"}[hint]
 
 
 def parse_text(name: str, text: str, hint: Any) -> Any:

@@ -10,9 +10,10 @@ from PIL import Image
 from torch import nn
 
 import main
-from config import Config
+from config import Config, UserError
 from methods import METHODS
 from model import LandmarkDetector
+from splits import load_data
 from train import keep_freed_memory
 from utils import decode_heatmaps, gaussian_heatmaps
 
@@ -91,6 +92,15 @@ def tiny_config(folder: Path, **settings) -> Config:
         workers=0, device="cpu", val_fraction=0.2, test_fraction=0.2, overlays=2, save_every=2,
     )  # fmt: skip
     return Config(**defaults | settings)
+
+
+def refusal(folder, records, **settings) -> str:
+    """The message with which load_data refuses these records; one line."""
+    write_records(folder, records)
+    with pytest.raises(UserError) as error:
+        load_data(tiny_config(folder, **settings))
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 @pytest.fixture

@@ -4,22 +4,12 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import ABBREVIATIONS, draw_image, make_records, tiny_config, write_records
+from conftest import ABBREVIATIONS, draw_image, make_records, refusal, tiny_config, write_records
 from PIL import Image
 
 from annotation import read_annotation
 from config import UserError
 from splits import load_data
-
-
-def refusal(folder, records, **settings) -> str:
-    """The message with which load_data refuses these records; one line."""
-    write_records(folder, records)
-    with pytest.raises(UserError) as error:
-        load_data(tiny_config(folder, **settings))
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
 
 # --- What is read ---
 

@@ -2,19 +2,10 @@ import logging
 import shutil
 
 import pytest
-from conftest import make_records, tiny_config, write_records
+from conftest import make_records, refusal, tiny_config, write_records
 
 from config import UserError
 from splits import load_data
-
-
-def refusal(folder, records, **settings) -> str:
-    """The message with which load_data refuses these records; one line."""
-    write_records(folder, records)
-    with pytest.raises(UserError) as error:
-        load_data(tiny_config(folder, **settings))
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 def fingerprints(folder) -> dict[str, str]:

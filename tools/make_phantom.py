@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from tools.phantom_head import LANDMARKS, LOWER_MOLAR, UPPER_MOLAR, Points, rotation, vary_shape
+from tools.phantom_head import LANDMARKS, LOWER_MOLAR, UPPER_MOLAR, Points, curve, ellipse, rotation, vary_shape
 
 WIDTH, HEIGHT, SPACING = 600, 720, 0.3  # px, px, mm per px
 SUPERSAMPLING = 2
@@ -39,17 +39,6 @@ def draw_pose(points: Points, generator: np.random.Generator) -> np.ndarray:
 
 
 # --- Drawing -------------------------------------------------------------------------------------
-
-
-def curve(nodes, closed: bool = False, steps: int = 12) -> np.ndarray:
-    """A Catmull-Rom curve (M, 2) through nodes (n, 2)."""
-    nodes = np.asarray(nodes, float)
-    padded = np.vstack([nodes[-1], nodes, nodes[:2]]) if closed else np.vstack([nodes[0], nodes, nodes[-1]])
-    t = np.linspace(0, 1, steps, endpoint=False)[:, None]
-    pieces = []
-    for a, b, c, d in zip(padded, padded[1:], padded[2:], padded[3:], strict=False):
-        pieces.append(0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3))
-    return np.vstack(pieces if closed else [*pieces, nodes[-1:]])
 
 
 class Film:
@@ -83,12 +72,6 @@ class Film:
         thickness = max(1, round(width * self.px_per_mm))
         cv2.polylines(mask, [self.pixels(points)], closed, 1.0, thickness, cv2.LINE_8, 8)
         self.add(mask, amount, soft)
-
-
-def ellipse(centre, radius_x: float, radius_y: float, start: float = 0, end: float = 360) -> np.ndarray:
-    """Points of an ellipse's arc, degrees from x towards y."""
-    angles = np.radians(np.linspace(start, end, 40))
-    return np.asarray(centre) + np.column_stack([radius_x * np.cos(angles), radius_y * np.sin(angles)])
 
 
 def tooth(film: Film, crown, apex, width: float, amount: float = 0.75) -> None:

@@ -1,4 +1,4 @@
-"""The phantom's head in numbers: the mean place of its landmarks, and how people differ from it.
+"""The phantom's head in numbers: the mean place of its landmarks, how people differ from it, outlines.
 
 Head frame: mm, x forward, y down, origin at sella. How it is drawn and exposed: make_phantom.py.
 """
@@ -96,3 +96,23 @@ def vary_shape(generator: np.random.Generator) -> Points:
     points["ppOcP"] = (points["Du6"] + points["Dl6"]) / 2 + (-3.5, 0)
     points["D"] = 0.25 * points["B"] + 0.25 * points["Pog"] + 0.5 * points["Me"] + (-0.5, -4.0)
     return points
+
+
+# --- Outlines ------------------------------------------------------------------------------------
+
+
+def curve(nodes, closed: bool = False, steps: int = 12) -> np.ndarray:
+    """A Catmull-Rom curve (M, 2) through nodes (n, 2)."""
+    nodes = np.asarray(nodes, float)
+    padded = np.vstack([nodes[-1], nodes, nodes[:2]]) if closed else np.vstack([nodes[0], nodes, nodes[-1]])
+    t = np.linspace(0, 1, steps, endpoint=False)[:, None]
+    pieces = []
+    for a, b, c, d in zip(padded, padded[1:], padded[2:], padded[3:], strict=False):
+        pieces.append(0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3))
+    return np.vstack(pieces if closed else [*pieces, nodes[-1:]])
+
+
+def ellipse(centre, radius_x: float, radius_y: float, start: float = 0, end: float = 360) -> np.ndarray:
+    """Points of an ellipse's arc, degrees from x towards y."""
+    angles = np.radians(np.linspace(start, end, 40))
+    return np.asarray(centre) + np.column_stack([radius_x * np.cos(angles), radius_y * np.sin(angles)])
