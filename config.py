@@ -23,7 +23,7 @@ class UserError(Exception):
 PRESETS: dict[str, dict[str, Any]] = {
     # a few minutes on a laptop CPU, on the bundled phantoms
     "demo": dict(
-        backbone_weights="none", height=192, width=160, sigma=2.5, decode="subpixel",
+        backbone_weights="none", norm="batch", height=192, width=160, sigma=2.5, decode="subpixel",
         epochs=30, batch_size=4, lr=1e-3, lr_schedule="cosine", warmup_epochs=1, precision="auto", channels_last=True,
         rotation=8.0, scaling=0.08, shift=0.04, intensity=0.2, save_every=10,
     ),
@@ -36,7 +36,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # what the field has learned since 2021, each a setting of its own
     "modern": dict(
         decode="subpixel", rotation=10.0, scaling=0.1, shift=0.03, intensity=0.3,
-        batch_size=4, lr_schedule="cosine", warmup_epochs=5, precision="auto",
+        norm="batch", batch_size=4, lr_schedule="cosine", warmup_epochs=5, precision="auto",
     ),
 }  # fmt: skip
 
@@ -74,6 +74,7 @@ class Config:
     # Network, labels and decoding
     backbone: str = "densenet121"  # a name in model.BACKBONES
     backbone_weights: str = "imagenet"  # imagenet, none, or a file with a torchvision state dict
+    norm: str = "instance"  # batch norm by the statistics of the batch, or of each image (what batch size 1 means)
     sigma: float = 10.0  # standard deviation of the heatmaps, network px
     ewc_alpha: float = 40.0  # weight at the peak of a landmark; 1 is the mean squared error
     decode: str = "argmax"  # argmax or subpixel
@@ -202,7 +203,8 @@ def check_combinations(config: Config) -> None:
         demand(0 <= getattr(config, name) < 1, name, "it must be at least 0 and below 1")
     demand(config.val_fraction + config.test_fraction < 1, "test_fraction", "with val_fraction it must leave images")
     for name, allowed in (
-        ("split", ("auto", "same")), ("decode", ("argmax", "subpixel")), ("lr_schedule", ("step", "cosine")),
+        ("split", ("auto", "same")),
+        ("norm", ("batch", "instance")), ("decode", ("argmax", "subpixel")), ("lr_schedule", ("step", "cosine")),
         ("precision", ("fp32", "bf16", "auto")),
     ):  # fmt: skip
         demand(getattr(config, name) in allowed, name, f"choose one of {', '.join(allowed)}")

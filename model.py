@@ -177,6 +177,21 @@ class ConvNormReLU(nn.Sequential):
         )
 
 
+def use_image_statistics(module: nn.Module) -> None:
+    """Replace every batch norm inside a module by the norm of each image's own statistics, with its weights.
+
+    The release trains and tests at batch size 1 and never leaves train mode, which is this function; with it, what
+    is trained is what is tested, an image's result depends on no other image, and any batch size gives the same.
+    """
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            norm = nn.InstanceNorm2d(child.num_features, child.eps, affine=True)
+            norm.weight, norm.bias = child.weight, child.bias
+            setattr(module, name, norm)
+        else:
+            use_image_statistics(child)
+
+
 class ComposedHead(nn.Module):
     """A 3x3 convolution followed by a 1x1 convolution with nothing between, computed as one 3x3.
 
@@ -209,7 +224,7 @@ class FARNetNetwork(nn.Module):
     a digit is the level, i.e. stride 2**level. Then the coarse head, and feature refinement (FR) at full size.
     """
 
-    def __init__(self, num_landmarks: int, backbone: str, backbone_weights: str) -> None:
+    def __init__(self, num_landmarks: int, backbone: str, backbone_weights: str, norm: str = "batch") -> None:
         super().__init__()
         self.backbone = Backbone(backbone, backbone_weights)
         f1, f2, f3, f4, f5 = self.backbone.channels
@@ -228,6 +243,8 @@ class FARNetNetwork(nn.Module):
         self.c1 = ConvNormReLU(1, 128 + f1, 64)
         self.coarse_head = ComposedHead(64, num_landmarks)
         self.fine_head = ComposedHead(64 + 32 + num_landmarks, num_landmarks)
+        if norm == "instance":
+            use_image_statistics(self)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         f0 = self.stem(image)
@@ -268,13 +285,14 @@ class FARNet(LandmarkDetector):
 
     Different from the authors' release, each with its reason in the README: (1) pixel centres at integers
     instead of a grid that starts at 1; (2) RGB scaled to 0..1 before the ImageNet statistics; (3) evaluation in
-    eval mode; (4) only parameters that are used; (5) each head's two convolutions computed as one;
+    eval mode and without gradients, with the norm of each image's own statistics, which is what the release
+    computes at batch size 1; (4) only parameters that are used; (5) each head's two convolutions computed as one;
     (6) missing landmarks are masked; (7) any number of landmarks.
     """
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self.network = FARNetNetwork(config.num_landmarks, config.backbone, config.backbone_weights)
+        self.network = FARNetNetwork(config.num_landmarks, config.backbone, config.backbone_weights, config.norm)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) -> coarse (B, N, H/2, W/2) and fine (B, N, H, W) heatmaps."""

@@ -5,7 +5,7 @@ import torch
 from conftest import tiny_config
 from torch import nn
 
-from config import Config, UserError
+from config import Config, UserError, build_config, preset_settings
 from data import Sample
 from model import (
     BACKBONES,
@@ -17,6 +17,7 @@ from model import (
     ewc_loss,
     read_backbone_weights,
     upsample,
+    use_image_statistics,
     uses_bfloat16,
 )  # fmt: skip
 
@@ -215,3 +216,25 @@ def test_predictions_do_not_depend_on_what_else_is_in_the_batch(tmp_path):
 
 def test_no_module_is_a_relu_on_the_way_from_head_to_heatmap():
     assert not [m for m in FARNetNetwork(4, "densenet121", "none").fine_head.modules() if isinstance(m, nn.ReLU)]
+
+
+def test_with_image_statistics_eval_mode_is_what_the_release_computes_at_batch_size_1():
+    torch.manual_seed(0)
+    network = FARNetNetwork(4, "densenet121", "none")
+    count = sum(parameter.numel() for parameter in network.parameters())
+    image = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        released = [network.train()(image[i : i + 1]) for i in range(2)]
+        use_image_statistics(network)
+        ours = network.eval()(image)
+    for head in range(2):
+        for i in range(2):
+            assert (ours[head][i] - released[i][head][0]).abs().max() < 1e-4 * released[i][head].abs().max()
+    assert sum(parameter.numel() for parameter in network.parameters()) == count
+
+
+def test_the_recipe_normalises_by_image_and_larger_batches_by_batch():
+    assert Config().norm == "instance" and Config().batch_size == 1
+    for preset in ("demo", "modern"):
+        config = build_config(Config, preset_settings(Config, [preset]))
+        assert config.norm == "batch" and config.batch_size > 1
