@@ -81,8 +81,8 @@ def fit_gaussian(heatmaps: Tensor, peak: Tensor, sigma: float) -> Tensor:
 
     Weighted least squares of log(map) = a + b x + c y + d (x^2 + y^2) over a window of +- sigma (2 px at
     least), cut off at the border; weights are squared values, so noise near zero counts for nothing. Exact
-    for a Gaussian of any width. A window that is no peak (d >= 0) or whose centre lies outside it keeps the
-    argmax. Local soft-argmax or a centroid over such a window recovers but 0.18 and 0.32 of the true offset.
+    for a Gaussian of any width. A window that is no peak (d >= 0), or whose centre lies outside it or
+    outside the map, keeps the argmax.
     """
     radius = max(2, round(sigma))
     height, width = heatmaps.shape[-2:]
@@ -101,8 +101,11 @@ def fit_gaussian(heatmaps: Tensor, peak: Tensor, sigma: float) -> Tensor:
     ridge = 1e-12 * normal.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None] + 1e-30
     a_b_c_d = torch.linalg.solve(normal + ridge * torch.eye(4, device=heatmaps.device, dtype=torch.double), right)
     offset = -a_b_c_d[..., 1:3] / (2 * a_b_c_d[..., 3:].clamp(max=-1e-12))
-    trusted = (a_b_c_d[..., 3:] < 0) & (offset.abs() <= 1).all(-1, keepdim=True)
-    return (peak + radius * torch.where(trusted, offset, 0)).float()
+    centre = peak + radius * offset
+    edge = torch.tensor([width, height], device=heatmaps.device) - 0.5
+    near = (offset.abs() <= 1) & (centre >= -0.5) & (centre <= edge)
+    trusted = (a_b_c_d[..., 3:] < 0) & near.all(-1, keepdim=True)
+    return torch.where(trusted, centre, peak).float()
 
 
 # --- Errors --------------------------------------------------------------------------------------

@@ -161,3 +161,10 @@ def test_the_same_seeds_draw_the_same_numbers():
     assert first == (torch.rand(1).item(), np.random.rand())
     seed_everything(1, 3)
     assert first != (torch.rand(1).item(), np.random.rand())
+
+
+def test_no_landmark_is_decoded_outside_its_map():
+    torch.manual_seed(0)
+    for _ in range(20):
+        landmarks, _ = decode_heatmaps(torch.randn(8, 8, 12, 16), "subpixel", sigma=3.0)
+        assert (landmarks >= -0.5).all() and (landmarks <= torch.tensor([15.5, 11.5])).all()
