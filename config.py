@@ -28,7 +28,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         rotation=8.0, scaling=0.08, shift=0.04, intensity=0.2, save_every=10,
     ),
     # ISBI 2014/2015 cephalograms: 19 landmarks, no ruler in the picture, 0.1 mm/px by convention
-    "isbi2015": dict(num_landmarks=19, spacing=0.1, report_exclude=()),
+    "isbi2015": dict(num_landmarks=19, spacing=0.1, report_exclude=(), val_fraction=0.0),
     # Digital Hand Atlas: 37 landmarks at 512 x 512 as in the paper; spacing comes with the records
     "hand": dict(num_landmarks=37, height=512, width=512, spacing=None, report_exclude=()),
     # AASCE 2019 spines: 68 landmarks, tall pictures, no spacing

@@ -81,35 +81,49 @@ def split_records(config: Config, records: Sequence[Record], seen: Mapping[str, 
         without = [record.name for record in records if not record.split]
         if without:
             raise UserError(f"{config.json_path}: image {without[0]} names no split, others do; name it in all or none")
-        return group_indices([str(record.split) for record in records])
+        named = group_indices([str(record.split) for record in records])
+        if seen is None and "val" not in named and config.val_fraction > 0 and len(named.get("train", ())) > 1:
+            drawn = draw_groups(records, named["train"], {"val": config.val_fraction}, config.seed)
+            named |= {"train": drawn["train"], "val": drawn["val"]}
+        return named
     if seen is not None:
         return group_indices([seen.get(record.fingerprint, "test") for record in records])
 
-    group = list(everything)  # the smallest index of the images that belong together
+    fractions = {"test": config.test_fraction, "val": config.val_fraction}
+    splits = draw_groups(records, everything, fractions, config.seed)
+    return {split: splits[split] for split in ("train", "val", "test") if splits.get(split) or split == "train"}
+
+
+def draw_groups(
+    records: Sequence[Record], members: Sequence[int], fractions: Mapping[str, float], seed: int
+) -> dict[str, list[int]]:
+    """Some of the records (members) dealt to splits by their fractions, the rest to "train"; patients stay together."""
+    group = {index: index for index in members}  # the first of the images that belong together
     for key in ("patient", "fingerprint"):
         first: dict[str, int] = {}
-        for index, record in enumerate(records):
-            value = getattr(record, key)
+        for index in members:
+            value = getattr(records[index], key)
             if value is not None:
                 old, new = group[index], group[first.setdefault(value, index)]
-                group = [new if g == old else g for g in group]
-    order = np.random.default_rng(config.seed).permutation(sorted(set(group)))
-    splits = {"train": [], "val": [], "test": []}
-    fractions = {"test": config.test_fraction, "val": config.val_fraction}
-    wanted = {split: max(1, round(part * len(records))) for split, part in fractions.items() if part > 0}
-    groups = [[index for index in everything if group[index] == leader] for leader in order]
-    for split, count in wanted.items():
+                group = {i: new if g == old else g for i, g in group.items()}
+    order = np.random.default_rng(seed).permutation(sorted(set(group.values())))
+    groups = [[index for index in members if group[index] == leader] for leader in order]
+    splits: dict[str, list[int]] = {}
+    for split, fraction in fractions.items():
+        if fraction == 0:
+            continue
+        chosen: list[int] = []
+        wanted = max(1, round(fraction * len(members)))
         # groups that fit, in the drawn order; where none does, the smallest
-        for members in list(groups):
-            if len(splits[split]) + len(members) <= count:
-                splits[split] += members
-                groups.remove(members)
-        if not splits[split] and groups:
-            smallest = min(groups, key=len)
-            splits[split] += smallest
-            groups.remove(smallest)
-    splits["train"] = [index for members in groups for index in members]
-    return {split: sorted(members) for split, members in splits.items() if members or split == "train"}
+        for candidates in list(groups):
+            if len(chosen) + len(candidates) <= wanted:
+                chosen += candidates
+                groups.remove(candidates)
+        if not chosen and groups:
+            chosen = min(groups, key=len)
+            groups.remove(chosen)
+        splits[split] = sorted(chosen)
+    return splits | {"train": sorted(index for rest in groups for index in rest)}
 
 
 def group_indices(splits: Sequence[str]) -> dict[str, list[int]]:

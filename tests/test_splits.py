@@ -24,6 +24,15 @@ def test_the_records_own_splits_are_kept(dataset):
     assert data.test_sets == ["test1", "test2"]
 
 
+def test_records_that_name_train_but_no_val_lend_some_of_train_to_val(dataset):
+    splits = ["train"] * 4 + ["test1"] * 2
+    write_records(dataset, [r | {"split": s} for r, s in zip(make_records(dataset), splits, strict=True)])
+    data = load_data(tiny_config(dataset, val_fraction=0.25))
+    assert {name: len(members) for name, members in data.splits.items()} == {"train": 3, "val": 1, "test1": 2}
+    assert data.splits["test1"] == (4, 5)
+    assert load_data(tiny_config(dataset, val_fraction=0.0)).splits == {"train": (0, 1, 2, 3), "test1": (4, 5)}
+
+
 def test_a_split_in_some_records_only_is_refused(dataset):
     records = make_records(dataset)
     records[0]["split"] = "train"
