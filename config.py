@@ -69,7 +69,10 @@ class Config:
     rotation: float = 0.0  # augmentation: up to +- this many degrees
     scaling: float = 0.0  # augmentation: up to +- this fraction
     shift: float = 0.0  # augmentation: up to +- this fraction of the image size
+    elastic: float = 0.0  # augmentation: smooth displacement, standard deviation as a fraction of the image width
     intensity: float = 0.0  # augmentation: strength of gamma, contrast, brightness and noise, 0 (off) to 1
+    blur: float = 0.0  # augmentation: Gaussian blur of up to this standard deviation, network px
+    cutout: float = 0.0  # augmentation: half of the images lose a rectangle of up to this fraction of each side
 
     # Network, labels and decoding
     backbone: str = "densenet121"  # a name in model.BACKBONES
@@ -82,10 +85,14 @@ class Config:
     # Training
     epochs: int = 300  # passes over the training images
     batch_size: int = 1  # images per step
+    accumulate: int = 1  # parts that a batch is computed in, one after another: less memory, the same step
     lr: float = 1e-4  # learning rate of Adam
     lr_schedule: str = "step"  # step: x0.1 at each milestone; cosine: down to 0 at the last epoch
     lr_milestones: tuple[int, ...] = (200,)  # epochs, for lr_schedule step
     warmup_epochs: int = 0  # epochs of linear rise to lr
+    optimizer: str = "adam"  # adam or adamw (decoupled weight decay)
+    weight_decay: float = 0.0  # of adamw
+    ema: float = 0.0  # decay per step of the moving average of the weights that is tested; 0: the weights themselves
     precision: str = "fp32"  # fp32, bf16 (mixed, loss in fp32), or auto: bf16 where the device is fast at it
     channels_last: bool = False  # memory layout; changes speed, not results
     seed: int = 0  # of the split, the initial weights, the order and the augmentation
@@ -93,6 +100,7 @@ class Config:
     # Machine
     device: str = "auto"  # auto (CUDA if there is one), cpu, cuda, cuda:1, ...
     workers: int = 2  # loader processes; 0 loads in the main process
+    cache_gb: float = 0.0  # GB of RAM for decoded training images
     deterministic: bool = False  # CUDA: bit-equal repeats, slower (a CPU is always so)
 
     # Output
@@ -191,22 +199,38 @@ def check_combinations(config: Config) -> None:
         size = getattr(config, name)
         near = max(64, round(size / 32) * 32)  # at 32 px, batch norm would see a single value per channel
         demand(size >= 64 and size % 32 == 0, name, f"it must be a multiple of 32 from 64 on, e.g. {near}")
-    for name in ("num_landmarks", "epochs", "batch_size", "save_every"):
+    for name in ("num_landmarks", "epochs", "batch_size", "accumulate", "save_every"):
         demand(getattr(config, name) >= 1, name, "it must be at least 1")
     for name in ("sigma", "ewc_alpha", "lr", "ruler_mm"):
         demand(getattr(config, name) > 0, name, "it must be above 0")
-    for name in ("rotation", "scaling", "shift", "intensity", "workers", "warmup_epochs", "overlays", "seed"):
+    for name in (
+        "rotation",
+        "scaling",
+        "shift",
+        "intensity",
+        "workers",
+        "warmup_epochs",
+        "overlays",
+        "seed",
+        "elastic",
+        "blur",
+        "cutout",
+        "weight_decay",
+        "ema",
+        "cache_gb",
+    ):
         demand(getattr(config, name) >= 0, name, "it must be 0 or above")
-    for name in ("scaling", "shift", "intensity"):
+    for name in ("scaling", "shift", "intensity", "elastic", "cutout", "ema"):
         demand(getattr(config, name) <= 1, name, "it must be a fraction, at most 1")
     for name in ("val_fraction", "test_fraction"):
         demand(0 <= getattr(config, name) < 1, name, "it must be at least 0 and below 1")
+    demand(config.ema < 1, "ema", "it must be below 1, e.g. 0.99")
     demand(config.val_fraction + config.test_fraction < 1, "test_fraction", "with val_fraction it must leave images")
-    for name, allowed in (
-        ("split", ("auto", "same")),
-        ("norm", ("batch", "instance")), ("decode", ("argmax", "subpixel")), ("lr_schedule", ("step", "cosine")),
-        ("precision", ("fp32", "bf16", "auto")),
-    ):  # fmt: skip
+    choices = {
+        "split": ("auto", "same"), "norm": ("batch", "instance"), "optimizer": ("adam", "adamw"),
+        "decode": ("argmax", "subpixel"), "lr_schedule": ("step", "cosine"), "precision": ("fp32", "bf16", "auto"),
+    }  # fmt: skip
+    for name, allowed in choices.items():
         demand(getattr(config, name) in allowed, name, f"choose one of {', '.join(allowed)}")
     if isinstance(config.spacing, str):
         demand(config.spacing == "ruler", "spacing", "give mm per px, ruler, or none")

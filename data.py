@@ -7,6 +7,7 @@ every file on disk) and *network* px (what methods see), tied by one 2x3 affine 
 augmentation. A missing landmark is nan. Spacing is mm per original px, nan where unknown; errors are then in px.
 """
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -19,8 +20,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from annotation import Record
 from config import Config
-from images import normalise_image, read_image, vary_intensities, warp_image
+from images import blur_image, cut_out, normalise_image, read_image, shrink_image, vary_intensities, warp_image
 from utils import apply_affine, compose_affines, invert_affine, resize_affine
+
+log = logging.getLogger("farnet")
 
 
 class Sample(NamedTuple):
@@ -46,23 +49,67 @@ def draw_affine(config: Config, size: tuple[int, int], generator: np.random.Gene
     return np.column_stack([matrix, centre + shift - matrix @ centre])
 
 
-def make_sample(config: Config, record: Record, generator: np.random.Generator | None = None) -> Sample:
-    """A record as the methods see it; augmented if a generator is given. The one preprocessing of all paths."""
-    image = read_image(record.path)
-    original_size, size = (image.shape[1], image.shape[0]), (config.width, config.height)
-    to_original = resize_affine(size, original_size)
+def draw_displacement(config: Config, generator: np.random.Generator) -> np.ndarray:
+    """A smooth random displacement field (H, W, 2) in network px, from a 5 x 4 grid of normal vectors."""
+    grid = generator.normal(0, config.elastic * config.width, (5, 4, 2)).astype(np.float32)
+    return cv2.resize(grid, (config.width, config.height), interpolation=cv2.INTER_CUBIC)
+
+
+def undo_displacement(points: np.ndarray, displacement: np.ndarray) -> np.ndarray:
+    """The points p (N, 2) with p + displacement(p) = points, by fixed-point iteration; nan stays nan."""
+    found = points.astype(np.float32)
+    for _ in range(20):  # a smooth field contracts: the error shrinks by its slope, below 0.3, each time
+        at = cv2.remap(
+            displacement, np.nan_to_num(found)[None], None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        )
+        found = (points - at[0]).astype(np.float32)
+    return found
+
+
+def read_for_network(config: Config, record: Record) -> np.ndarray:
+    """A record's image, not larger than twice the network's input."""
+    return shrink_image(read_image(record.path), (config.width, config.height))
+
+
+def make_sample(
+    config: Config, record: Record, generator: np.random.Generator | None = None, image: np.ndarray | None = None
+) -> Sample:
+    """A record as the methods see it; augmented if a generator is given. The one preprocessing of all paths.
+
+    image: what read_for_network gave, if it was kept.
+    """
+    if image is None:
+        image = read_for_network(config, record)
+    size = (config.width, config.height)
+    to_original, displacement = resize_affine(size, record.size), None
     if generator is not None:
-        to_original = compose_affines(to_original, draw_affine(config, original_size, generator))
-    image = warp_image(image, to_original, size).astype(np.float32) / 255
-    if generator is not None and config.intensity > 0:
-        image = vary_intensities(image, config.intensity, generator)
+        to_original = compose_affines(to_original, draw_affine(config, record.size, generator))
+        displacement = draw_displacement(config, generator) if config.elastic > 0 else None
+    to_source = compose_affines(to_original, resize_affine(record.size, (image.shape[1], image.shape[0])))
+    landmarks = apply_affine(invert_affine(to_original), record.landmarks)
+    if displacement is not None:
+        landmarks = undo_displacement(landmarks, displacement)
+    image = warp_image(image, to_source, size, displacement).astype(np.float32) / 255
+    if generator is not None:
+        image = augment_intensities(config, image, generator)
     return Sample(
         image=normalise_image(image),
-        landmarks=torch.from_numpy(apply_affine(invert_affine(to_original), record.landmarks)).float(),
+        landmarks=torch.from_numpy(landmarks).float(),
         to_original=torch.from_numpy(to_original),
         spacing=torch.tensor(record.spacing, dtype=torch.float64),
         name=record.name,
     )
+
+
+def augment_intensities(config: Config, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """An image of intensities in 0..1, changed as the settings say; a landmark stays where it is."""
+    if config.blur > 0:
+        image = blur_image(image, config.blur, generator)
+    if config.intensity > 0:
+        image = vary_intensities(image, config.intensity, generator)
+    if config.cutout > 0:
+        image = cut_out(image, config.cutout, generator)
+    return image
 
 
 class LandmarkDataset(Dataset):
@@ -73,16 +120,28 @@ class LandmarkDataset(Dataset):
 
     def __init__(self, config: Config, records: Sequence[Record]) -> None:
         self.config, self.records = config, list(records)
+        self.images: list[np.ndarray] = []  # those of the first records, as far as they fit
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
-        if isinstance(key, tuple):
-            epoch, index = key
-            generator = np.random.default_rng((self.config.seed, epoch, index))
-            return make_sample(self.config, self.records[index], generator)
-        return make_sample(self.config, self.records[key])
+        epoch, index = key if isinstance(key, tuple) else (None, key)
+        generator = None if epoch is None else np.random.default_rng((self.config.seed, epoch, index))
+        image = self.images[index] if index < len(self.images) else None
+        return make_sample(self.config, self.records[index], generator, image)
+
+    def keep_images(self, gigabytes: float) -> None:
+        """Decode images into RAM, up to a limit; loader processes that are forked share them."""
+        used = 0
+        for record in self.records:
+            image = read_for_network(self.config, record)
+            used += image.nbytes
+            if used > gigabytes * 1e9:
+                break
+            self.images.append(image)
+        kept = sum(image.nbytes for image in self.images) / 1e9
+        log.info("%d of %d training images kept in RAM, %.2f GB", len(self.images), len(self.records), kept)
 
 
 class EpochSampler(Sampler):
@@ -102,6 +161,8 @@ class EpochSampler(Sampler):
 def make_loader(config: Config, records: Sequence[Record], train: bool, pin_memory: bool = False) -> DataLoader:
     """Batches of Samples. Train: shuffled and augmented by `loader.sampler.epoch`; else in order, as they are."""
     dataset = LandmarkDataset(config, records)
+    if train and config.cache_gb > 0:
+        dataset.keep_images(config.cache_gb)
     workers = min(config.workers, math.ceil(len(dataset) / config.batch_size))
     return DataLoader(
         dataset,

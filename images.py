@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from config import UserError
-from utils import compose_affines, resize_affine
+from utils import apply_affine, compose_affines, resize_affine
 
 IMAGENET_MEAN = np.array((0.485, 0.456, 0.406), np.float32)  # RGB, intensities in 0..1
 IMAGENET_SD = np.array((0.229, 0.224, 0.225), np.float32)
@@ -53,19 +53,43 @@ def stretch_intensities(image: np.ndarray) -> np.ndarray:
     return (image - low) * (255 / max(high - low, 1e-6))
 
 
-def warp_image(image: np.ndarray, to_original: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """An image (h, w[, 3]) seen through an affine (network px -> original px), as (H, W[, 3]); size = (W, H).
+def shrink_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """An image at most twice as large as size = (W, H): area averaging, so that a warp of it does not alias.
 
-    First resized with area averaging, so that shrinking does not alias; then, if the affine is more than
-    that resize, one bilinear warp. Outside the image: 0.
+    Not shrunk if one of its sides is smaller than that. Grey in three equal channels becomes grey in one.
     """
-    original_size = (image.shape[1], image.shape[0])
-    shrinks = size[0] <= original_size[0] and size[1] <= original_size[1]
-    resized = cv2.resize(image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    rest = compose_affines(to_original, resize_affine(original_size, size))
-    if np.allclose(rest, np.eye(2, 3), atol=1e-9):
-        return resized
-    return cv2.warpAffine(resized, rest, size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+    if image.ndim == 3 and (image == image[..., :1]).all():
+        image = np.ascontiguousarray(image[..., 0])
+    large = (2 * size[0], 2 * size[1])
+    if image.shape[1] <= large[0] or image.shape[0] <= large[1]:
+        return image
+    return cv2.resize(image, large, interpolation=cv2.INTER_AREA)
+
+
+def warp_image(
+    image: np.ndarray, to_source: np.ndarray, size: tuple[int, int], displacement: np.ndarray | None = None
+) -> np.ndarray:
+    """An image (h, w[, 3]) seen through an affine (network px -> its px), as (H, W[, 3]); size = (W, H).
+
+    A plain resize averages areas. Everything else is one bilinear warp, of an image larger than `size` to twice that
+    size, of which areas are then averaged: an augmented image is as smooth as a plain one. Outside the image: 0.
+    displacement: (H, W, 2) network px, added to a network pixel before the affine.
+    """
+    image_size = (image.shape[1], image.shape[0])
+    shrinks = size[0] <= image_size[0] and size[1] <= image_size[1]
+    if displacement is None and np.allclose(to_source, resize_affine(size, image_size), atol=1e-9):
+        return cv2.resize(image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    drawn_size = (2 * size[0], 2 * size[1]) if shrinks else size
+    if displacement is None:
+        affine = compose_affines(resize_affine(drawn_size, size), to_source)
+        drawn = cv2.warpAffine(image, affine, drawn_size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+    else:
+        x, y = np.meshgrid(np.arange(drawn_size[0]), np.arange(drawn_size[1]))
+        places = apply_affine(resize_affine(drawn_size, size), np.stack([x, y], -1).astype(np.float32))
+        places += cv2.resize(displacement, drawn_size, interpolation=cv2.INTER_LINEAR)
+        points = apply_affine(to_source, places).astype(np.float32)
+        drawn = cv2.remap(image, points, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+    return cv2.resize(drawn, size, interpolation=cv2.INTER_AREA) if shrinks else drawn
 
 
 def vary_intensities(image: np.ndarray, strength: float, generator: np.random.Generator) -> np.ndarray:
@@ -76,6 +100,23 @@ def vary_intensities(image: np.ndarray, strength: float, generator: np.random.Ge
     varied = (np.clip(image, 0, 1) ** gamma - 0.5) * contrast + 0.5 + brightness
     noise = generator.normal(0, 1, image.shape[:2]).astype(np.float32) * (0.1 * strength * generator.uniform())
     return np.clip(varied + (noise if image.ndim == 2 else noise[..., None]), 0, 1).astype(np.float32)
+
+
+def blur_image(image: np.ndarray, most: float, generator: np.random.Generator) -> np.ndarray:
+    """Gaussian blur of a random standard deviation up to `most` px."""
+    sigma = most * generator.uniform()
+    return cv2.GaussianBlur(image, (0, 0), sigma) if sigma > 0.1 else image
+
+
+def cut_out(image: np.ndarray, most: float, generator: np.random.Generator) -> np.ndarray:
+    """In half of the images, a random rectangle of up to `most` of each side takes a random grey."""
+    image = image.copy()
+    height, width = image.shape[:2]
+    if generator.uniform() < 0.5:
+        h, w = (max(1, round(most * generator.uniform() * side)) for side in (height, width))
+        y, x = generator.integers(0, height - h + 1), generator.integers(0, width - w + 1)
+        image[y : y + h, x : x + w] = generator.uniform()
+    return image
 
 
 def normalise_image(image: np.ndarray) -> Tensor:

@@ -13,13 +13,15 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -67,13 +69,14 @@ def train(config: Config, run_dir: Path) -> LandmarkData:
     if config.deterministic:  # cuBLAS asks for this before its first product
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
-    data, detector, optimizers, state = start_or_resume(config, run_dir, device)
+    training = start_or_resume(config, run_dir, device)
+    data, detector, averaged, optimizers, first_epoch, best_MRE = training
     parameters = sum(parameter.numel() for parameter in detector.parameters())
     if not (run_dir / "config.json").exists():
         write_provenance(run_dir, config, parameters, device)
     splits = {name: [data.records[i].name for i in members] for name, members in data.splits.items()}
     write_text(run_dir / "split.json", json.dumps(splits, indent=1, ensure_ascii=False))
-    rows = read_metrics(run_dir / "metrics.csv")[: state["epoch"]]  # a row may be ahead of its checkpoint
+    rows = read_metrics(run_dir / "metrics.csv")[:first_epoch]  # a row may be ahead of its checkpoint
 
     pin_memory = device.type == "cuda"
     train_loader = make_loader(config, data.select("train"), train=True, pin_memory=pin_memory)
@@ -81,8 +84,8 @@ def train(config: Config, run_dir: Path) -> LandmarkData:
     precision = "bf16" if uses_bfloat16(config.precision, device) else "fp32"
     log.info("%s, %.1f million parameters, on %s in %s", config.method, parameters / 1e6, device, precision)
     steps = len(train_loader)
-    bar = tqdm(total=config.epochs * steps, initial=state["epoch"] * steps, unit="step", disable=None)
-    started, first_epoch = time.perf_counter(), state["epoch"]
+    bar = tqdm(total=config.epochs * steps, initial=first_epoch * steps, unit="step", disable=None)
+    started = time.perf_counter()
 
     for epoch in range(first_epoch, config.epochs):
         # one epoch of training
@@ -95,6 +98,8 @@ def train(config: Config, run_dir: Path) -> LandmarkData:
         terms: dict[str, float] = {}
         for step, batch in enumerate(train_loader):
             values = detector.train_step(to_device(batch, device, config.channels_last), epoch, optimizers)
+            if averaged is not None:
+                averaged.update_parameters(detector)
             for name, value in values.items():
                 terms[name] = terms.get(name, 0.0) + value / steps
             bar.update()
@@ -106,7 +111,7 @@ def train(config: Config, run_dir: Path) -> LandmarkData:
         row: dict[str, Any] = {"epoch": epoch + 1, "lr": config.lr * learning_rate_factor(config, epoch), **terms}
         row["loss"] = sum(terms.values())
         if val_loader:
-            errors = evaluate(detector, val_loader, device).errors()
+            errors = evaluate(training.tested, val_loader, device).errors()
             figures = error_figures(errors[np.isfinite(errors)], config.sdr_thresholds)
             row |= {f"val_{name}": value for name, value in figures.items() if name != "SD"}
         row["seconds"] = round(time.perf_counter() - epoch_started, 2)
@@ -116,23 +121,39 @@ def train(config: Config, run_dir: Path) -> LandmarkData:
         log.info(epoch_text(row, config.epochs, data.unit, (time.perf_counter() - started) / (epoch + 1 - first_epoch)))
 
         # checkpoints: the best for use, the last to go on from
-        state = {"epoch": epoch + 1, "best_MRE": state["best_MRE"]}
-        if row.get("val_MRE", math.inf) < state["best_MRE"]:
-            state["best_MRE"] = row["val_MRE"]
-            save_checkpoint(run_dir / "best.pt", checkpoint_state(config, data, detector, state))
+        better = row.get("val_MRE", math.inf) < best_MRE
+        best_MRE = min(best_MRE, row.get("val_MRE", math.inf))
+        state = checkpoint_state(config, data, training.tested, {"epoch": epoch + 1, "best_MRE": best_MRE})
+        if better:
+            save_checkpoint(run_dir / "best.pt", state)
         if (epoch + 1) % config.save_every == 0 or epoch + 1 == config.epochs:
-            full = checkpoint_state(config, data, detector, state)
-            full["optimizers"] = {name: optimizer.state_dict() for name, optimizer in optimizers.items()}
-            save_checkpoint(run_dir / "last.pt", full)
+            if averaged is not None:
+                state |= {"training_model": detector.state_dict(), "averaged_steps": int(averaged.n_averaged)}
+            state["optimizers"] = {name: optimizer.state_dict() for name, optimizer in optimizers.items()}
+            save_checkpoint(run_dir / "last.pt", state)
     bar.close()
     log.info("trained in %.1f min", (time.perf_counter() - started) / 60)
     return data
 
 
-def start_or_resume(
-    config: Config, run_dir: Path, device: torch.device
-) -> tuple[LandmarkData, LandmarkDetector, dict[str, Optimizer], dict[str, Any]]:
-    """Data, detector, optimisers and {"epoch", "best_MRE"} of a new run, or of the one whose last.pt is there."""
+class Training(NamedTuple):
+    """What a training run holds between two epochs."""
+
+    data: LandmarkData
+    detector: LandmarkDetector  # what is trained
+    averaged: AveragedModel | None  # the moving average of its weights, where config.ema asks for it
+    optimizers: dict[str, Optimizer]
+    epoch: int  # epochs done
+    best_MRE: float  # lowest validation MRE so far
+
+    @property
+    def tested(self) -> LandmarkDetector:
+        """What is validated, tested and kept."""
+        return self.detector if self.averaged is None else self.averaged.module
+
+
+def start_or_resume(config: Config, run_dir: Path, device: torch.device) -> Training:
+    """The beginning of a new run, or the end of the one whose last.pt is there."""
     state: dict[str, Any] = {"epoch": 0, "best_MRE": math.inf}
     last, split_file = run_dir / "last.pt", run_dir / "split.json"
     splits = json.loads(split_file.read_text(encoding="utf-8")) if split_file.exists() else None
@@ -149,11 +170,17 @@ def start_or_resume(
     detector.to(device)
     if config.channels_last:
         detector.to(memory_format=torch.channels_last)
+    averaged = None
+    if config.ema > 0:
+        averaged = AveragedModel(detector, multi_avg_fn=moving_average(config.ema), use_buffers=True)
+        if "training_model" in state:  # the checkpoint's model is the average
+            averaged.n_averaged += state["averaged_steps"]
+            detector.load_state_dict(state["training_model"])
     optimizers = detector.configure_optimizers()
     for name, optimizer in optimizers.items():
         if "optimizers" in state:
             optimizer.load_state_dict(state["optimizers"][name])
-    return data, detector, optimizers, {"epoch": state["epoch"], "best_MRE": state["best_MRE"]}
+    return Training(data, detector, averaged, optimizers, state["epoch"], state["best_MRE"])
 
 
 def checkpoint_state(config: Config, data: LandmarkData, detector: LandmarkDetector, state: Mapping) -> dict[str, Any]:
@@ -186,6 +213,19 @@ def evaluate(detector: LandmarkDetector, loader: DataLoader, device: torch.devic
         score=np.concatenate(scores),
         spacing=np.array([record.spacing for record in records]),
     )
+
+
+def moving_average(decay: float) -> Callable:
+    """The update of AveragedModel for an exponential moving average, which forgets its start faster at first."""
+
+    def update(averaged: list[Tensor], current: list[Tensor], steps: Tensor) -> None:
+        if not averaged[0].is_floating_point():  # the counters of batch norm
+            torch._foreach_copy_(averaged, current)
+            return
+        now = min(decay, (1 + int(steps)) / (10 + int(steps)))
+        torch._foreach_lerp_(averaged, current, 1 - now)
+
+    return torch.no_grad()(update)
 
 
 def keep_freed_memory() -> None:

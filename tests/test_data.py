@@ -1,15 +1,17 @@
+import cv2
 import numpy as np
 import pytest
 import torch
 from conftest import tiny_config
 from torch.utils.data import DataLoader
 
-from data import LandmarkDataset, draw_affine, make_loader, make_sample
+from config import Config
+from data import LandmarkDataset, draw_affine, draw_displacement, make_loader, make_sample, undo_displacement
 from images import warp_image
 from splits import load_data
 from utils import apply_affine, compose_affines, invert_affine, resize_affine
 
-AUGMENTED = dict(rotation=15.0, scaling=0.2, shift=0.1, intensity=0.5)
+AUGMENTED = dict(rotation=15.0, scaling=0.2, shift=0.1, intensity=0.5, elastic=0.01, blur=1.0, cutout=0.3)
 
 
 def blob_centre(image: np.ndarray) -> np.ndarray:
@@ -53,8 +55,41 @@ def test_augmentation_stays_within_its_settings_and_never_flips(tmp_path):
         assert abs(moved[0]) <= 60 and abs(moved[1]) <= 72
 
 
+def test_an_elastically_warped_image_and_its_landmark_stay_together(tmp_path):
+    config = tiny_config(tmp_path, elastic=0.01, height=192, width=160)
+    generator, size = np.random.default_rng(0), (160, 192)
+    for centre in np.array([[80.3, 95.8], [50.2, 130.6], [110.7, 60.1]]):
+        displacement = draw_displacement(config, generator)
+        image = warp_image(blob((320, 384), 2 * centre + 0.5, 3.0), resize_affine(size, (320, 384)), size, displacement)
+        landmark = undo_displacement(centre[None], displacement)[0]
+        assert np.linalg.norm(landmark - centre) > 0.3
+        # the field also stretches the blob, which moves its centre of mass a little
+        assert np.abs(blob_centre(image) - landmark).max() < 0.05
+
+
+def test_a_displacement_is_undone_exactly():
+    config = Config(elastic=0.02, height=192, width=160)
+    displacement = draw_displacement(config, np.random.default_rng(0))
+    points = np.random.default_rng(1).uniform(20, 140, (40, 2))
+    points[3] = np.nan
+    found = undo_displacement(points, displacement)
+    at = cv2.remap(displacement, np.nan_to_num(found)[None], None, cv2.INTER_LINEAR)[0]
+    assert np.nanmax(np.abs(found + at - points)) < 0.02 and np.isnan(found[3]).all()
+
+
+def test_kept_images_give_the_same_samples_and_stay_within_their_limit(dataset, caplog):
+    config = tiny_config(dataset, height=64, width=64)
+    records = load_data(config).records
+    plain, kept, some = (LandmarkDataset(config, records) for _ in range(3))
+    kept.keep_images(1.0)
+    some.keep_images(3.5 * 96 * 80 / 1e9)
+    assert len(kept.images) == 6 and len(some.images) == 3
+    for key in (0, 5, (2, 4)):
+        assert torch.equal(plain[key].image, kept[key].image) and torch.equal(plain[key].image, some[key].image)
+
+
 def test_the_affine_of_a_sample_is_the_inverse_of_what_moved_its_landmarks(dataset):
-    config = tiny_config(dataset, **AUGMENTED)
+    config = tiny_config(dataset, **AUGMENTED | {"elastic": 0.0})
     for record in load_data(config).records:
         sample = make_sample(config, record, np.random.default_rng(3))
         back = apply_affine(sample.to_original, sample.landmarks.double())
@@ -104,7 +139,7 @@ def test_evaluation_is_in_order_and_never_augmented(dataset):
     records = load_data(config).records
     names = [name for batch in make_loader(config, records, train=False) for name in batch.name]
     assert names == [record.name for record in records]
-    plain = make_sample(config.replace(rotation=0.0, scaling=0.0, shift=0.0, intensity=0.0), records[0])
+    plain = make_sample(config.replace(**dict.fromkeys(AUGMENTED, 0.0)), records[0])
     assert torch.equal(LandmarkDataset(config, records)[0].image, plain.image)
 
 

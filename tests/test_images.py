@@ -3,7 +3,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from images import IMAGENET_MEAN, IMAGENET_SD, normalise_image, read_image, vary_intensities, warp_image
+from images import (
+    IMAGENET_MEAN,
+    IMAGENET_SD,
+    blur_image,
+    cut_out,
+    normalise_image,
+    read_image,
+    shrink_image,
+    vary_intensities,
+    warp_image,
+)  # fmt: skip
 from utils import resize_affine
 
 
@@ -60,3 +70,27 @@ def test_varied_intensities_stay_in_range_and_no_strength_changes_nothing():
         varied = vary_intensities(image, 1.0, np.random.default_rng(seed))
         assert varied.dtype == np.float32 and 0 <= varied.min() and varied.max() <= 1
     assert np.allclose(vary_intensities(image, 0.0, np.random.default_rng(0)), image, atol=1e-6)
+
+
+def test_an_image_is_shrunk_to_twice_the_network_size_and_no_further():
+    image = np.random.default_rng(0).integers(0, 255, (240, 200), dtype=np.uint8)
+    assert shrink_image(image, (50, 60)).shape == (120, 100)
+    assert shrink_image(image, (100, 120)) is image
+    twice = warp_image(shrink_image(image, (25, 30)), resize_affine((25, 30), (50, 60)), (25, 30))
+    straight = warp_image(image, resize_affine((25, 30), (200, 240)), (25, 30))
+    assert np.abs(twice.astype(int) - straight).max() <= 1  # by rounding alone
+
+
+def test_a_cut_out_hides_at_most_its_share_and_leaves_the_rest():
+    image = np.random.default_rng(0).random((50, 40)).astype(np.float32)
+    before, hidden = image.copy(), []
+    for seed in range(50):
+        changed = cut_out(image, 0.4, np.random.default_rng(seed)) != image
+        hidden.append(changed.any(1).sum() <= 20 and changed.any(0).sum() <= 16)
+    assert all(hidden) and np.array_equal(image, before)
+
+
+def test_blur_keeps_the_mean_and_lowers_the_contrast():
+    image = np.random.default_rng(0).random((50, 40)).astype(np.float32)
+    blurred = blur_image(image, 2.0, np.random.default_rng(1))
+    assert abs(blurred.mean() - image.mean()) < 0.01 and blurred.std() < 0.8 * image.std()

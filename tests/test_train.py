@@ -40,14 +40,15 @@ def small_config(folder, **settings):
     return tiny_config(folder, **dict(method="tiny", save_every=1) | settings)
 
 
-@pytest.fixture
-def augmented(tmp_path_factory, tiny_method):
+@pytest.fixture(params=[0.0, 0.9], ids=["weights", "average of weights"])
+def augmented(tmp_path_factory, tiny_method, request):
     """A data set, settings with every source of randomness on, and the folder of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("augmented")
     write_records(folder, make_records(folder))
     config = small_config(
-        folder, epochs=4, rotation=10.0, scaling=0.1, intensity=0.3, lr_schedule="cosine", warmup_epochs=1
-    )
+        folder, epochs=4, rotation=10.0, scaling=0.1, intensity=0.3, lr_schedule="cosine", warmup_epochs=1,
+        ema=request.param, optimizer="adamw", weight_decay=0.01,
+    )  # fmt: skip
     run(config, folder / "straight")
     return folder, config
 
@@ -98,6 +99,18 @@ def test_a_row_that_is_ahead_of_its_checkpoint_is_written_again(augmented, tmp_p
     run(config, tmp_path / "run")
     assert [row["epoch"] for row in without_time(tmp_path / "run")] == [1, 2, 3, 4]
     assert without_time(tmp_path / "run")[3]["loss"] < 1
+
+
+def test_the_average_of_the_weights_is_what_is_tested(dataset):
+    config = small_config(dataset, ema=0.9, epochs=1, val_fraction=0.0)
+    run(config, dataset / "run")
+    state = read_checkpoint(dataset / "run" / "last.pt")
+    detector, _ = load_detector(dataset / "run" / "last.pt")
+    for name, value in detector.state_dict().items():
+        assert torch.equal(value, state["model"][name])
+    assert any(not torch.equal(value, state["training_model"][name]) for name, value in state["model"].items())
+    # two steps of batch 3: average = 0.9 * first + 0.1 * second, with the second one in training_model
+    assert state["training_model"].keys() == state["model"].keys()
 
 
 def test_the_best_checkpoint_is_that_of_the_lowest_validation_error(augmented):

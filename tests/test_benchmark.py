@@ -1,0 +1,62 @@
+"""The benchmark and the table of differences, run at a tiny size: that they work, not how fast anything is."""
+
+import json
+import sys
+
+import pytest
+import torch
+from conftest import tiny_config
+
+from data import Sample
+from tools import benchmark, differences
+from utils import gaussian_heatmaps
+
+
+def test_the_benchmark_ends_with_one_json_line_that_holds_its_table(dataset, monkeypatch, capsys):
+    (dataset / "settings.json").write_text(json.dumps(tiny_config(dataset, height=64, width=64).to_dict()))
+    monkeypatch.setattr(sys, "argv", ["benchmark", "--repeats", "1", "--config", str(dataset / "settings.json")])
+    monkeypatch.setattr(benchmark, "MATRIX", 64)
+    assert benchmark.main() == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    for recipe in ("ours", "reference"):
+        assert all(result[recipe][stage] >= 0 for stage in ("targets", "forward", "backward", "optimiser", "decoding"))
+    assert result["training_ratio"] == pytest.approx(
+        result["ours"]["train_images_per_s"] / result["reference"]["train_images_per_s"]
+    )
+    # two convolutions instead of one cost more at the same size
+    assert result["reference"]["forward_GFLOP_per_image"] > result["ours"]["forward_GFLOP_per_image"]
+
+
+def test_a_benchmark_of_impossible_settings_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmark", "--height", "70"])
+    assert benchmark.main() == 2
+    assert "multiple of 32" in capsys.readouterr().err
+
+
+def test_the_textbooks_targets_are_ours():
+    landmarks = torch.tensor([[[20.3, 30.8], [5.0, 6.0]]])
+    dense = differences.dense_heatmaps(landmarks, (48, 40), 3.0)
+    assert (dense - gaussian_heatmaps(landmarks, (48, 40), 3.0)).abs().max() < 1e-6
+    batch = Sample(torch.zeros(1, 3, 48, 40), landmarks, None, None, ["a"])
+
+    class Settings:
+        height, width, sigma = 48, 40, 3.0
+
+    pairs = zip(benchmark.dense_targets(batch, Settings), benchmark.separable_targets(batch, Settings), strict=True)
+    assert all((a - b).abs().max() < 1e-6 for a, b in pairs)
+
+
+def test_the_differences_table_measures_a_checkpoint(trained_run, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["differences", str(trained_run / "best.pt")])
+    monkeypatch.setattr(differences, "measure_head", lambda: ("heads", "1 s", "2 s"))
+    monkeypatch.setattr(differences, "measure_labels", lambda: ("labels", "1 s", "2 s"))
+    assert differences.main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len([line for line in lines if line.startswith("| ")]) == 10
+    assert "sub-pixel decoding of a perfect map | 0.00" in "\n".join(lines)
+
+
+def test_the_differences_of_something_else_than_a_checkpoint_are_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["differences", str(tmp_path / "none.pt")])
+    assert differences.main() == 2
+    assert "does not exist" in capsys.readouterr().err

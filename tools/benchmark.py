@@ -1,0 +1,256 @@
+"""What a recipe costs, stage by stage, beside the textbook recipe, in one run.
+
+    python -m tools.benchmark [--preset modern ...] [--<setting> VALUE ...]       settings as for main.py
+    python -m tools.benchmark --preset modern --curves                            and the cost over size and landmarks
+
+Medians after a warm-up, synchronised. The `reference` row is the textbook recipe at the same size and number of
+landmarks: fp32, batch 1, dense float64 targets drawn on the host, heads as two convolutions, plain Adam. The last
+line is the table as JSON.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam
+from torch.utils.flop_counter import FlopCounterMode
+
+from config import Config, UserError
+from data import Sample, make_sample, read_for_network
+from images import read_image
+from main import parse_arguments, resolve_config
+from methods import create_detector, resolve_device
+from model import ComposedHead, LandmarkDetector
+from run_folder import describe_hardware, source_commit
+from splits import load_data
+from tools.differences import dense_heatmaps
+from train import keep_freed_memory, memory_text
+from utils import gaussian_heatmaps, scale_landmarks
+
+MATRIX = 2048  # side of the matrices whose product is the machine's peak
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def median_ms(work: Callable[[], Any], device: torch.device, repeats: int) -> float:
+    """Median time of a piece of work in ms, after one warm-up."""
+    seconds = []
+    for _ in range(repeats + 1):
+        synchronise(device)
+        started = time.perf_counter()
+        work()
+        synchronise(device)
+        seconds.append(time.perf_counter() - started)
+    return 1000 * float(np.median(seconds[1:]))
+
+
+def matrix_peaks(device: torch.device) -> dict[str, float]:
+    """GFLOP/s of a matrix product in bf16 and fp32: what the machine can do at best."""
+    peaks = {}
+    for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        matrix = torch.randn(MATRIX, MATRIX, device=device).to(dtype)
+        peaks[name] = 2 * MATRIX**3 / median_ms(lambda m=matrix: m @ m, device, 10) / 1e6
+    return peaks
+
+
+def random_batch(config: Config, device: torch.device) -> Sample:
+    """A batch of noise with landmarks somewhere."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(config.batch_size, 3, config.height, config.width, generator=generator).to(device)
+    if config.channels_last:
+        image = image.to(memory_format=torch.channels_last)
+    size = torch.tensor([config.width, config.height])
+    landmarks = torch.rand(config.batch_size, config.num_landmarks, 2, generator=generator) * size
+    return Sample(image, landmarks.to(device), None, None, ["noise"] * config.batch_size)
+
+
+def forward_gflops(detector: LandmarkDetector, image: Tensor) -> float:
+    """Floating-point operations of one forward pass per image, from the layers that run, in 1e9."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        detector(image[:1])
+    return counter.get_total_flops() / 1e9
+
+
+# --- The two recipes -------------------------------------------------------------------------------
+
+
+def measure_recipe(config: Config, device: torch.device, repeats: int, reference: bool = False) -> dict[str, Any]:
+    """ms per batch of each stage of training and of inference, images per second, and the work they do."""
+    torch.manual_seed(0)
+    detector = create_detector(config).to(device)
+    if reference:
+        split_heads(detector)
+    if config.channels_last:
+        detector.to(memory_format=torch.channels_last)
+    optimizers = {"adam": Adam(detector.parameters(), lr=config.lr)} if reference else detector.configure_optimizers()
+    batch = random_batch(config, device)
+    targets = dense_targets if reference else separable_targets
+    row: dict[str, Any] = {"batch": config.batch_size, "precision": config.precision}
+    row["targets"] = median_ms(lambda: targets(batch, config), device, repeats)
+
+    def forward() -> Tensor:
+        return torch.stack(list(detector.loss(batch, 0).values())).sum()
+
+    def step() -> None:
+        detector.train_step(batch, 0, optimizers)
+
+    detector.train()
+    row["step"] = median_ms(step, device, repeats)
+    row["forward"] = median_ms(forward, device, repeats)
+    row["optimiser"] = median_ms(lambda: [optimizer.step() for optimizer in optimizers.values()], device, repeats)
+    row["backward"] = max(0.0, row["step"] - row["forward"] - row["optimiser"])
+    if reference:  # the method's loss draws its targets on the device; the textbook draws them on the host
+        row["step"] += row["targets"] - median_ms(lambda: separable_targets(batch, config), device, repeats)
+    detector.eval()
+    with torch.inference_mode():
+        row["inference"] = median_ms(lambda: detector.predict(batch.image), device, repeats)
+        row["network"] = median_ms(lambda: detector(batch.image), device, repeats)
+    row["decoding"] = max(0.0, row["inference"] - row["network"])
+    row["train_images_per_s"] = 1000 * config.batch_size / row["step"]
+    row["inference_images_per_s"] = 1000 * config.batch_size / row["inference"]
+    row["forward_GFLOP_per_image"] = forward_gflops(detector, batch.image)
+    row["forward_GFLOP_per_s"] = row["forward_GFLOP_per_image"] * config.batch_size / row["network"] * 1000
+    return row
+
+
+def split_heads(module: nn.Module) -> None:
+    """Run every composed head as its two convolutions."""
+    for name, child in module.named_children():
+        if isinstance(child, ComposedHead):
+            setattr(module, name, nn.Sequential(child.spatial, child.pointwise))
+        else:
+            split_heads(child)
+
+
+def separable_targets(batch: Sample, config: Config) -> list[Tensor]:
+    """Full-size and half-size heatmaps of a batch on its device."""
+    size = (config.height, config.width)
+    half = scale_landmarks(batch.landmarks, 0.5)
+    return [
+        gaussian_heatmaps(batch.landmarks, size, config.sigma),
+        gaussian_heatmaps(half, (size[0] // 2, size[1] // 2), config.sigma),
+    ]
+
+
+def dense_targets(batch: Sample, config: Config) -> list[Tensor]:
+    """The same, as dense float64 grids on the host, then moved to the device."""
+    size, points = (config.height, config.width), batch.landmarks.cpu()
+    half = scale_landmarks(points, 0.5)
+    maps = [dense_heatmaps(points, size, config.sigma)]
+    maps.append(dense_heatmaps(half, (size[0] // 2, size[1] // 2), config.sigma))
+    return [one.to(batch.landmarks.device) for one in maps]
+
+
+def measure_loading(config: Config, repeats: int) -> dict[str, float]:
+    """ms per image: reading and decoding a file, and warping and augmenting it."""
+    records = load_data(config, for_training=False).records[:repeats]
+    images = [read_for_network(config, record) for record in records]
+    generator, cpu, number = np.random.default_rng(0), torch.device("cpu"), iter(range(10**9))
+
+    def augment() -> Sample:
+        index = next(number) % len(records)
+        return make_sample(config, records[index], generator, images[index])
+
+    return {
+        "read and decode": median_ms(lambda: read_image(records[next(number) % len(records)].path), cpu, repeats),
+        "warp and augment": median_ms(augment, cpu, repeats),
+    }
+
+
+def cost_curves(config: Config, device: torch.device, repeats: int) -> list[dict[str, Any]]:
+    """Step and inference over image sizes and numbers of landmarks."""
+    rows = []
+    for height, width in ((192, 160), (384, 320), (512, 416), (800, 640)):
+        rows.append(config.replace(height=height, width=width))
+    for num_landmarks in (19, 37, 52, 68):
+        rows.append(config.replace(num_landmarks=num_landmarks))
+    curves = []
+    for one in rows:
+        row = measure_recipe(one, device, repeats)
+        row = {name: row[name] for name in ("step", "inference", "forward_GFLOP_per_image")}
+        curves.append({"height": one.height, "width": one.width, "num_landmarks": one.num_landmarks} | row)
+    return curves
+
+
+# --- Table -----------------------------------------------------------------------------------------
+
+
+def print_table(result: dict[str, Any]) -> None:
+    """The result for people."""
+    ours, reference, peaks = result["ours"], result["reference"], result["peaks_GFLOP_per_s"]
+    print(f"\n{'ms per batch':24}{'ours':>12}{'reference':>12}")
+    for name in ("targets", "forward", "backward", "optimiser", "step", "network", "decoding", "inference"):
+        print(f"{name:24}{ours[name]:12.1f}{reference[name]:12.1f}")
+    for name in ("batch", "train_images_per_s", "inference_images_per_s", "forward_GFLOP_per_image"):
+        print(f"{name:24}{ours[name]:12.4g}{reference[name]:12.4g}")
+    for name, value in result["loading_ms_per_image"].items():
+        print(f"{name + ', 1 image':24}{value:12.1f}")
+    print(f"\ntraining {result['training_ratio']:.1f} x, inference {result['inference_ratio']:.1f} x the reference")
+    peak = peaks["bf16"]
+    print(
+        f"matrix product: bf16 {peaks['bf16']:.0f}, fp32 {peaks['fp32']:.0f} GFLOP/s; forward pass "
+        f"{ours['forward_GFLOP_per_s']:.0f} GFLOP/s, {100 * ours['forward_GFLOP_per_s'] / peak:.0f} % of the bf16 peak"
+    )
+    print(f"peak memory {result['memory']}; {result['hardware']}; commit {result['commit']}")
+    for row in result.get("curves", []):
+        print(
+            f"{row['width']} x {row['height']}, {row['num_landmarks']} landmarks: step {row['step']:.0f} ms, inference "
+            f"{row['inference']:.0f} ms, {row['forward_GFLOP_per_image']:.0f} GFLOP per image"
+        )
+
+
+def benchmark(config: Config, curves: bool, repeats: int) -> dict[str, Any]:
+    """All measurements of one run."""
+    device = resolve_device(config.device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    config = config.replace(backbone_weights="none")  # time does not depend on them
+    plain = dict(batch_size=1, precision="fp32", channels_last=False, norm="batch", optimizer="adam")
+    ours = measure_recipe(config, device, repeats)
+    reference = measure_recipe(config.replace(**plain), device, repeats, reference=True)
+    result = {
+        "commit": source_commit(),
+        "hardware": describe_hardware(device),
+        "torch": torch.__version__,
+        "settings": config.to_dict(),
+        "peaks_GFLOP_per_s": matrix_peaks(device),
+        "loading_ms_per_image": measure_loading(config, 4 * repeats),
+        "ours": ours,
+        "reference": reference,
+        "training_ratio": ours["train_images_per_s"] / reference["train_images_per_s"],
+        "inference_ratio": ours["inference_images_per_s"] / reference["inference_images_per_s"],
+        "memory": memory_text(device),
+    }
+    if curves:
+        result["curves"] = cost_curves(config, device, max(1, repeats // 2))
+    return result
+
+
+def main() -> int:
+    """Exit status 2 for settings or data that cannot be used."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--curves", action="store_true", help="also over image sizes and numbers of landmarks")
+    parser.add_argument("--repeats", type=int, default=5, help="timed repeats of each stage")
+    options, rest = parser.parse_known_args()
+    try:
+        result = benchmark(resolve_config(*parse_arguments(rest)), options.curves, options.repeats)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print_table(result)
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
