@@ -11,7 +11,15 @@ from data import make_loader
 from methods import load_detector
 from run_folder import read_checkpoint
 from splits import load_data
-from train import evaluate, keep_freed_memory, learning_rate_factor, read_metrics, train, warn_of_long_run
+from train import (
+    evaluate,
+    keep_freed_memory,
+    learning_rate_factor,
+    moving_average,
+    read_metrics,
+    train,
+    warn_of_long_run,
+)  # fmt: skip
 
 
 def run(config, folder) -> None:
@@ -106,11 +114,20 @@ def test_the_average_of_the_weights_is_what_is_tested(dataset):
     run(config, dataset / "run")
     state = read_checkpoint(dataset / "run" / "last.pt")
     detector, _ = load_detector(dataset / "run" / "last.pt")
-    for name, value in detector.state_dict().items():
-        assert torch.equal(value, state["model"][name])
+    assert all(torch.equal(value, state["model"][name]) for name, value in detector.state_dict().items())
     assert any(not torch.equal(value, state["training_model"][name]) for name, value in state["model"].items())
-    # two steps of batch 3: average = 0.9 * first + 0.1 * second, with the second one in training_model
-    assert state["training_model"].keys() == state["model"].keys()
+
+
+def test_the_moving_average_by_hand():
+    weights, counters = [torch.tensor([1.0])], [torch.tensor([3])]
+    update = moving_average(0.5)
+    update(weights, [torch.tensor([2.0])], torch.tensor(1))  # (1 + 1) / (10 + 1) is below the decay of 0.5
+    assert weights[0].item() == pytest.approx(2 / 11 * 1 + 9 / 11 * 2)
+    weights = [torch.tensor([1.0])]
+    update(weights, [torch.tensor([2.0])], torch.tensor(100))
+    assert weights[0].item() == pytest.approx(0.5 * 1 + 0.5 * 2)
+    update(counters, [torch.tensor([4])], torch.tensor(100))
+    assert counters[0].item() == 4
 
 
 def test_the_best_checkpoint_is_that_of_the_lowest_validation_error(augmented):
