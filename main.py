@@ -29,11 +29,13 @@ from config import (
     setting_types,
 )
 from data import make_loader
-from methods import load_detector, method_class, resolve_device
+from evaluate import evaluate
+from machine import resolve_device
+from methods import load_detector, method_class
 from report import draw_overlays, summary_table, write_predictions, write_report
 from run_folder import create_run_folder, discard_unstarted, read_checkpoint, source_commit, start_log, write_provenance
 from splits import LandmarkData, load_data
-from train import evaluate, train
+from train import train
 
 log = logging.getLogger("farnet")
 

@@ -29,7 +29,7 @@ RED, BLUE, YELLOW = (255, 60, 50), (60, 140, 255), (255, 220, 0)
 
 
 def write_predictions(path: Path, predictions, abbreviations: Sequence[str], unit: str) -> None:
-    """predictions.csv of train.Predictions: image, landmark, x, y, x_true, y_true, error_<unit>, score.
+    """predictions.csv of evaluate.Predictions: image, landmark, x, y, x_true, y_true, error_<unit>, score.
 
     Coordinates in original px; truth and error are blank where a landmark is not annotated.
     """

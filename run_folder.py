@@ -22,6 +22,7 @@ import torchvision
 from tqdm import tqdm
 
 from config import Config, UserError
+from machine import describe_hardware
 
 log = logging.getLogger("farnet")
 
@@ -119,18 +120,6 @@ def source_commit() -> str:
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return commit + ("+changes" if edited else "")
-
-
-def describe_hardware(device: torch.device) -> str:
-    """The device a run computes on, in words."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
-    return f"{model}, {torch.get_num_threads()} threads"
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

@@ -1,17 +1,14 @@
-"""The only training loop and the only evaluation, for every method.
+"""The only training loop, for every method.
 
 `train(config, run_dir)` is the whole of a training run: everything it needs is in these two. Every epoch is
 reseeded from (seed, epoch) and the learning rate is a function of the epoch, so resuming equals not stopping.
 """
 
 import csv
-import ctypes
 import json
 import logging
 import math
 import os
-import platform
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,38 +19,20 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from config import Config
-from data import Sample, make_loader
-from methods import create_detector, load_detector, resolve_device
-from model import LandmarkDetector, uses_bfloat16
+from data import make_loader
+from detector import LandmarkDetector
+from evaluate import evaluate, to_device
+from machine import keep_freed_memory, memory_text, resolve_device, uses_bfloat16
+from methods import create_detector, load_detector
 from report import draw_curves
 from run_folder import read_checkpoint, save_checkpoint, write_provenance, write_text
 from splits import LandmarkData, load_data
-from utils import apply_affine, error_figures, radial_errors, seed_everything
-
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None
+from utils import error_figures, seed_everything
 
 log = logging.getLogger("farnet")
-
-
-class Predictions(NamedTuple):
-    """What a detector says of I images, beside the truth."""
-
-    names: list[str]  # imagePath of each image
-    landmarks: np.ndarray  # (I, N, 2) (x, y) original px
-    truth: np.ndarray  # (I, N, 2) original px, nan where not annotated
-    score: np.ndarray  # (I, N)
-    spacing: np.ndarray  # (I,) mm per original px, nan where unknown
-
-    def errors(self) -> np.ndarray:
-        """(I, N) radial errors in mm, or in px where the spacing is unknown."""
-        return radial_errors(self.landmarks, self.truth, np.nan_to_num(self.spacing, nan=1.0))
 
 
 def train(config: Config, run_dir: Path) -> LandmarkData:
@@ -196,25 +175,6 @@ def checkpoint_state(config: Config, data: LandmarkData, detector: LandmarkDetec
     }
 
 
-def evaluate(detector: LandmarkDetector, loader: DataLoader, device: torch.device) -> Predictions:
-    """Predict every image of a loader in eval mode; landmarks in original px, in the loader's order."""
-    detector.eval()
-    landmarks, scores = [], []
-    for batch in tqdm(loader, "predicting", leave=False, disable=None):
-        with torch.inference_mode():
-            found, score = detector.predict(to_device(batch, device, detector.config.channels_last).image)
-        landmarks.append(apply_affine(batch.to_original, found.double().cpu()).numpy())
-        scores.append(score.float().cpu().numpy())
-    records = loader.dataset.records
-    return Predictions(
-        names=[record.name for record in records],
-        landmarks=np.concatenate(landmarks),
-        truth=np.stack([record.landmarks for record in records]),
-        score=np.concatenate(scores),
-        spacing=np.array([record.spacing for record in records]),
-    )
-
-
 def moving_average(decay: float) -> Callable:
     """The update of AveragedModel for an exponential moving average, which forgets its start faster at first."""
 
@@ -226,26 +186,6 @@ def moving_average(decay: float) -> Callable:
         torch._foreach_lerp_(averaged, current, 1 - now)
 
     return torch.no_grad()(update)
-
-
-def keep_freed_memory() -> None:
-    """Tell glibc to keep freed blocks for the next step instead of giving them back to the system.
-
-    Every step on a CPU allocates the same large tensors; mapping their pages anew took a third of a step
-    (measured: 0.55 -> 0.36 s per image). Elsewhere than on Linux with glibc this does nothing.
-    """
-    mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h
-    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(mmap_threshold, 2**30)
-        libc.mallopt(trim_threshold, 2**31 - 1)
-
-
-def to_device(batch: Sample, device: torch.device, channels_last: bool = False) -> Sample:
-    """The batch with image and landmarks on the device; the rest is needed on the host alone."""
-    layout = torch.channels_last if channels_last else torch.preserve_format
-    image = batch.image.to(device, non_blocking=True, memory_format=layout)
-    return batch._replace(image=image, landmarks=batch.landmarks.to(device, non_blocking=True))
 
 
 def learning_rate_factor(config: Config, epoch: int) -> float:
@@ -275,16 +215,6 @@ def warn_of_long_run(seconds_per_step: float, steps: int) -> None:
             hours,
             seconds_per_step,
         )
-
-
-def memory_text(device: torch.device) -> str:
-    """Peak memory of this process so far: the device's, or the host's on a CPU."""
-    if device.type == "cuda":
-        return f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f}GB"
-    if resource is None:
-        return "?"
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.1f}GB"
 
 
 def epoch_text(row: Mapping[str, Any], epochs: int, unit: str, seconds_per_epoch: float) -> str:

@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from config import Config, UserError, build_config, check_names
-from model import FARNet, LandmarkDetector
+from detector import LandmarkDetector
+from model import FARNet
 from run_folder import read_checkpoint
 
 METHODS: dict[str, type[LandmarkDetector]] = {"farnet": FARNet}
@@ -40,18 +39,3 @@ def load_detector(checkpoint: str | Path | dict[str, Any]) -> tuple[LandmarkDete
             f"the checkpoint's weights do not fit its settings: {str(error).splitlines()[1].strip()}"
         ) from None
     return detector.eval(), state
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device of a `device` setting: auto is CUDA if there is one. Raises UserError if it is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-        reason = "only CPU and CUDA are tested" if device.type not in ("cpu", "cuda") else ""
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-    if reason:
-        raise UserError(f"setting device: {name} cannot be used here ({reason}); allowed: auto, cpu, cuda, cuda:N")
-    return device

@@ -11,10 +11,10 @@ from torch import nn
 
 import main
 from config import Config, UserError
+from detector import LandmarkDetector
+from machine import keep_freed_memory
 from methods import METHODS
-from model import LandmarkDetector
 from splits import load_data
-from train import keep_freed_memory
 from utils import decode_heatmaps, gaussian_heatmaps
 
 ABBREVIATIONS = ("R1", "R2", "A", "B")

@@ -7,7 +7,7 @@ from conftest import ABBREVIATIONS, make_records, tiny_config, write_records
 from annotation import read_annotation
 from config import UserError, build_config
 from data import Sample, make_sample
-from methods import METHODS, create_detector, load_detector, method_class, resolve_device
+from methods import METHODS, create_detector, load_detector, method_class
 from run_folder import read_checkpoint, save_checkpoint
 from splits import load_data
 from train import checkpoint_state, read_metrics, train
@@ -124,11 +124,3 @@ def test_a_checkpoint_tells_the_landmarks_of_other_data_apart(dataset, tmp_path)
     write_records(dataset, records)
     with pytest.raises(UserError, match=r"not those of the checkpoint; unknown: C; absent: B"):
         read_annotation(tiny_config(dataset), ABBREVIATIONS)
-
-
-def test_devices_are_chosen_or_refused_by_name():
-    assert resolve_device("cpu") == CPU
-    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    for name in ("gpu", "cuda:99", "meta"):
-        with pytest.raises(UserError, match=f"setting device: {name} cannot be used"):
-            resolve_device(name)

@@ -8,18 +8,11 @@ from conftest import TinyDetector, make_records, tiny_config, write_records
 import train as train_module
 from config import Config, UserError
 from data import make_loader
+from evaluate import evaluate
 from methods import load_detector
 from run_folder import read_checkpoint
 from splits import load_data
-from train import (
-    evaluate,
-    keep_freed_memory,
-    learning_rate_factor,
-    moving_average,
-    read_metrics,
-    train,
-    warn_of_long_run,
-)  # fmt: skip
+from train import learning_rate_factor, moving_average, read_metrics, train, warn_of_long_run
 
 
 def run(config, folder) -> None:
@@ -171,20 +164,6 @@ def test_a_missing_landmark_has_no_influence_on_training(dataset):
     assert without_time(dataset / "run")[0]["loss"] > 0
 
 
-def test_evaluation_changes_no_batch_norm_statistic(dataset):
-    config = small_config(dataset, epochs=1)
-    run(config, dataset / "run")
-    detector, _ = load_detector(dataset / "run" / "last.pt")
-    before = {name: value.clone() for name, value in detector.state_dict().items()}
-    loader = make_loader(config, load_data(config).records, train=False)
-    first = evaluate(detector.train(), loader, torch.device("cpu"))
-    second = evaluate(
-        detector, make_loader(config.replace(batch_size=1), load_data(config).records, train=False), torch.device("cpu")
-    )
-    assert all(torch.equal(value, before[name]) for name, value in detector.state_dict().items())
-    assert abs(first.landmarks - second.landmarks).max() < 1e-2  # nor do batches matter
-
-
 def test_the_step_schedule_is_the_papers():
     config = Config()
     assert [learning_rate_factor(config, epoch) for epoch in (0, 199)] == [1, 1]
@@ -205,8 +184,3 @@ def test_a_long_run_on_a_cpu_is_announced_with_the_way_out(caplog):
     caplog.clear()
     warn_of_long_run(seconds_per_step=0.1, steps=300)
     assert not caplog.text
-
-
-def test_keeping_freed_memory_is_harmless():
-    keep_freed_memory()
-    keep_freed_memory()

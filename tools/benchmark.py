@@ -23,14 +23,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from config import Config, UserError
 from data import Sample, make_sample, read_for_network
+from detector import LandmarkDetector
 from images import read_image
+from machine import describe_hardware, keep_freed_memory, memory_text, resolve_device
 from main import parse_arguments, resolve_config
-from methods import create_detector, resolve_device
-from model import ComposedHead, LandmarkDetector
-from run_folder import describe_hardware, source_commit
+from methods import create_detector
+from model import ComposedHead
+from run_folder import source_commit
 from splits import load_data
 from tools.differences import dense_heatmaps
-from train import keep_freed_memory, memory_text
 from utils import gaussian_heatmaps, scale_landmarks
 
 MATRIX = 2048  # side of the matrices whose product is the machine's peak

@@ -18,12 +18,14 @@ from torch import Tensor, nn
 
 from config import Config, UserError
 from data import make_loader
+from detector import LandmarkDetector
+from evaluate import evaluate
 from images import IMAGENET_MEAN, IMAGENET_SD
+from machine import describe_hardware
 from methods import load_detector
-from model import ComposedHead, LandmarkDetector
-from run_folder import describe_hardware, source_commit
+from model import ComposedHead
+from run_folder import source_commit
 from splits import LandmarkData, load_data
-from train import evaluate
 from utils import (
     apply_affine,
     decode_heatmaps,

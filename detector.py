@@ -1,0 +1,95 @@
+"""The contract that every method fulfils: loss and predict; how it takes a step and in which precision."""
+
+import contextlib
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam, AdamW, Optimizer
+
+from config import Config, UserError
+from machine import uses_bfloat16
+
+
+class NonFiniteLoss(UserError):
+    """The loss became nan or infinite; the weights are still those before the step."""
+
+
+class LandmarkDetector(nn.Module):
+    """What the training loop, the evaluation and the tools know of a method.
+
+    A method subclasses this in one file: `loss` and `predict` are its own; `configure_optimizers` and
+    `train_step` have defaults that only a method with several optimisers overrides.
+    `batch` is a collated data.Sample on the detector's device; `epoch` counts from 0.
+    """
+
+    Config = Config
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+
+    def loss(self, batch, epoch: int) -> dict[str, Tensor]:
+        """Named scalar terms, float32; their sum is minimised."""
+        raise NotImplementedError
+
+    def predict(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) normalised image -> landmarks (B, N, 2) network px, score (B, N), higher is surer."""
+        raise NotImplementedError
+
+    def configure_optimizers(self) -> dict[str, Optimizer]:
+        """One Adam or AdamW over all parameters; called when they are on their device."""
+        if self.config.optimizer == "adamw":
+            settings = dict(lr=self.config.lr, weight_decay=self.config.weight_decay, fused=True)
+            return {"adamw": AdamW(self.parameters(), **settings)}
+        return {"adam": Adam(self.parameters(), lr=self.config.lr, fused=True)}
+
+    def train_step(self, batch, epoch: int, optimizers: Mapping[str, Optimizer]) -> dict[str, float]:
+        """One optimiser step on the sum of the loss terms, in config.accumulate parts; returns their values.
+
+        Raises NonFiniteLoss before a weight is changed if a term is nan or infinite.
+        """
+        for optimizer in optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        values: dict[str, float] = {}
+        for part in split_batch(batch, self.config.accumulate):
+            share = len(part.name) / len(batch.name)
+            terms = self.loss(part, epoch)
+            for name, term in terms.items():
+                values[name] = values.get(name, 0.0) + share * term.item()
+            if not all(math.isfinite(value) for value in values.values()):
+                raise self.non_finite_loss(part, epoch, values)
+            (share * torch.stack(list(terms.values())).sum()).backward()
+        for optimizer in optimizers.values():
+            optimizer.step()
+        return values
+
+    @torch.no_grad()
+    def non_finite_loss(self, batch, epoch: int, values: Mapping[str, float]) -> NonFiniteLoss:
+        """The error that names the terms that are not finite, and the images whose own loss is not."""
+        self.eval()
+        each = split_batch(batch, len(batch.name))
+        names = [one.name[0] for one in each if not sum(self.loss(one, epoch).values()).isfinite()]
+        terms = ", ".join(f"{name} is {value:g}" for name, value in values.items() if not math.isfinite(value))
+        images = ", ".join(names) if names else f"the batch {', '.join(batch.name)}"
+        return NonFiniteLoss(
+            f"the loss is not finite in epoch {epoch + 1} ({terms}; at {images}): lower lr, or set precision to fp32"
+        )
+
+    def autocast(self, device: torch.device) -> contextlib.AbstractContextManager:
+        """Mixed precision as `config.precision` says; the loss is computed outside it, in float32."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(self.config.precision, device))
+
+
+def split_batch(batch, parts: int) -> list:
+    """A batch (data.Sample) in at most `parts` batches of about the same size; image, landmarks and name only."""
+    size = math.ceil(len(batch.name) / parts)
+    return [
+        batch._replace(
+            image=batch.image[start : start + size],
+            landmarks=batch.landmarks[start : start + size],
+            name=batch.name[start : start + size],
+        )
+        for start in range(0, len(batch.name), size)
+    ]
