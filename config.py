@@ -35,8 +35,15 @@ PRESETS: dict[str, dict[str, Any]] = {
     "spine": dict(num_landmarks=68, height=1024, width=512, spacing=None, report_exclude=()),
     # what the field has learned since 2021, each a setting of its own
     "modern": dict(
-        decode="subpixel", rotation=10.0, scaling=0.1, shift=0.03, intensity=0.3,
-        norm="batch", batch_size=4, lr_schedule="cosine", warmup_epochs=5, precision="auto",
+        crop_margin=0.05, rotation=8.0, scaling=0.12, shift=0.04, elastic=0.005, intensity=0.3, blur=1.0, cutout=0.25,
+        decode="subpixel", norm="batch", batch_size=4, optimizer="adamw", weight_decay=0.01, lr=7e-4,
+        lr_schedule="cosine", warmup_epochs=2, ema=0.995, precision="auto", test_precision="auto", channels_last=True, views=5,
+        cache_gb=4.0,
+    ),
+    # after modern, for a CPU: half the size, random weights, small batches of which each image has its own norm
+    "cpu": dict(
+        backbone_weights="none", height=384, width=320, sigma=5.0, norm="instance", channels_last=False, batch_size=2,
+        lr=5e-4, warmup_epochs=1, epochs=30, workers=1, save_every=10,
     ),
 }  # fmt: skip
 
@@ -66,6 +73,8 @@ class Config:
     # Input
     height: int = 800  # network px, a multiple of 32
     width: int = 640  # network px, a multiple of 32
+    crop: tuple[float, ...] = (0.0, 0.0, 1.0, 1.0)  # left, top, right, bottom of what is seen, in image widths, heights
+    crop_margin: float | None = None  # crop to where the training landmarks lie and this fraction of the image around
     rotation: float = 0.0  # augmentation: up to +- this many degrees
     scaling: float = 0.0  # augmentation: up to +- this fraction
     shift: float = 0.0  # augmentation: up to +- this fraction of the image size
@@ -81,6 +90,8 @@ class Config:
     sigma: float = 10.0  # standard deviation of the heatmaps, network px
     ewc_alpha: float = 40.0  # weight at the peak of a landmark; 1 is the mean squared error
     decode: str = "argmax"  # argmax or subpixel
+    compose_heads: bool = True  # a head's two convolutions computed as one; false: one after the other
+    device_targets: bool = True  # heatmaps from two profiles, on the device; false: dense float64 grids on the host
 
     # Training
     epochs: int = 300  # passes over the training images
@@ -95,7 +106,16 @@ class Config:
     ema: float = 0.0  # decay per step of the moving average of the weights that is tested; 0: the weights themselves
     precision: str = "fp32"  # fp32, bf16 (mixed, loss in fp32), or auto: bf16 where the device is fast at it
     channels_last: bool = False  # memory layout; changes speed, not results
+    fused_optimizer: bool = True  # one kernel for all parameters; false: one by one
+    compile: bool = False  # torch.compile: minutes before the first step, then maybe faster
     seed: int = 0  # of the split, the initial weights, the order and the augmentation
+
+    # Testing
+    views: int = 1  # predictions averaged over this many slightly turned, scaled and shifted views of an image
+    test_precision: str = "fp32"  # fp32, bf16 or auto, as for precision
+    fold_norms: bool = True  # test with batch norms folded into convolutions and heads composed once: only rounding
+    folds: int = 0  # cross-validation: this many runs, each tested on its part of the images
+    fold: int = 0  # 1 to folds: this one alone, as a plain run; 0: all, and a pooled report
 
     # Machine
     device: str = "auto"  # auto (CUDA if there is one), cpu, cuda, cuda:1, ...
@@ -199,7 +219,7 @@ def check_combinations(config: Config) -> None:
         size = getattr(config, name)
         near = max(64, round(size / 32) * 32)  # at 32 px, batch norm would see a single value per channel
         demand(size >= 64 and size % 32 == 0, name, f"it must be a multiple of 32 from 64 on, e.g. {near}")
-    for name in ("num_landmarks", "epochs", "batch_size", "accumulate", "save_every"):
+    for name in ("num_landmarks", "epochs", "batch_size", "accumulate", "save_every", "views"):
         demand(getattr(config, name) >= 1, name, "it must be at least 1")
     for name in ("sigma", "ewc_alpha", "lr", "ruler_mm"):
         demand(getattr(config, name) > 0, name, "it must be above 0")
@@ -218,17 +238,27 @@ def check_combinations(config: Config) -> None:
         "weight_decay",
         "ema",
         "cache_gb",
+        "folds",
+        "fold",
     ):
         demand(getattr(config, name) >= 0, name, "it must be 0 or above")
     for name in ("scaling", "shift", "intensity", "elastic", "cutout", "ema"):
         demand(getattr(config, name) <= 1, name, "it must be a fraction, at most 1")
     for name in ("val_fraction", "test_fraction"):
         demand(0 <= getattr(config, name) < 1, name, "it must be at least 0 and below 1")
+    demand(config.folds != 1, "folds", "it must be 0 (no cross-validation) or at least 2")
+    demand(config.fold <= config.folds, "fold", f"it must be at most folds, {config.folds}")
+    demand(not (config.folds and config.split == "same"), "folds", "split same tests on the training images")
+    demand(config.crop_margin is None or config.crop_margin >= 0, "crop_margin", "it must be none, or 0 or above")
+    demand(len(config.crop) == 4, "crop", "give left, top, right and bottom, e.g. 0,0,1,1 for the whole image")
+    left, top, right, bottom = config.crop
+    demand(left < right and top < bottom, "crop", "left must be below right and top below bottom")
     demand(config.ema < 1, "ema", "it must be below 1, e.g. 0.99")
     demand(config.val_fraction + config.test_fraction < 1, "test_fraction", "with val_fraction it must leave images")
     choices = {
         "split": ("auto", "same"), "norm": ("batch", "instance"), "optimizer": ("adam", "adamw"),
         "decode": ("argmax", "subpixel"), "lr_schedule": ("step", "cosine"), "precision": ("fp32", "bf16", "auto"),
+        "test_precision": ("fp32", "bf16", "auto"),
     }  # fmt: skip
     for name, allowed in choices.items():
         demand(getattr(config, name) in allowed, name, f"choose one of {', '.join(allowed)}")

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from annotation import Record
 from config import Config
 from images import blur_image, cut_out, normalise_image, read_image, shrink_image, vary_intensities, warp_image
+from machine import own_share, process_count, process_rank
 from utils import apply_affine, compose_affines, invert_affine, resize_affine
 
 log = logging.getLogger("farnet")
@@ -36,15 +37,43 @@ class Sample(NamedTuple):
     name: str  # imagePath of the record
 
 
+def network_affine(config: Config, size: tuple[int, int]) -> np.ndarray:
+    """The affine (2, 3) from network px to original px of a plain image (width, height): config.crop of it."""
+    left, top, right, bottom = config.crop
+    affine = resize_affine((config.width, config.height), ((right - left) * size[0], (bottom - top) * size[1]))
+    affine[:, 2] += (left * size[0], top * size[1])
+    return affine
+
+
 def draw_affine(config: Config, size: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
-    """A random affine (2, 3) of the original frame: rotation, scaling, shift about the centre of (width, height).
+    """A random affine (2, 3) of the original frame (width, height): rotation, scaling, shift about the crop's centre.
 
     No flips: a flipped profile looks the other way.
     """
+    left, top, right, bottom = config.crop
     angle = math.radians(generator.uniform(-config.rotation, config.rotation))
     scale = math.exp(generator.uniform(-1, 1) * math.log1p(config.scaling))
-    shift = generator.uniform(-config.shift, config.shift, 2) * size
-    centre = (np.array(size) - 1) / 2
+    shift = generator.uniform(-config.shift, config.shift, 2) * (right - left, bottom - top) * size
+    centre = np.array([left + right, top + bottom]) * size / 2 - 0.5
+    return turn_affine(centre, angle, scale, shift)
+
+
+def view_affine(config: Config, size: tuple[int, int], view: int) -> np.ndarray:
+    """The affine (2, 3) of the original frame (width, height) of a view of an image in testing; view 0 is plain.
+
+    The others go round a circle of small rotations (3 degrees), scales (5 %) and shifts (1 % of what is seen).
+    """
+    if view == 0:
+        return np.eye(2, 3)
+    angle = 2 * math.pi * (view - 1) / (config.views - 1)
+    left, top, right, bottom = config.crop
+    centre = np.array([left + right, top + bottom]) * size / 2 - 0.5
+    shift = 0.01 * np.array([math.cos(2 * angle + 1), math.sin(2 * angle + 1)]) * (right - left, bottom - top) * size
+    return turn_affine(centre, math.radians(3) * math.cos(angle), 1.05 ** math.sin(angle), shift)
+
+
+def turn_affine(centre: np.ndarray, angle: float, scale: float, shift: np.ndarray) -> np.ndarray:
+    """The affine (2, 3) that turns by an angle (radians) and scales about a centre (2,), then shifts by (2,)."""
     matrix = scale * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     return np.column_stack([matrix, centre + shift - matrix @ centre])
 
@@ -67,21 +96,29 @@ def undo_displacement(points: np.ndarray, displacement: np.ndarray) -> np.ndarra
 
 
 def read_for_network(config: Config, record: Record) -> np.ndarray:
-    """A record's image, not larger than twice the network's input."""
-    return shrink_image(read_image(record.path), (config.width, config.height))
+    """A record's image; the part of it that the network sees is not larger than twice the network's input."""
+    left, top, right, bottom = config.crop
+    size = (round(config.width / (right - left)), round(config.height / (bottom - top)))
+    return shrink_image(read_image(record.path), size)
 
 
 def make_sample(
-    config: Config, record: Record, generator: np.random.Generator | None = None, image: np.ndarray | None = None
+    config: Config,
+    record: Record,
+    generator: np.random.Generator | None = None,
+    image: np.ndarray | None = None,
+    view: int = 0,
 ) -> Sample:
     """A record as the methods see it; augmented if a generator is given. The one preprocessing of all paths.
 
-    image: what read_for_network gave, if it was kept.
+    image: what read_for_network gave, if it was kept. view: which of config.views of it, in testing.
     """
     if image is None:
         image = read_for_network(config, record)
     size = (config.width, config.height)
-    to_original, displacement = resize_affine(size, record.size), None
+    to_original, displacement = network_affine(config, record.size), None
+    if view > 0:
+        to_original = compose_affines(to_original, view_affine(config, record.size, view))
     if generator is not None:
         to_original = compose_affines(to_original, draw_affine(config, record.size, generator))
         displacement = draw_displacement(config, generator) if config.elastic > 0 else None
@@ -113,21 +150,24 @@ def augment_intensities(config: Config, image: np.ndarray, generator: np.random.
 
 
 class LandmarkDataset(Dataset):
-    """Records as Samples. A key is an index (never augmented) or (epoch, index), augmented by (seed, epoch, index).
+    """Records as Samples. A key (epoch, index) is augmented by (seed, epoch, index), an index alone never.
 
     So a sample does not depend on which worker makes it, in which order, or on how many there are.
+    Where there are several views of a record in testing, their indices follow each other.
     """
 
-    def __init__(self, config: Config, records: Sequence[Record]) -> None:
-        self.config, self.records = config, list(records)
+    def __init__(self, config: Config, records: Sequence[Record], views: int = 1) -> None:
+        self.config, self.records, self.views = config, list(records), views
         self.images: list[np.ndarray] = []  # those of the first records, as far as they fit
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.records) * self.views
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
-        epoch, index = key if isinstance(key, tuple) else (None, key)
-        generator = None if epoch is None else np.random.default_rng((self.config.seed, epoch, index))
+        if not isinstance(key, tuple):
+            return make_sample(self.config, self.records[key // self.views], view=key % self.views)
+        epoch, index = key
+        generator = np.random.default_rng((self.config.seed, epoch, index))
         image = self.images[index] if index < len(self.images) else None
         return make_sample(self.config, self.records[index], generator, image)
 
@@ -145,29 +185,41 @@ class LandmarkDataset(Dataset):
 
 
 class EpochSampler(Sampler):
-    """The keys (epoch, index) of a data set in an order drawn from (seed, epoch)."""
+    """This process's keys (epoch, index) of a data set in an order drawn from (seed, epoch).
 
-    def __init__(self, length: int, seed: int) -> None:
-        self.length, self.seed, self.epoch = length, seed, 0
+    Of each run of processes * batch_size keys a process takes batch_size, so together they do what one process does
+    with that larger batch. The first keys are repeated at the end until all processes have the same number.
+    """
+
+    def __init__(self, config: Config, length: int) -> None:
+        self.seed, self.batch_size, self.length, self.epoch = config.seed, config.batch_size, length, 0
 
     def __len__(self) -> int:
-        return self.length
+        return math.ceil(self.length / process_count())
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
-        return iter([(self.epoch, int(index)) for index in order])
+        order = np.resize(order, len(self) * process_count())
+        for batch in np.split(order, range(0, len(order), self.batch_size * process_count())):
+            own = np.split(batch, process_count())[process_rank()]
+            yield from ((self.epoch, int(index)) for index in own)
 
 
-def make_loader(config: Config, records: Sequence[Record], train: bool, pin_memory: bool = False) -> DataLoader:
-    """Batches of Samples. Train: shuffled and augmented by `loader.sampler.epoch`; else in order, as they are."""
-    dataset = LandmarkDataset(config, records)
+def make_loader(
+    config: Config, records: Sequence[Record], train: bool, pin_memory: bool = False, views: int = 1
+) -> DataLoader:
+    """This process's share of the records as batches of Samples.
+
+    Train: shuffled and augmented by `loader.sampler.epoch`. Else in order, `views` of each.
+    """
+    dataset = LandmarkDataset(config, records if train else own_share(records), views)
     if train and config.cache_gb > 0:
         dataset.keep_images(config.cache_gb)
     workers = min(config.workers, math.ceil(len(dataset) / config.batch_size))
     return DataLoader(
         dataset,
         batch_size=config.batch_size,
-        sampler=EpochSampler(len(dataset), config.seed) if train else None,
+        sampler=EpochSampler(config, len(dataset)) if train else None,
         num_workers=workers,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Adam, AdamW, Optimizer
 
 from config import Config, UserError
-from machine import uses_bfloat16
+from machine import gather_shares, mean_over_processes, process_count, uses_bfloat16
 
 
 class NonFiniteLoss(UserError):
@@ -40,27 +41,43 @@ class LandmarkDetector(nn.Module):
 
     def configure_optimizers(self) -> dict[str, Optimizer]:
         """One Adam or AdamW over all parameters; called when they are on their device."""
+        settings = dict(lr=self.config.lr, fused=self.config.fused_optimizer)
         if self.config.optimizer == "adamw":
-            settings = dict(lr=self.config.lr, weight_decay=self.config.weight_decay, fused=True)
-            return {"adamw": AdamW(self.parameters(), **settings)}
-        return {"adam": Adam(self.parameters(), lr=self.config.lr, fused=True)}
+            return {"adamw": AdamW(self.parameters(), weight_decay=self.config.weight_decay, **settings)}
+        return {"adam": Adam(self.parameters(), **settings)}
+
+    def for_inference(self) -> "LandmarkDetector":
+        """A detector that predicts the same, up to rounding, and may be faster; it cannot be trained."""
+        return self.eval()
+
+    def distribute(self, device: torch.device) -> None:
+        """From now on train_step averages gradients over the processes of the run (DistributedDataParallel)."""
+        if process_count() > 1:
+            devices = [device] if device.type == "cuda" else None
+            parallel = DistributedDataParallel(SharedLoss(self), device_ids=devices, gradient_as_bucket_view=True)
+            self.__dict__["parallel"] = parallel  # no submodule: the state dict stays the method's own
 
     def train_step(self, batch, epoch: int, optimizers: Mapping[str, Optimizer]) -> dict[str, float]:
         """One optimiser step on the sum of the loss terms, in config.accumulate parts; returns their values.
 
-        Raises NonFiniteLoss before a weight is changed if a term is nan or infinite.
+        Over several processes each has its part of the batch, and values and gradients are means over processes.
+        Raises NonFiniteLoss, on all of them, before a weight is changed if a term is nan or infinite.
         """
         for optimizer in optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         values: dict[str, float] = {}
-        for part in split_batch(batch, self.config.accumulate):
+        parallel = self.__dict__.get("parallel")
+        parts = split_batch(batch, self.config.accumulate)
+        for number, part in enumerate(parts):
             share = len(part.name) / len(batch.name)
-            terms = self.loss(part, epoch)
-            for name, term in terms.items():
-                values[name] = values.get(name, 0.0) + share * term.item()
-            if not all(math.isfinite(value) for value in values.values()):
-                raise self.non_finite_loss(part, epoch, values)
-            (share * torch.stack(list(terms.values())).sum()).backward()
+            alone = parallel is not None and number < len(parts) - 1  # gradients are exchanged once, with the last part
+            with parallel.no_sync() if alone else contextlib.nullcontext():
+                terms = (parallel or self.loss)(part, epoch)
+                for name, value in mean_over_processes({name: term.item() for name, term in terms.items()}).items():
+                    values[name] = values.get(name, 0.0) + share * value
+                if not all(math.isfinite(value) for value in values.values()):
+                    raise self.non_finite_loss(part, epoch, values)
+                (share * torch.stack(list(terms.values())).sum()).backward()
         for optimizer in optimizers.values():
             optimizer.step()
         return values
@@ -70,7 +87,8 @@ class LandmarkDetector(nn.Module):
         """The error that names the terms that are not finite, and the images whose own loss is not."""
         self.eval()
         each = split_batch(batch, len(batch.name))
-        names = [one.name[0] for one in each if not sum(self.loss(one, epoch).values()).isfinite()]
+        own = [one.name[0] for one in each if not sum(self.loss(one, epoch).values()).isfinite()]
+        names = [name for share in gather_shares(own) for name in share]
         terms = ", ".join(f"{name} is {value:g}" for name, value in values.items() if not math.isfinite(value))
         images = ", ".join(names) if names else f"the batch {', '.join(batch.name)}"
         return NonFiniteLoss(
@@ -80,6 +98,17 @@ class LandmarkDetector(nn.Module):
     def autocast(self, device: torch.device) -> contextlib.AbstractContextManager:
         """Mixed precision as `config.precision` says; the loss is computed outside it, in float32."""
         return torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(self.config.precision, device))
+
+
+class SharedLoss(nn.Module):
+    """A detector's loss as the forward pass that DistributedDataParallel asks for."""
+
+    def __init__(self, detector: LandmarkDetector) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, batch, epoch: int) -> dict[str, Tensor]:
+        return self.detector.loss(batch, epoch)
 
 
 def split_batch(batch, parts: int) -> list:

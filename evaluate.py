@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from data import Sample
 from detector import LandmarkDetector
+from machine import merge_shares, process_rank
 from utils import apply_affine, radial_errors
 
 
@@ -27,21 +28,28 @@ class Predictions(NamedTuple):
 
 
 def evaluate(detector: LandmarkDetector, loader: DataLoader, device: torch.device) -> Predictions:
-    """Predict every image of a loader in eval mode; landmarks in original px, in the loader's order."""
+    """Predict every image of a loader in eval mode; landmarks in original px, in the order of its records.
+
+    Several views of an image (data.view_affine) give the mean of their landmarks and scores. Over several processes
+    each predicts the images of its share, and all get all.
+    """
     detector.eval()
-    landmarks, scores = [], []
-    for batch in tqdm(loader, "predicting", leave=False, disable=None):
+    dataset, count = loader.dataset, detector.config.num_landmarks
+    landmarks, scores = [np.zeros((0, count, 2))], [np.zeros((0, count), np.float32)]
+    for batch in tqdm(loader, "predicting", leave=False, disable=None if process_rank() == 0 else True):
         with torch.inference_mode():
             found, score = detector.predict(to_device(batch, device, detector.config.channels_last).image)
         landmarks.append(apply_affine(batch.to_original, found.double().cpu()).numpy())
         scores.append(score.float().cpu().numpy())
-    records = loader.dataset.records
+    landmarks = np.concatenate(landmarks).reshape(-1, dataset.views, count, 2).mean(1)
+    scores = np.concatenate(scores).reshape(-1, dataset.views, count).mean(1)
+    results = merge_shares(list(zip(dataset.records, landmarks, scores, strict=True)))
     return Predictions(
-        names=[record.name for record in records],
-        landmarks=np.concatenate(landmarks),
-        truth=np.stack([record.landmarks for record in records]),
-        score=np.concatenate(scores),
-        spacing=np.array([record.spacing for record in records]),
+        names=[record.name for record, _, _ in results],
+        landmarks=np.stack([found for _, found, _ in results]),
+        truth=np.stack([record.landmarks for record, _, _ in results]),
+        score=np.stack([score for _, _, score in results]),
+        spacing=np.array([record.spacing for record, _, _ in results]),
     )
 
 

@@ -1,11 +1,18 @@
-"""What a run computes on: its device, that device's precision, memory and name."""
+"""What a run computes on: its device, that device's precision, memory and name; and its processes under torchrun.
+
+A run that was not started by torchrun is one process; every function here then does the plain thing.
+"""
 
 import ctypes
+import os
 import platform
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
+import torch.distributed
 
 from config import UserError
 
@@ -14,11 +21,27 @@ try:
 except ImportError:  # Windows
     resource = None
 
+T = TypeVar("T")
+
+
+# --- Device --------------------------------------------------------------------------------------
+
 
 def resolve_device(name: str) -> torch.device:
-    """The device of a `device` setting: auto is CUDA if there is one. Raises UserError if it is not there."""
+    """The device of a `device` setting: auto is CUDA if there is one. Raises UserError if it is not there.
+
+    Under torchrun, auto and cuda are the GPU of this process.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        if torch.cuda.is_available() and local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"torchrun started more processes on this machine than its {torch.cuda.device_count()} GPUs; lower "
+                "--nproc_per_node, or set device to cpu"
+            )
+        name = f"cuda:{local_rank}"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -72,3 +95,78 @@ def describe_hardware(device: torch.device) -> str:
         names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
     return f"{model}, {torch.get_num_threads()} threads"
+
+
+# --- Processes -----------------------------------------------------------------------------------
+
+
+def join_processes(device: torch.device) -> None:
+    """Join the other processes that torchrun started: over nccl on CUDA, over gloo on a CPU."""
+    if torch.distributed.is_torchelastic_launched() and not torch.distributed.is_initialized():
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def leave_processes() -> None:
+    """Undo join_processes."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def process_rank() -> int:
+    """The number of this process among all of the run, from 0."""
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
+def process_count() -> int:
+    """How many processes share the run."""
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def own_share(items: Sequence[T]) -> Sequence[T]:
+    """The items that this process is to work on; merge_shares puts the results together again."""
+    return items[process_rank() :: process_count()]
+
+
+def gather_shares(share: T) -> list[T]:
+    """What each process holds, in the order of their ranks, on every process."""
+    shares: list[Any] = [share] * process_count()
+    if process_count() > 1:
+        torch.distributed.all_gather_object(shares, share)
+    return shares
+
+
+def merge_shares(share: list[T]) -> list[T]:
+    """One result for each item of own_share -> the results for all items in their order, on every process."""
+    shares = gather_shares(share)
+    merged: list[Any] = [None] * sum(map(len, shares))
+    for rank, part in enumerate(shares):
+        merged[rank :: len(shares)] = part
+    return merged
+
+
+def mean_over_processes(values: Mapping[str, float]) -> dict[str, float]:
+    """Each value averaged over the processes; all of them must name the same values."""
+    if process_count() == 1:
+        return dict(values)
+    device = torch.device("cuda" if torch.distributed.get_backend() == "nccl" else "cpu")
+    total = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(total)
+    return dict(zip(values, (total / process_count()).tolist(), strict=True))
+
+
+def on_first_process(work: Callable[[], T]) -> T:
+    """Do a piece of work, such as making a folder, on the first process alone; its result, or UserError, on all."""
+    if process_count() == 1:
+        return work()
+    outcome: list[Any] = [None, None]
+    if process_rank() == 0:
+        try:
+            outcome[0] = work()
+        except UserError as error:
+            outcome[1] = str(error)
+    torch.distributed.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise UserError(outcome[1])
+    return outcome[0]

@@ -5,11 +5,14 @@ python main.py --preset demo                         presets, e.g. the bundled p
 python main.py --config FILE.json --epochs 100       settings from a file and the command line
 python main.py --resume runs/farnet-...              go on with a run that was stopped
 python main.py --test runs/farnet-.../best.pt        only test, with the settings of the checkpoint
+python main.py --folds 4                             cross-validation: four runs and a pooled report
+torchrun --nproc_per_node=4 main.py ...              any of these on four GPUs
 """
 
 import argparse
 import json
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -29,10 +32,11 @@ from config import (
     setting_types,
 )
 from data import make_loader
+from detector import LandmarkDetector
 from evaluate import evaluate
-from machine import resolve_device
-from methods import load_detector, method_class
-from report import draw_overlays, summary_table, write_predictions, write_report
+from machine import join_processes, leave_processes, on_first_process, process_rank, resolve_device
+from methods import create_detector, load_detector, method_class
+from report import draw_overlays, pool_predictions, summary_table, write_predictions, write_report
 from run_folder import create_run_folder, discard_unstarted, read_checkpoint, source_commit, start_log, write_provenance
 from splits import LandmarkData, load_data
 from train import train
@@ -124,21 +128,28 @@ def resolve_tested_config(options: argparse.Namespace, overrides: dict[str, str]
     return build_config(cls, state["settings"] | {"run_dir": None} | changes), state
 
 
-def test(config: Config, run_dir: Path, data: LandmarkData, checkpoint: Path | dict[str, Any]) -> None:
+def count_parameters(detector: LandmarkDetector) -> int:
+    """How many numbers the weights are."""
+    return sum(parameter.numel() for parameter in detector.parameters())
+
+
+def test(config: Config, run_dir: Path, data: LandmarkData, state: dict[str, Any]) -> None:
     """Predict every test set with a checkpoint; write the report of each into run_dir/<test set>."""
     started = time.perf_counter()
-    detector, _ = load_detector(checkpoint)
+    detector, _ = load_detector(state)
     detector.config = config
     device = resolve_device(config.device)
-    detector.to(device)
+    detector = detector.to(device).for_inference()
     provenance = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
     if not data.test_sets:
         log.warning("there is no test set (splits: %s): no report; set test_fraction", ", ".join(data.splits))
     for test_set in data.test_sets:
         records = data.select(test_set)
         folder = run_dir / test_set
+        predictions = evaluate(detector, make_loader(config, records, train=False, views=config.views), device)
+        if process_rank() > 0:
+            continue
         folder.mkdir(exist_ok=True)
-        predictions = evaluate(detector, make_loader(config, records, train=False), device)
         write_predictions(folder / "predictions.csv", predictions, data.abbreviations, data.unit)
         summary = write_report(folder, data.names, config.report_exclude, config.sdr_thresholds, provenance)
         draw_overlays(folder, records, config.overlays)
@@ -146,7 +157,7 @@ def test(config: Config, run_dir: Path, data: LandmarkData, checkpoint: Path | d
     log.info("tested in %.1f min", (time.perf_counter() - started) / 60)
 
 
-def run_training(config: Config, run_dir: Path) -> None:
+def run_training(config: Config, run_dir: Path) -> LandmarkData:
     """Train, or go on training, then test with the best checkpoint; the last one where there is no val split."""
     try:
         data = train(config, run_dir)
@@ -154,41 +165,77 @@ def run_training(config: Config, run_dir: Path) -> None:
         if (run_dir / "last.pt").exists():
             log.warning("stopped; go on with: python main.py --resume %s", run_dir)
         raise
-    best = run_dir / "best.pt"
-    test(config, run_dir, data, best if best.exists() else run_dir / "last.pt")
+    best, last = run_dir / "best.pt", run_dir / "last.pt"
+    state = read_checkpoint(on_first_process(lambda: best if best.exists() else last))
+    test(config.replace(crop=tuple(state["settings"]["crop"])), run_dir, data, state)
+    return data
+
+
+def run_folds(config: Config, run_dir: Path) -> None:
+    """Cross-validation: a whole run for each fold in run_dir/fold1, ...; their predictions pooled in run_dir/pooled.
+
+    Goes on with the folds that are there.
+    """
+    first, device = process_rank() == 0, resolve_device(config.device)
+    if first and not (run_dir / "config.json").exists():
+        parameters = count_parameters(create_detector(config.replace(backbone_weights="none")))
+        write_provenance(run_dir, config, parameters, device)
+    folders = [run_dir / f"fold{fold}" for fold in range(1, config.folds + 1)]
+    for fold, folder in enumerate(folders, 1):
+        if first:
+            folder.mkdir(exist_ok=True)
+            start_log(folder)
+        log.info("fold %d of %d", fold, config.folds)
+        data = run_training(config.replace(fold=fold, run_dir=str(folder)), folder)
+    if first:
+        start_log(run_dir)
+        pooled = run_dir / "pooled"
+        pooled.mkdir(exist_ok=True)
+        pool_predictions([folder / "test" / "predictions.csv" for folder in folders], pooled / "predictions.csv")
+        provenance = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
+        summary = write_report(pooled, data.names, config.report_exclude, config.sdr_thresholds, provenance)
+        draw_overlays(pooled, data.records, config.overlays)
+        table = summary_table(summary, config.sdr_thresholds)
+        log.info("%d folds together, report in %s\n%s", config.folds, pooled, table)
 
 
 def run_test(config: Config, run_dir: Path, state: dict[str, Any]) -> None:
     """Test a checkpoint that was read. Without splits of their own, images new to it form the test set."""
     data = load_data(config, state["abbreviations"], seen=state["images"], for_training=False)
     detector, _ = load_detector(state)
-    parameters = sum(parameter.numel() for parameter in detector.parameters())
-    write_provenance(run_dir, config, parameters, resolve_device(config.device))
+    if process_rank() == 0:
+        write_provenance(run_dir, config, count_parameters(detector), resolve_device(config.device))
     test(config, run_dir, data, state)
 
 
 def run(arguments: list[str]) -> None:
     """Everything that main.py does. Raises UserError."""
     options, overrides = parse_arguments(arguments)
+    run_dir: Path | None = None
     state: dict[str, Any] = {}
     if options.resume:
         config, run_dir = resolve_resumed_config(options, overrides)
     elif options.test:
         config, state = resolve_tested_config(options, overrides)
-        run_dir = create_run_folder(config, "-test")
     else:
         config = resolve_config(options, overrides)
-        run_dir = create_run_folder(config)
-    start_log(run_dir)
-    log.info("run folder %s, commit %s", run_dir, source_commit())
+    join_processes(resolve_device(config.device))
     try:
+        if not options.resume:
+            run_dir = on_first_process(lambda: create_run_folder(config, "-test" if options.test else ""))
+        start_log(run_dir if process_rank() == 0 else None)
+        log.info("run folder %s, commit %s", run_dir, source_commit())
         if options.test:
             run_test(config, run_dir, state)
+        elif config.folds and not config.fold:
+            run_folds(config, run_dir)
         else:
             run_training(config, run_dir)
     except UserError:
-        discard_unstarted(run_dir)
+        if process_rank() == 0 and run_dir is not None:
+            discard_unstarted(run_dir)
         raise
+    leave_processes()
 
 
 def main() -> int:
@@ -208,7 +255,8 @@ def main() -> int:
     else:
         return 0
     # a loader process reports its error with a traceback, the message in the last line
-    print(f"error: {message.splitlines()[-1].removeprefix('config.UserError: ')}", file=sys.stderr)
+    process = f"process {os.environ['RANK']}: " if os.environ.get("RANK", "0") != "0" else ""
+    print(f"{process}error: {message.splitlines()[-1].removeprefix('config.UserError: ')}", file=sys.stderr)
     return 2
 
 

@@ -2,16 +2,19 @@
 J. Digit. Imaging 2022, doi 10.1007/s10278-022-00718-4. Letters and frames: data.py.
 """
 
+import copy
 import re
 
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
 from torch.nn import functional as F
 
 from config import Config, UserError
 from detector import LandmarkDetector
-from utils import decode_heatmaps, gaussian_heatmaps, scale_landmarks
+from machine import uses_bfloat16
+from utils import decode_heatmaps, dense_heatmaps, gaussian_heatmaps, scale_landmarks
 
 # --- Backbone ------------------------------------------------------------------------------------
 
@@ -127,20 +130,35 @@ class ComposedHead(nn.Module):
     """A 3x3 convolution followed by a 1x1 convolution with nothing between, computed as one 3x3.
 
     The product of the two is the same function (outputs agree to rounding, gradients reach both factors) and
-    saves the channels between: two thirds of FARNet's most expensive layer.
+    saves the channels between: two thirds of FARNet's most expensive layer. compose=False: one after the other.
     """
 
-    def __init__(self, channels: int, num_landmarks: int) -> None:
+    def __init__(self, channels: int, num_landmarks: int, compose: bool = True) -> None:
         super().__init__()
+        self.compose = compose
         self.spatial = nn.Conv2d(channels, channels, 3, padding=1)
         self.pointwise = nn.Conv2d(channels, num_landmarks, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):  # compose in float32
+        if not self.compose:
+            return self.pointwise(self.spatial(x))
+        return F.conv2d(x, *self.product(), padding=1)
+
+    def product(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the one convolution, in float32."""
+        with torch.autocast(self.spatial.weight.device.type, enabled=False):
             mix = self.pointwise.weight.flatten(1)
             weight = torch.einsum("km,mcij->kcij", mix, self.spatial.weight)
-            bias = mix @ self.spatial.bias + self.pointwise.bias
-        return F.conv2d(x, weight, bias, padding=1)
+            return weight, mix @ self.spatial.bias + self.pointwise.bias
+
+    @torch.no_grad()
+    def composed(self) -> nn.Conv2d:
+        """The one convolution, for inference."""
+        weight, bias = self.product()
+        conv = nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1).to(weight)
+        conv.weight.copy_(weight)
+        conv.bias.copy_(bias)
+        return conv
 
 
 def upsample(x: Tensor) -> Tensor:
@@ -155,7 +173,9 @@ class FARNetNetwork(nn.Module):
     a digit is the level, i.e. stride 2**level. Then the coarse head, and feature refinement (FR) at full size.
     """
 
-    def __init__(self, num_landmarks: int, backbone: str, backbone_weights: str, norm: str = "batch") -> None:
+    def __init__(
+        self, num_landmarks: int, backbone: str, backbone_weights: str, norm: str = "batch", compose: bool = True
+    ) -> None:
         super().__init__()
         self.backbone = Backbone(backbone, backbone_weights)
         f1, f2, f3, f4, f5 = self.backbone.channels
@@ -172,8 +192,8 @@ class FARNetNetwork(nn.Module):
         self.c3 = ConvNormReLU(1, 256 + 512, 256)
         self.c2 = ConvNormReLU(1, 256 + 256, 128)
         self.c1 = ConvNormReLU(1, 128 + f1, 64)
-        self.coarse_head = ComposedHead(64, num_landmarks)
-        self.fine_head = ComposedHead(64 + 32 + num_landmarks, num_landmarks)
+        self.coarse_head = ComposedHead(64, num_landmarks, compose)
+        self.fine_head = ComposedHead(64 + 32 + num_landmarks, num_landmarks, compose)
         if norm == "instance":
             use_image_statistics(self)
 
@@ -194,6 +214,16 @@ class FARNetNetwork(nn.Module):
         coarse = self.coarse_head(c1)
         fine = self.fine_head(torch.cat([upsample(c1), f0, upsample(coarse)], 1))
         return coarse, fine
+
+
+def fold_network(network: FARNetNetwork) -> nn.Module:
+    """The network in eval mode with its heads composed once and batch norms folded into the convolutions before them.
+
+    Only a norm that directly follows a convolution folds: not those of each image, nor most of DenseNet's.
+    """
+    network = copy.deepcopy(network).eval()
+    network.coarse_head, network.fine_head = network.coarse_head.composed(), network.fine_head.composed()
+    return fuse(network, inplace=True)
 
 
 # --- Loss and method -----------------------------------------------------------------------------
@@ -221,9 +251,11 @@ class FARNet(LandmarkDetector):
     (6) missing landmarks are masked; (7) any number of landmarks.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, network: nn.Module | None = None) -> None:
         super().__init__(config)
-        self.network = FARNetNetwork(config.num_landmarks, config.backbone, config.backbone_weights, config.norm)
+        self.network = network or FARNetNetwork(
+            config.num_landmarks, config.backbone, config.backbone_weights, config.norm, config.compose_heads
+        )
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) -> coarse (B, N, H/2, W/2) and fine (B, N, H, W) heatmaps."""
@@ -233,19 +265,31 @@ class FARNet(LandmarkDetector):
     def loss(self, batch, epoch: int) -> dict[str, Tensor]:
         """EWC on both heads. Sigma is the same number of px in both, so the coarse target is twice as wide."""
         annotated = batch.landmarks.isfinite().all(-1)
+        draw = gaussian_heatmaps if self.config.device_targets else dense_heatmaps
         terms = {}
         for name, heatmaps in zip(("coarse", "fine"), self(batch.image), strict=True):
             height, width = heatmaps.shape[-2:]
             factor = width / batch.image.shape[-1]
-            target = gaussian_heatmaps(scale_landmarks(batch.landmarks, factor), (height, width), self.config.sigma)
+            target = draw(scale_landmarks(batch.landmarks, factor), (height, width), self.config.sigma)
             terms[name] = ewc_loss(heatmaps, target, annotated, self.config.ewc_alpha)
         return terms
 
     def predict(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """The peaks of the fine heatmaps; the score is the peak's height, about 1 for a sure landmark.
 
-        Always in float32: bf16 rounds values near 1 to 1/256, which flattens a peak over several pixels.
+        In float32 unless config.test_precision asks for less: bf16 rounds values near 1 to 1/256, which flattens a
+        peak over several pixels; it costs argmax more than a fit over the whole peak.
         """
-        with torch.autocast(image.device.type, enabled=False):
+        lower = uses_bfloat16(self.config.test_precision, image.device)
+        with torch.autocast(image.device.type, torch.bfloat16, enabled=lower):
             _, fine = self.network(image)
         return decode_heatmaps(fine, self.config.decode, self.config.sigma)
+
+    def for_inference(self) -> "FARNet":
+        """The same detector with its network folded (fold_network), unless config.fold_norms is off."""
+        if not self.config.fold_norms:
+            return self.eval()
+        folded = fold_network(self.network)
+        if self.config.channels_last:
+            folded.to(memory_format=torch.channels_last)
+        return FARNet(self.config, folded).eval()

@@ -65,6 +65,12 @@ def read_predictions(path: Path) -> tuple[list[str], list[str], dict[str, np.nda
     return names, abbreviations, columns, unit
 
 
+def pool_predictions(sources: Sequence[Path], path: Path) -> None:
+    """The rows of several predictions.csv, one after another, as one."""
+    tables = [source.read_text(encoding="utf-8").splitlines(keepends=True) for source in sources]
+    path.write_text("".join(tables[0] + [row for table in tables[1:] for row in table[1:]]), encoding="utf-8")
+
+
 # --- Figures and tables --------------------------------------------------------------------------
 
 

@@ -46,7 +46,12 @@ def create_run_folder(config: Config, kind: str = "") -> Path:
 
 
 def discard_unstarted(run_dir: Path) -> None:
-    """Remove a run folder that holds nothing but its log: the run ended before it began."""
+    """Remove a run folder that holds nothing but its log, or a first fold of which that is true: nothing began."""
+    first_fold = run_dir / "fold1"
+    if first_fold.exists():
+        discard_unstarted(first_fold)
+        if not first_fold.exists():
+            (run_dir / "config.json").unlink()
     if [path.name for path in run_dir.iterdir()] == ["log.txt"]:
         close_log()
         (run_dir / "log.txt").unlink()
@@ -61,11 +66,14 @@ class TqdmHandler(logging.StreamHandler):
         sys.stdout.flush()
 
 
-def start_log(run_dir: Path) -> None:
-    """Log to the terminal and, from now on, to the run's log.txt (and to no other run's)."""
+def start_log(run_dir: Path | None) -> None:
+    """Log to the terminal and, from now on, to the run's log.txt (and to no other run's); None: nowhere."""
     close_log()
     log.setLevel(logging.INFO)
     log.propagate = False
+    if run_dir is None:  # not the first process of a run
+        log.addHandler(logging.NullHandler())
+        return
     log.addHandler(TqdmHandler())
     file = logging.FileHandler(run_dir / "log.txt", encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

@@ -31,6 +31,11 @@ class LandmarkData:
         """Every split that is neither train nor val."""
         return [split for split in self.splits if split not in ("train", "val")]
 
+    def landmark_box(self, split: str) -> tuple[float, float, float, float]:
+        """Left, top, right, bottom of where a split's landmarks lie, as fractions of their images' sizes."""
+        places = np.concatenate([(record.landmarks + 0.5) / record.size for record in self.select(split)])
+        return (*np.nanmin(places, 0).tolist(), *np.nanmax(places, 0).tolist())
+
     @property
     def unit(self) -> str:
         """mm if the spacing is known, else px."""
@@ -77,6 +82,8 @@ def split_records(config: Config, records: Sequence[Record], seen: Mapping[str, 
     if config.split == "same":
         log.warning("split same: the test images are training images; the figures are a sanity check, not a result")
         return {"train": everything, "test": everything}
+    if config.folds:
+        return split_fold(config, records, seen)
     if any(record.split for record in records):
         without = [record.name for record in records if not record.split]
         if without:
@@ -98,16 +105,7 @@ def draw_groups(
     records: Sequence[Record], members: Sequence[int], fractions: Mapping[str, float], seed: int
 ) -> dict[str, list[int]]:
     """Some of the records (members) dealt to splits by their fractions, the rest to "train"; patients stay together."""
-    group = {index: index for index in members}  # the first of the images that belong together
-    for key in ("patient", "fingerprint"):
-        first: dict[str, int] = {}
-        for index in members:
-            value = getattr(records[index], key)
-            if value is not None:
-                old, new = group[index], group[first.setdefault(value, index)]
-                group = {i: new if g == old else g for i, g in group.items()}
-    order = np.random.default_rng(seed).permutation(sorted(set(group.values())))
-    groups = [[index for index in members if group[index] == leader] for leader in order]
+    groups = group_patients(records, members, seed)
     splits: dict[str, list[int]] = {}
     for split, fraction in fractions.items():
         if fraction == 0:
@@ -124,6 +122,44 @@ def draw_groups(
             groups.remove(chosen)
         splits[split] = sorted(chosen)
     return splits | {"train": sorted(index for rest in groups for index in rest)}
+
+
+def split_fold(config: Config, records: Sequence[Record], seen: Mapping[str, str] | None) -> dict[str, list[int]]:
+    """Indices of train, val and test in a fold of a cross-validation; patients stay together.
+
+    Where records name splits, those of train and val are dealt to the folds, and named test sets are left alone.
+    Raises UserError if there are fewer patients than folds.
+    """
+    fixed = {None: "test", "train": "test", "val": "test"}  # images new to a checkpoint, where records name splits
+    if seen is not None:
+        return group_indices([seen.get(r.fingerprint, fixed.get(r.split, r.split)) for r in records])
+    members = [index for index, record in enumerate(records) if record.split in fixed]
+    groups = group_patients(records, members, config.seed)
+    if len(groups) < config.folds:
+        raise UserError(
+            f"setting folds: {config.json_path} has {len(groups)} patients to deal to {config.folds} folds; lower folds"
+        )
+    folds: list[list[int]] = [[] for _ in range(config.folds)]
+    for group in groups:
+        min(folds, key=len).extend(group)
+    test = sorted(folds[config.fold - 1])
+    rest = [index for index in members if index not in set(test)]
+    drawn = draw_groups(records, rest, {"val": config.val_fraction}, config.seed)
+    return {split: drawn[split] for split in ("train", "val") if split in drawn} | {"test": test}
+
+
+def group_patients(records: Sequence[Record], members: Sequence[int], seed: int) -> list[list[int]]:
+    """The records (members) in groups that belong to one patient or have equal pixels, in an order drawn by seed."""
+    group = {index: index for index in members}  # the first of the images that belong together
+    for key in ("patient", "fingerprint"):
+        first: dict[str, int] = {}
+        for index in members:
+            value = getattr(records[index], key)
+            if value is not None:
+                old, new = group[index], group[first.setdefault(value, index)]
+                group = {i: new if g == old else g for i, g in group.items()}
+    order = np.random.default_rng(seed).permutation(sorted(set(group.values())))
+    return [[index for index in members if group[index] == leader] for leader in order]
 
 
 def group_indices(splits: Sequence[str]) -> dict[str, list[int]]:

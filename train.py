@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
@@ -25,7 +25,7 @@ from config import Config
 from data import make_loader
 from detector import LandmarkDetector
 from evaluate import evaluate, to_device
-from machine import keep_freed_memory, memory_text, resolve_device, uses_bfloat16
+from machine import keep_freed_memory, memory_text, process_count, process_rank, resolve_device, uses_bfloat16
 from methods import create_detector, load_detector
 from report import draw_curves
 from run_folder import read_checkpoint, save_checkpoint, write_provenance, write_text
@@ -40,8 +40,9 @@ def train(config: Config, run_dir: Path) -> LandmarkData:
 
     Writes config.json, split.json, metrics.csv (one row per epoch), curves.png, last.pt and, where there is a
     val split, best.pt: the epoch of the lowest validation MRE. Raises UserError.
+    Over several processes each computes its part of every batch, and the first alone writes.
     """
-    device = resolve_device(config.device)
+    device, first = resolve_device(config.device), process_rank() == 0
     if device.type == "cpu":
         keep_freed_memory()
     torch.backends.cudnn.benchmark = device.type == "cuda" and not config.deterministic
@@ -49,12 +50,13 @@ def train(config: Config, run_dir: Path) -> LandmarkData:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
     training = start_or_resume(config, run_dir, device)
-    data, detector, averaged, optimizers, first_epoch, best_MRE = training
+    config, data, detector, averaged, optimizers, first_epoch, best_MRE = training
     parameters = sum(parameter.numel() for parameter in detector.parameters())
-    if not (run_dir / "config.json").exists():
-        write_provenance(run_dir, config, parameters, device)
-    splits = {name: [data.records[i].name for i in members] for name, members in data.splits.items()}
-    write_text(run_dir / "split.json", json.dumps(splits, indent=1, ensure_ascii=False))
+    if first:
+        if not (run_dir / "config.json").exists():
+            write_provenance(run_dir, config, parameters, device)
+        splits = {name: [data.records[i].name for i in members] for name, members in data.splits.items()}
+        write_text(run_dir / "split.json", json.dumps(splits, indent=1, ensure_ascii=False))
     rows = read_metrics(run_dir / "metrics.csv")[:first_epoch]  # a row may be ahead of its checkpoint
 
     pin_memory = device.type == "cuda"
@@ -62,13 +64,15 @@ def train(config: Config, run_dir: Path) -> LandmarkData:
     val_loader = make_loader(config, data.select("val"), train=False) if data.select("val") else None
     precision = "bf16" if uses_bfloat16(config.precision, device) else "fp32"
     log.info("%s, %.1f million parameters, on %s in %s", config.method, parameters / 1e6, device, precision)
+    if process_count() > 1:
+        log.info("%d processes, each with %d images of a batch", process_count(), config.batch_size)
     steps = len(train_loader)
-    bar = tqdm(total=config.epochs * steps, initial=first_epoch * steps, unit="step", disable=None)
+    bar = tqdm(total=config.epochs * steps, initial=first_epoch * steps, unit="step", disable=None if first else True)
     started = time.perf_counter()
 
     for epoch in range(first_epoch, config.epochs):
         # one epoch of training
-        seed_everything(config.seed, epoch)
+        seed_everything(config.seed, epoch, *([] if first else [process_rank()]))
         train_loader.sampler.epoch = epoch
         set_learning_rate(optimizers, learning_rate_factor(config, epoch))
         bar.set_description(f"epoch {epoch + 1}/{config.epochs}")
@@ -89,19 +93,22 @@ def train(config: Config, run_dir: Path) -> LandmarkData:
         # validation and record
         row: dict[str, Any] = {"epoch": epoch + 1, "lr": config.lr * learning_rate_factor(config, epoch), **terms}
         row["loss"] = sum(terms.values())
-        if val_loader:
+        if val_loader is not None:  # its share of a process may be empty
             errors = evaluate(training.tested, val_loader, device).errors()
             figures = error_figures(errors[np.isfinite(errors)], config.sdr_thresholds)
             row |= {f"val_{name}": value for name, value in figures.items() if name != "SD"}
         row["seconds"] = round(time.perf_counter() - epoch_started, 2)
         rows.append(row)
-        write_metrics(run_dir / "metrics.csv", rows)
-        draw_curves(rows, run_dir / "curves.png", data.unit)
+        if first:
+            write_metrics(run_dir / "metrics.csv", rows)
+            draw_curves(rows, run_dir / "curves.png", data.unit)
         log.info(epoch_text(row, config.epochs, data.unit, (time.perf_counter() - started) / (epoch + 1 - first_epoch)))
 
         # checkpoints: the best for use, the last to go on from
         better = row.get("val_MRE", math.inf) < best_MRE
         best_MRE = min(best_MRE, row.get("val_MRE", math.inf))
+        if not first:
+            continue
         state = checkpoint_state(config, data, training.tested, {"epoch": epoch + 1, "best_MRE": best_MRE})
         if better:
             save_checkpoint(run_dir / "best.pt", state)
@@ -118,6 +125,7 @@ def train(config: Config, run_dir: Path) -> LandmarkData:
 class Training(NamedTuple):
     """What a training run holds between two epochs."""
 
+    config: Config  # with the crop settled
     data: LandmarkData
     detector: LandmarkDetector  # what is trained
     averaged: AveragedModel | None  # the moving average of its weights, where config.ema asks for it
@@ -139,11 +147,13 @@ def start_or_resume(config: Config, run_dir: Path, device: torch.device) -> Trai
     if last.exists():
         state = read_checkpoint(last)
         data = load_data(config, state["abbreviations"], splits)
+        config = config.replace(crop=tuple(state["settings"]["crop"]))
         detector, _ = load_detector(state)
         detector.config = config
         log.info("going on from %s after epoch %d", last, state["epoch"])
     else:
         data = load_data(config, splits=splits)
+        config = settle_crop(config, data)
         seed_everything(config.seed)
         detector = create_detector(config)
     detector.to(device)
@@ -155,11 +165,20 @@ def start_or_resume(config: Config, run_dir: Path, device: torch.device) -> Trai
         if "training_model" in state:  # the checkpoint's model is the average
             averaged.n_averaged += state["averaged_steps"]
             detector.load_state_dict(state["training_model"])
+    if process_count() > 1 and any(isinstance(module, nn.BatchNorm2d) for module in detector.modules()):
+        if device.type == "cuda":
+            nn.SyncBatchNorm.convert_sync_batchnorm(detector)
+        else:
+            log.warning("on a CPU batch norm sees the images of its own process alone; set norm to instance")
     optimizers = detector.configure_optimizers()
     for name, optimizer in optimizers.items():
         if "optimizers" in state:
             optimizer.load_state_dict(state["optimizers"][name])
-    return Training(data, detector, averaged, optimizers, state["epoch"], state["best_MRE"])
+    if config.compile:
+        for network in detector.children():
+            network.compile()
+    detector.distribute(device)
+    return Training(config, data, detector, averaged, optimizers, state["epoch"], state["best_MRE"])
 
 
 def checkpoint_state(config: Config, data: LandmarkData, detector: LandmarkDetector, state: Mapping) -> dict[str, Any]:
@@ -203,6 +222,21 @@ def set_learning_rate(optimizers: Mapping[str, Optimizer], factor: float) -> Non
     for optimizer in optimizers.values():
         for group in optimizer.param_groups:
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+
+
+def settle_crop(config: Config, data: LandmarkData) -> Config:
+    """The settings with `crop` as `crop_margin` asks for; says where the training landmarks lie, and warns of a cut."""
+    box = data.landmark_box("train")
+    if config.crop_margin is not None:
+        margin = config.crop_margin
+        wider = (box[0] - margin, box[1] - margin, box[2] + margin, box[3] + margin)
+        config = config.replace(crop=tuple(round(min(max(side, 0.0), 1.0), 3) for side in wider))
+    words = [",".join(f"{side:.2f}" for side in sides) for sides in (box, config.crop)]
+    log.info("the landmarks of train lie within %s of their images, the crop is %s", *words)
+    left, top, right, bottom = config.crop
+    if box[0] < left or box[1] < top or box[2] > right or box[3] > bottom:
+        log.warning("the crop cuts off landmarks of the training images: widen it")
+    return config
 
 
 def warn_of_long_run(seconds_per_step: float, steps: int) -> None:

@@ -60,6 +60,14 @@ def gaussian_heatmaps(landmarks: Tensor, size: tuple[int, int], sigma: float) ->
     return profile(landmarks[..., 1], height)[..., :, None] * profile(landmarks[..., 0], width)[..., None, :]
 
 
+def dense_heatmaps(landmarks: Tensor, size: tuple[int, int], sigma: float) -> Tensor:
+    """gaussian_heatmaps as predecessors draw them: on the host, a float64 grid of distances for every landmark."""
+    y, x = torch.meshgrid(*(torch.arange(length, dtype=torch.float64) for length in size), indexing="ij")
+    centre = landmarks.cpu()[..., None, None].double()
+    heatmaps = torch.exp(-((x - centre[:, :, 0]) ** 2 + (y - centre[:, :, 1]) ** 2) / (2 * sigma**2))
+    return heatmaps.nan_to_num(0.0).float().to(landmarks.device)
+
+
 def decode_heatmaps(heatmaps: Tensor, decode: str, sigma: float) -> tuple[Tensor, Tensor]:
     """Heatmaps (B, N, h, w) -> landmarks (B, N, 2) (x, y) in px of the map, score (B, N) = height of the peak.
 

@@ -4,17 +4,16 @@ import json
 import sys
 
 import pytest
-import torch
 from conftest import tiny_config
 
-from data import Sample
 from tools import benchmark, differences
-from utils import gaussian_heatmaps
 
 
 def test_the_benchmark_ends_with_one_json_line_that_holds_its_table(dataset, monkeypatch, capsys):
     (dataset / "settings.json").write_text(json.dumps(tiny_config(dataset, height=64, width=64).to_dict()))
-    monkeypatch.setattr(sys, "argv", ["benchmark", "--repeats", "1", "--config", str(dataset / "settings.json")])
+    monkeypatch.setattr(
+        sys, "argv", ["benchmark", "--repeats", "1", "--effects", "--config", str(dataset / "settings.json")]
+    )
     monkeypatch.setattr(benchmark, "MATRIX", 64)
     assert benchmark.main() == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -23,6 +22,7 @@ def test_the_benchmark_ends_with_one_json_line_that_holds_its_table(dataset, mon
     assert result["training_ratio"] == pytest.approx(
         result["ours"]["train_images_per_s"] / result["reference"]["train_images_per_s"]
     )
+    assert {row["setting"] for row in result["effects"]} >= {"precision", "compose_heads", "fold_norms"}
     # two convolutions instead of one cost more at the same size
     assert result["reference"]["forward_GFLOP_per_image"] > result["ours"]["forward_GFLOP_per_image"]
 
@@ -31,19 +31,6 @@ def test_a_benchmark_of_impossible_settings_is_refused(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["benchmark", "--height", "70"])
     assert benchmark.main() == 2
     assert "multiple of 32" in capsys.readouterr().err
-
-
-def test_the_textbooks_targets_are_ours():
-    landmarks = torch.tensor([[[20.3, 30.8], [5.0, 6.0]]])
-    dense = differences.dense_heatmaps(landmarks, (48, 40), 3.0)
-    assert (dense - gaussian_heatmaps(landmarks, (48, 40), 3.0)).abs().max() < 1e-6
-    batch = Sample(torch.zeros(1, 3, 48, 40), landmarks, None, None, ["a"])
-
-    class Settings:
-        height, width, sigma = 48, 40, 3.0
-
-    pairs = zip(benchmark.dense_targets(batch, Settings), benchmark.separable_targets(batch, Settings), strict=True)
-    assert all((a - b).abs().max() < 1e-6 for a, b in pairs)
 
 
 def test_the_differences_table_measures_a_checkpoint(trained_run, monkeypatch, capsys):

@@ -5,8 +5,20 @@ import torch
 from conftest import tiny_config
 from torch.utils.data import DataLoader
 
+import data
 from config import Config
-from data import LandmarkDataset, draw_affine, draw_displacement, make_loader, make_sample, undo_displacement
+from data import (
+    EpochSampler,
+    LandmarkDataset,
+    draw_affine,
+    draw_displacement,
+    make_loader,
+    make_sample,
+    network_affine,
+    read_for_network,
+    undo_displacement,
+    view_affine,
+)  # fmt: skip
 from images import warp_image
 from splits import load_data
 from utils import apply_affine, compose_affines, invert_affine, resize_affine
@@ -53,6 +65,60 @@ def test_augmentation_stays_within_its_settings_and_never_flips(tmp_path):
         assert np.linalg.det(affine[:, :2]) > 0
         assert 1 / 1.2 - 1e-9 <= scale <= 1.2 + 1e-9 and abs(angle) <= 15
         assert abs(moved[0]) <= 60 and abs(moved[1]) <= 72
+
+
+@pytest.mark.parametrize("augmented", [False, True])
+def test_a_cropped_image_and_its_landmark_stay_together(tmp_path, augmented):
+    config = tiny_config(tmp_path, crop=(0.2, 0.25, 0.95, 1.05), height=192, width=160, **AUGMENTED | {"shift": 0.02})
+    original, centre, size = (600, 720), np.array([301.3, 417.8]), (160, 192)
+    to_original = network_affine(config, original)
+    # the corners of the network's first and last pixels are those of the crop
+    corners = apply_affine(to_original, np.array([[-0.5, -0.5], [159.5, 191.5]]))
+    assert np.allclose(corners, [[0.2 * 600 - 0.5, 0.25 * 720 - 0.5], [0.95 * 600 - 0.5, 1.05 * 720 - 0.5]])
+    if augmented:
+        to_original = compose_affines(to_original, draw_affine(config, original, np.random.default_rng(0)))
+    image = warp_image(blob(original, centre), to_original, size)
+    assert np.abs(blob_centre(image) - apply_affine(invert_affine(to_original), centre[None])[0]).max() < 0.03
+
+
+def test_an_image_kept_for_a_crop_has_twice_the_networks_resolution_there(dataset):
+    record = load_data(tiny_config(dataset)).records[0]  # 96 x 80
+    config = tiny_config(dataset, crop=(0.0, 0.0, 0.5, 0.5), height=64, width=64)
+    whole, small = config.replace(crop=(0.0, 0.0, 1.0, 1.0)), dict(height=64, width=64)
+    assert read_for_network(config.replace(**small), record).shape == (80, 96)
+    assert make_sample(config, record).image.shape == make_sample(whole, record).image.shape == (3, 64, 64)
+
+
+def test_the_first_view_is_plain_and_the_others_are_small_changes_around_it(tmp_path):
+    config = tiny_config(tmp_path, views=9, crop=(0.2, 0.2, 0.9, 1.0))
+    affines = np.stack([view_affine(config, (1000, 800), view) for view in range(9)])
+    assert np.array_equal(affines[0], np.eye(2, 3))
+    scales = np.sqrt(np.linalg.det(affines[:, :, :2]))
+    angles = np.degrees(np.arctan2(affines[:, 1, 0], affines[:, 0, 0]))
+    assert scales.max() == pytest.approx(1.05) and angles.max() == pytest.approx(3, abs=1e-6)
+    assert abs(np.log(scales).mean()) < 1e-9 and abs(angles.mean()) < 1e-9  # on average nothing moves
+    centre = np.array([[549.5, 479.5]])
+    assert np.linalg.norm(apply_affine(affines, centre) - centre, axis=-1).max() < 0.011 * 700
+
+
+@pytest.mark.parametrize("length", [11, 12])
+def test_two_processes_share_the_batches_of_one(tmp_path, monkeypatch, length):
+    config = tiny_config(tmp_path, batch_size=2)
+
+    def batches(rank, count, size):
+        monkeypatch.setattr(data, "process_rank", lambda: rank)
+        monkeypatch.setattr(data, "process_count", lambda: count)
+        sampler = EpochSampler(config.replace(batch_size=size), length)
+        sampler.epoch = 3
+        keys = list(sampler)
+        assert len(keys) == len(sampler)
+        return [keys[start : start + size] for start in range(0, len(keys), size)]
+
+    alone = batches(0, 1, 4)
+    together = [a + b for a, b in zip(batches(0, 2, 2), batches(1, 2, 2), strict=True)]
+    if length == 11:  # the first key once more
+        alone[-1] = alone[-1] + [alone[0][0]]
+    assert [sorted(batch) for batch in together] == [sorted(batch) for batch in alone]
 
 
 def test_an_elastically_warped_image_and_its_landmark_stay_together(tmp_path):

@@ -1,11 +1,13 @@
 import pytest
 import torch
-from conftest import tiny_config
+from conftest import make_records, tiny_config, write_records
 
 from data import make_loader
+from detector import LandmarkDetector
 from evaluate import evaluate
 from methods import create_detector
 from splits import load_data
+from utils import decode_heatmaps
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("tiny_method")
@@ -22,3 +24,22 @@ def test_evaluation_changes_no_batch_norm_statistic_and_batches_do_not_matter(da
     )
     assert all(torch.equal(value, before[name]) for name, value in detector.state_dict().items())
     assert abs(first.landmarks - second.landmarks).max() < 1e-2
+
+
+class Tracker(LandmarkDetector):
+    """Finds the brightest spots of a picture: its views are seen as turned and shifted as the affines say."""
+
+    def predict(self, image):
+        spot = decode_heatmaps(image[:, :1] - image.amin(), "subpixel", self.config.sigma)
+        return spot[0].expand(-1, self.config.num_landmarks, -1), spot[1].expand(-1, self.config.num_landmarks)
+
+
+def test_every_view_of_an_image_finds_the_same_place_and_their_mean_is_given(tmp_path):
+    write_records(tmp_path, make_records(tmp_path, count=2))
+    config = tiny_config(tmp_path, views=5, crop=(0.05, 0.0, 1.0, 0.95), val_fraction=0.0, test_fraction=0.0)
+    data = load_data(config)
+    detector = Tracker(config)
+    one = evaluate(detector, make_loader(config, data.records, train=False), CPU)
+    five = evaluate(detector, make_loader(config, data.records, train=False, views=5), CPU)
+    assert one.names == five.names and five.landmarks.shape == one.landmarks.shape
+    assert 0 < abs(one.landmarks - five.landmarks).max() < 0.5

@@ -2,7 +2,17 @@ import pytest
 import torch
 
 from config import UserError
-from machine import keep_freed_memory, resolve_device, uses_bfloat16
+from machine import (
+    keep_freed_memory,
+    mean_over_processes,
+    merge_shares,
+    on_first_process,
+    own_share,
+    process_count,
+    process_rank,
+    resolve_device,
+    uses_bfloat16,
+)  # fmt: skip
 
 
 def test_bf16_follows_the_setting():
@@ -22,3 +32,17 @@ def test_devices_are_chosen_or_refused_by_name():
 def test_keeping_freed_memory_is_harmless():
     keep_freed_memory()
     keep_freed_memory()
+
+
+def test_one_process_does_the_plain_thing():
+    assert (process_rank(), process_count()) == (0, 1)
+    assert merge_shares(list(own_share([3, 1, 2]))) == [3, 1, 2]
+    assert mean_over_processes({"a": 1.5}) == {"a": 1.5} and on_first_process(lambda: 7) == 7
+
+
+def test_under_torchrun_a_process_without_a_gpu_of_its_own_is_refused(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match="more processes on this machine than its 2 GPUs"):
+        resolve_device("auto")

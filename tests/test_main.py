@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -146,6 +147,42 @@ def test_a_test_on_other_data_tests_every_image(tiny_run, tmp_path_factory):
     data = ["--img_dir", str(other / "imgs"), "--json_path", str(other / "json" / "data.json")]
     main.run(["--test", str(tiny_run / "last.pt"), *data, "--run_dir", str(other / "run")])
     assert len(read_predictions(other / "run" / "test" / "predictions.csv")[0]) == 3
+
+
+def test_a_cross_validation_tests_every_image_once_and_pools_the_folds(dataset, tiny_method):
+    arguments = write_settings(dataset, folds=2)
+    main.run(arguments)
+    folds = [read_predictions(dataset / "run" / f"fold{fold}" / "test" / "predictions.csv") for fold in (1, 2)]
+    names, _, columns, _ = read_predictions(dataset / "run" / "pooled" / "predictions.csv")
+    assert sorted(names) == sorted(record["imagePath"] for record in make_records(dataset))
+    assert np.array_equal(columns["x"], np.concatenate([fold[2]["x"] for fold in folds]))
+    sheets = xlrd.open_workbook(dataset / "run" / "pooled" / "results.xls").sheet_names()
+    assert sheets == ["landmarks", "images", "settings"]
+    assert {"config.json", "log.txt", "fold1", "fold2", "pooled"} == {p.name for p in (dataset / "run").iterdir()}
+
+
+def test_a_cross_validation_that_was_stopped_goes_on_with_the_folds_that_are_missing(dataset, tiny_method):
+    main.run(write_settings(dataset, folds=2))
+    before = contents(dataset / "run")
+    shutil.rmtree(dataset / "run" / "fold2")
+    shutil.rmtree(dataset / "run" / "pooled")
+    main.run(["--resume", str(dataset / "run")])
+    after = contents(dataset / "run")
+    for name in ("fold1/test/predictions.csv", "fold2/test/predictions.csv", "pooled/predictions.csv"):
+        assert after[name] == before[name]
+
+
+def test_one_fold_alone_is_a_plain_run(dataset, tiny_method):
+    main.run(write_settings(dataset, folds=3, fold=2))
+    assert (dataset / "run" / "test" / "results.xls").exists() and not (dataset / "run" / "pooled").exists()
+    assert len(read_predictions(dataset / "run" / "test" / "predictions.csv")[0]) == 2
+
+
+def test_a_cross_validation_of_bad_data_leaves_no_run_folder_behind(dataset, tiny_method, monkeypatch, capsys):
+    arguments = write_settings(dataset, folds=2)
+    (dataset / "imgs" / make_records(dataset)[1]["imagePath"]).unlink()
+    refusal(monkeypatch, capsys, *arguments)
+    assert not (dataset / "run").exists()
 
 
 def test_only_a_test_may_change_how_landmarks_are_decoded(tiny_run, monkeypatch, capsys):

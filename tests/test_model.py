@@ -220,3 +220,55 @@ def test_the_recipe_normalises_by_image_and_larger_batches_by_batch():
     for preset in ("demo", "modern"):
         config = build_config(Config, preset_settings(Config, [preset]))
         assert config.norm == "batch" and config.batch_size > 1
+
+
+@pytest.mark.parametrize("norm", ["batch", "instance"])
+def test_a_folded_network_predicts_the_same(tmp_path, norm):
+    torch.manual_seed(0)
+    detector = FARNet(tiny_config(tmp_path, norm=norm, channels_last=True))
+    for module in detector.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # statistics and weights of a trained network are not 0 and 1
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, 0, 0.1)
+    image = torch.randn(2, 3, 64, 96)
+    folded = detector.for_inference()
+    norms = [sum(isinstance(m, torch.nn.BatchNorm2d) for m in one.modules()) for one in (detector, folded)]
+    assert norms[1] == 0 if norm == "instance" else 0 < norms[1] < norms[0] - 60
+    assert not any(isinstance(module, ComposedHead) for module in folded.modules())
+    with torch.inference_mode():
+        for a, b in zip(detector.eval()(image), folded(image), strict=True):
+            assert (a - b).abs().max() < 1e-4 * a.abs().max()
+        assert (detector.predict(image)[0] - folded.predict(image)[0]).abs().max() < 0.05
+    detector.config = detector.config.replace(fold_norms=False)
+    assert detector.for_inference() is detector
+
+
+def test_settings_for_speed_change_no_more_than_rounding(tmp_path):
+    batch = Sample(torch.randn(2, 3, 64, 64), torch.rand(2, 4, 2) * 64, None, None, ["a", "b"])
+    losses, gradients = [], []
+    plain = dict(compose_heads=True, device_targets=True, channels_last=False)
+    for name in (None, *plain):
+        settings = plain | ({name: not plain[name]} if name else {})
+        torch.manual_seed(0)
+        detector = FARNet(tiny_config(tmp_path, height=64, width=64, **settings))
+        if settings["channels_last"]:
+            detector.to(memory_format=torch.channels_last)
+        loss = sum(detector.loss(batch, 0).values())
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append(detector.network.fine_head.spatial.weight.grad)
+    assert losses[1:] == pytest.approx([losses[0]] * 3, rel=1e-4)
+    assert all((other - gradients[0]).norm() < 1e-3 * gradients[0].norm() for other in gradients[1:])
+
+
+def test_a_test_in_bf16_finds_about_the_same_landmarks(tmp_path):
+    torch.manual_seed(0)
+    detector = FARNet(tiny_config(tmp_path)).eval()
+    image, scores = torch.randn(1, 3, 64, 96), []
+    for precision in ("fp32", "bf16"):
+        detector.config = detector.config.replace(test_precision=precision)
+        with torch.inference_mode():
+            scores.append(detector.predict(image)[1])
+    assert (scores[0] - scores[1]).abs().max() < 0.05 and not torch.equal(*scores)

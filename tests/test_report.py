@@ -7,6 +7,7 @@ import xlrd
 from conftest import make_records, tiny_config, write_records
 from PIL import Image
 
+from evaluate import Predictions
 from report import (
     BLUE,
     RED,
@@ -20,7 +21,6 @@ from report import (
     write_report,
 )
 from splits import load_data
-from train import Predictions
 
 ABBREVIATIONS, NAMES = ["R1", "A", "N’"], ["Ruler 1", "A point", "Soft tissue Nasion"]
 THRESHOLDS = (2.0, 2.5, 3.0, 4.0)

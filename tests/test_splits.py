@@ -119,3 +119,35 @@ def test_a_test_set_with_images_that_the_checkpoint_was_trained_on_is_named(data
     logging.getLogger("farnet").propagate = True
     load_data(tiny_config(dataset), seen=seen, for_training=False)
     assert "the checkpoint was trained on 5 images of test1" in caplog.text
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_every_image_is_tested_in_one_fold_and_patients_are_never_split(tmp_path, named):
+    records = make_records(tmp_path, count=10)
+    for number, record in enumerate(records):
+        record["patient"] = f"p{number // 2}"
+        if named:
+            record["split"] = "test1" if number >= 8 else "train"
+    write_records(tmp_path, records)
+    dealt = set(range(8 if named else 10))
+    tested: list[int] = []
+    for fold in (1, 2, 3):
+        splits = load_data(tiny_config(tmp_path, folds=3, fold=fold, val_fraction=0.3)).splits
+        assert set(splits) == {"train", "val", "test"}
+        sides = [set(members) for members in splits.values()]
+        assert set.union(*sides) == dealt and sum(map(len, sides)) == len(dealt)
+        assert not any({i // 2 for i in a} & {i // 2 for i in b} for a in sides for b in sides if a is not b)
+        tested += splits["test"]
+    assert sorted(tested) == sorted(dealt)
+
+
+def test_more_folds_than_patients_are_refused(dataset):
+    records = [record | {"patient": "one"} for record in make_records(dataset)]
+    assert "has 1 patients to deal to 2 folds" in refusal(dataset, records, folds=2, fold=1)
+
+
+def test_a_checkpoint_of_a_fold_is_tested_on_its_own_fold(dataset):
+    config = tiny_config(dataset, folds=2, fold=2)
+    data = load_data(config)
+    seen = {record.fingerprint: split for split in data.splits for record in data.select(split)}
+    assert load_data(config, seen=seen, for_training=False).splits == data.splits

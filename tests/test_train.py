@@ -1,18 +1,20 @@
 import csv
 import logging
 
+import numpy as np
 import pytest
 import torch
 from conftest import TinyDetector, make_records, tiny_config, write_records
+from torch import nn
 
 import train as train_module
 from config import Config, UserError
 from data import make_loader
 from evaluate import evaluate
-from methods import load_detector
+from methods import METHODS, load_detector
 from run_folder import read_checkpoint
 from splits import load_data
-from train import learning_rate_factor, moving_average, read_metrics, train, warn_of_long_run
+from train import learning_rate_factor, moving_average, read_metrics, settle_crop, train, warn_of_long_run
 
 
 def run(config, folder) -> None:
@@ -164,6 +166,21 @@ def test_a_missing_landmark_has_no_influence_on_training(dataset):
     assert without_time(dataset / "run")[0]["loss"] > 0
 
 
+def test_a_compiled_network_trains_to_the_same_numbers(dataset, monkeypatch):
+    class WithoutDropout(TinyDetector):  # a compiled graph draws other random numbers
+        def __init__(self, config):
+            super().__init__(config)
+            self.network[3] = nn.Identity()
+
+    monkeypatch.setitem(METHODS, "tiny", WithoutDropout)
+    config = small_config(dataset, epochs=1)
+    run(config, dataset / "plain")
+    run(config.replace(compile=True), dataset / "compiled")
+    plain, compiled = (without_time(dataset / name)[0] for name in ("plain", "compiled"))
+    assert compiled["loss"] == pytest.approx(plain["loss"], rel=1e-3)
+    assert weights(dataset / "plain").keys() == weights(dataset / "compiled").keys()
+
+
 def test_the_step_schedule_is_the_papers():
     config = Config()
     assert [learning_rate_factor(config, epoch) for epoch in (0, 199)] == [1, 1]
@@ -175,6 +192,35 @@ def test_the_cosine_schedule_rises_then_falls_to_almost_nothing(tmp_path):
     factors = [learning_rate_factor(config, epoch) for epoch in range(20)]
     assert factors[:4] == [0.25, 0.5, 0.75, 1.0] and factors[3:] == sorted(factors[3:], reverse=True)
     assert 0 < factors[-1] < 0.02
+
+
+def test_a_crop_that_cuts_off_training_landmarks_is_warned_of_and_where_they_lie_is_said(dataset, caplog):
+    logging.getLogger("farnet").propagate = True
+    config = small_config(dataset)
+    data = load_data(config)
+    left, top, right, bottom = data.landmark_box("train")
+    places = np.concatenate([(record.landmarks + 0.5) / (96, 80) for record in data.select("train")])
+    assert (left, top) == tuple(places.min(0)) and (right, bottom) == tuple(places.max(0))
+    with caplog.at_level(logging.INFO, "farnet"):
+        assert settle_crop(config, data) == config
+        assert f"within {left:.2f},{top:.2f},{right:.2f},{bottom:.2f} of" in caplog.text
+        assert "widen it" not in caplog.text
+        settle_crop(config.replace(crop=(0.0, 0.0, right - 0.01, 1.0)), data)
+    assert "widen it" in caplog.text
+
+
+def test_a_crop_by_margin_is_settled_on_the_training_landmarks_and_kept(dataset):
+    config = small_config(dataset, crop_margin=0.02, epochs=1)
+    box = load_data(config).landmark_box("train")
+    run(config, dataset / "run")
+    crop = read_checkpoint(dataset / "run" / "last.pt")["settings"]["crop"]
+    wider = [max(0, box[0] - 0.02), max(0, box[1] - 0.02), min(1, box[2] + 0.02), min(1, box[3] + 0.02)]
+    assert crop == pytest.approx(wider, abs=6e-4)
+    records = make_records(dataset)  # the annotation changes, the crop of a run that goes on does not
+    records[0]["points"][0] |= {"X": 1.0, "Y": 1.0}
+    write_records(dataset, records)
+    run(config.replace(epochs=2), dataset / "run")
+    assert read_checkpoint(dataset / "run" / "last.pt")["settings"]["crop"] == crop
 
 
 def test_a_long_run_on_a_cpu_is_announced_with_the_way_out(caplog):

@@ -8,6 +8,7 @@ from utils import (
     apply_affine,
     compose_affines,
     decode_heatmaps,
+    dense_heatmaps,
     error_figures,
     gaussian_heatmaps,
     invert_affine,
@@ -58,6 +59,12 @@ def test_heatmaps_equal_the_gaussian_written_out():
             for x in range(9):
                 distance = (x - landmarks[0, n, 0]) ** 2 + (y - landmarks[0, n, 1]) ** 2
                 assert heatmaps[0, n, y, x] == pytest.approx(float(torch.exp(-distance / 8)), abs=1e-12)
+
+
+def test_heatmaps_from_dense_grids_are_the_same():
+    landmarks = torch.tensor([[[20.3, 30.8], [float("nan"), 6.0]]])
+    dense = dense_heatmaps(landmarks, (48, 40), 3.0)
+    assert (dense - gaussian_heatmaps(landmarks, (48, 40), 3.0)).abs().max() < 1e-6 and dense.dtype == torch.float32
 
 
 def test_a_missing_landmark_has_an_empty_heatmap():

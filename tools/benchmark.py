@@ -1,7 +1,7 @@
 """What a recipe costs, stage by stage, beside the textbook recipe, in one run.
 
     python -m tools.benchmark [--preset modern ...] [--<setting> VALUE ...]       settings as for main.py
-    python -m tools.benchmark --preset modern --curves                            and the cost over size and landmarks
+    python -m tools.benchmark --preset modern --effects --curves      and each setting's effect; cost over size and K
 
 Medians after a warm-up, synchronised. The `reference` row is the textbook recipe at the same size and number of
 landmarks: fp32, batch 1, dense float64 targets drawn on the host, heads as two convolutions, plain Adam. The last
@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.optim import Adam
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from config import Config, UserError
@@ -28,13 +27,15 @@ from images import read_image
 from machine import describe_hardware, keep_freed_memory, memory_text, resolve_device
 from main import parse_arguments, resolve_config
 from methods import create_detector
-from model import ComposedHead
 from run_folder import source_commit
 from splits import load_data
-from tools.differences import dense_heatmaps
-from utils import gaussian_heatmaps, scale_landmarks
+from utils import decode_heatmaps, dense_heatmaps, gaussian_heatmaps, scale_landmarks
 
 MATRIX = 2048  # side of the matrices whose product is the machine's peak
+REFERENCE = dict(  # the textbook recipe, as predecessors have it
+    batch_size=1, accumulate=1, precision="fp32", test_precision="fp32", channels_last=False, norm="batch",
+    optimizer="adam", compose_heads=False, device_targets=False, fused_optimizer=False, fold_norms=False, compile=False,
+)  # fmt: skip
 
 
 def synchronise(device: torch.device) -> None:
@@ -85,19 +86,18 @@ def forward_gflops(detector: LandmarkDetector, image: Tensor) -> float:
 # --- The two recipes -------------------------------------------------------------------------------
 
 
-def measure_recipe(config: Config, device: torch.device, repeats: int, reference: bool = False) -> dict[str, Any]:
+def measure_recipe(config: Config, device: torch.device, repeats: int) -> dict[str, Any]:
     """ms per batch of each stage of training and of inference, images per second, and the work they do."""
     torch.manual_seed(0)
     detector = create_detector(config).to(device)
-    if reference:
-        split_heads(detector)
     if config.channels_last:
         detector.to(memory_format=torch.channels_last)
-    optimizers = {"adam": Adam(detector.parameters(), lr=config.lr)} if reference else detector.configure_optimizers()
-    batch = random_batch(config, device)
-    targets = dense_targets if reference else separable_targets
+    if config.compile:
+        for network in detector.children():
+            network.compile()
+    optimizers, batch = detector.configure_optimizers(), random_batch(config, device)
     row: dict[str, Any] = {"batch": config.batch_size, "precision": config.precision}
-    row["targets"] = median_ms(lambda: targets(batch, config), device, repeats)
+    row["targets"] = median_ms(lambda: draw_targets(batch, config), device, repeats)
 
     def forward() -> Tensor:
         return torch.stack(list(detector.loss(batch, 0).values())).sum()
@@ -110,46 +110,37 @@ def measure_recipe(config: Config, device: torch.device, repeats: int, reference
     row["forward"] = median_ms(forward, device, repeats)
     row["optimiser"] = median_ms(lambda: [optimizer.step() for optimizer in optimizers.values()], device, repeats)
     row["backward"] = max(0.0, row["step"] - row["forward"] - row["optimiser"])
-    if reference:  # the method's loss draws its targets on the device; the textbook draws them on the host
-        row["step"] += row["targets"] - median_ms(lambda: separable_targets(batch, config), device, repeats)
-    detector.eval()
+    with torch.no_grad():  # the forward pass alone, in the precision of training
+        forward_ms = median_ms(lambda: detector(batch.image), device, repeats)
+    row["forward_GFLOP_per_image"] = forward_gflops(detector, batch.image)
+    row["forward_GFLOP_per_s"] = row["forward_GFLOP_per_image"] * config.batch_size / forward_ms * 1000
+    detector = detector.for_inference()
     with torch.inference_mode():
         row["inference"] = median_ms(lambda: detector.predict(batch.image), device, repeats)
-        row["network"] = median_ms(lambda: detector(batch.image), device, repeats)
-    row["decoding"] = max(0.0, row["inference"] - row["network"])
+        found = torch.rand(batch.landmarks.shape[:2] + batch.image.shape[2:], device=device)
+        row["decoding"] = median_ms(lambda: decode_heatmaps(found, config.decode, config.sigma), device, repeats)
     row["train_images_per_s"] = 1000 * config.batch_size / row["step"]
     row["inference_images_per_s"] = 1000 * config.batch_size / row["inference"]
-    row["forward_GFLOP_per_image"] = forward_gflops(detector, batch.image)
-    row["forward_GFLOP_per_s"] = row["forward_GFLOP_per_image"] * config.batch_size / row["network"] * 1000
     return row
 
 
-def split_heads(module: nn.Module) -> None:
-    """Run every composed head as its two convolutions."""
-    for name, child in module.named_children():
-        if isinstance(child, ComposedHead):
-            setattr(module, name, nn.Sequential(child.spatial, child.pointwise))
-        else:
-            split_heads(child)
+def draw_targets(batch: Sample, config: Config) -> list[Tensor]:
+    """Full-size and half-size heatmaps of a batch, as FARNet's loss draws them."""
+    draw, size = gaussian_heatmaps if config.device_targets else dense_heatmaps, (config.height, config.width)
+    half = (size[0] // 2, size[1] // 2)
+    return [draw(batch.landmarks, size, config.sigma), draw(scale_landmarks(batch.landmarks, 0.5), half, config.sigma)]
 
 
-def separable_targets(batch: Sample, config: Config) -> list[Tensor]:
-    """Full-size and half-size heatmaps of a batch on its device."""
-    size = (config.height, config.width)
-    half = scale_landmarks(batch.landmarks, 0.5)
-    return [
-        gaussian_heatmaps(batch.landmarks, size, config.sigma),
-        gaussian_heatmaps(half, (size[0] // 2, size[1] // 2), config.sigma),
-    ]
-
-
-def dense_targets(batch: Sample, config: Config) -> list[Tensor]:
-    """The same, as dense float64 grids on the host, then moved to the device."""
-    size, points = (config.height, config.width), batch.landmarks.cpu()
-    half = scale_landmarks(points, 0.5)
-    maps = [dense_heatmaps(points, size, config.sigma)]
-    maps.append(dense_heatmaps(half, (size[0] // 2, size[1] // 2), config.sigma))
-    return [one.to(batch.landmarks.device) for one in maps]
+def measure_effects(config: Config, device: torch.device, repeats: int) -> list[dict[str, Any]]:
+    """Step and inference with each setting for speed switched over, all others as they are."""
+    rows = []
+    for name in ("precision", "test_precision", "channels_last", "compose_heads", "device_targets", "fused_optimizer",
+                 "fold_norms"):  # fmt: skip
+        value = getattr(config, name)
+        other = not value if isinstance(value, bool) else "bf16" if value == "fp32" else "fp32"
+        row = measure_recipe(config.replace(**{name: other}), device, repeats)
+        rows.append({"setting": name, "value": other, "step": row["step"], "inference": row["inference"]})
+    return rows
 
 
 def measure_loading(config: Config, repeats: int) -> dict[str, float]:
@@ -190,7 +181,7 @@ def print_table(result: dict[str, Any]) -> None:
     """The result for people."""
     ours, reference, peaks = result["ours"], result["reference"], result["peaks_GFLOP_per_s"]
     print(f"\n{'ms per batch':24}{'ours':>12}{'reference':>12}")
-    for name in ("targets", "forward", "backward", "optimiser", "step", "network", "decoding", "inference"):
+    for name in ("targets", "forward", "backward", "optimiser", "step", "decoding", "inference"):
         print(f"{name:24}{ours[name]:12.1f}{reference[name]:12.1f}")
     for name in ("batch", "train_images_per_s", "inference_images_per_s", "forward_GFLOP_per_image"):
         print(f"{name:24}{ours[name]:12.4g}{reference[name]:12.4g}")
@@ -203,6 +194,9 @@ def print_table(result: dict[str, Any]) -> None:
         f"{ours['forward_GFLOP_per_s']:.0f} GFLOP/s, {100 * ours['forward_GFLOP_per_s'] / peak:.0f} % of the bf16 peak"
     )
     print(f"peak memory {result['memory']}; {result['hardware']}; commit {result['commit']}")
+    for row in result.get("effects", []):
+        costs = [f"{stage} {row[stage]:.0f} ms ({row[stage] / ours[stage]:.2f} x)" for stage in ("step", "inference")]
+        print(f"{row['setting']} {row['value']}: {', '.join(costs)}")
     for row in result.get("curves", []):
         print(
             f"{row['width']} x {row['height']}, {row['num_landmarks']} landmarks: step {row['step']:.0f} ms, inference "
@@ -210,15 +204,14 @@ def print_table(result: dict[str, Any]) -> None:
         )
 
 
-def benchmark(config: Config, curves: bool, repeats: int) -> dict[str, Any]:
+def benchmark(config: Config, effects: bool, curves: bool, repeats: int) -> dict[str, Any]:
     """All measurements of one run."""
     device = resolve_device(config.device)
     if device.type == "cpu":
         keep_freed_memory()
     config = config.replace(backbone_weights="none")  # time does not depend on them
-    plain = dict(batch_size=1, precision="fp32", channels_last=False, norm="batch", optimizer="adam")
     ours = measure_recipe(config, device, repeats)
-    reference = measure_recipe(config.replace(**plain), device, repeats, reference=True)
+    reference = measure_recipe(config.replace(**REFERENCE), device, repeats)
     result = {
         "commit": source_commit(),
         "hardware": describe_hardware(device),
@@ -232,6 +225,8 @@ def benchmark(config: Config, curves: bool, repeats: int) -> dict[str, Any]:
         "inference_ratio": ours["inference_images_per_s"] / reference["inference_images_per_s"],
         "memory": memory_text(device),
     }
+    if effects:
+        result["effects"] = measure_effects(config, device, repeats)
     if curves:
         result["curves"] = cost_curves(config, device, max(1, repeats // 2))
     return result
@@ -240,11 +235,12 @@ def benchmark(config: Config, curves: bool, repeats: int) -> dict[str, Any]:
 def main() -> int:
     """Exit status 2 for settings or data that cannot be used."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--effects", action="store_true", help="also with each setting for speed switched over")
     parser.add_argument("--curves", action="store_true", help="also over image sizes and numbers of landmarks")
     parser.add_argument("--repeats", type=int, default=5, help="timed repeats of each stage")
     options, rest = parser.parse_known_args()
     try:
-        result = benchmark(resolve_config(*parse_arguments(rest)), options.curves, options.repeats)
+        result = benchmark(resolve_config(*parse_arguments(rest)), options.effects, options.curves, options.repeats)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -29,6 +29,7 @@ from splits import LandmarkData, load_data
 from utils import (
     apply_affine,
     decode_heatmaps,
+    dense_heatmaps,
     error_figures,
     gaussian_heatmaps,
     invert_affine,
@@ -88,13 +89,6 @@ def draw_maps(landmarks: np.ndarray, size: tuple[int, int]) -> Tensor:
 def decode_maps(maps: Tensor, decode: str) -> np.ndarray:
     """Landmarks (N, 2) of heatmaps (1, N, H, W)."""
     return decode_heatmaps(maps, decode, sigma=10.0)[0][0].double().numpy()
-
-
-def dense_heatmaps(landmarks: Tensor, size: tuple[int, int], sigma: float) -> Tensor:
-    """Heatmaps as predecessors draw them on the host: a float64 grid of distances for every landmark."""
-    y, x = torch.meshgrid(*(torch.arange(length, dtype=torch.float64) for length in size), indexing="ij")
-    centre = landmarks[..., None, None].double()
-    return torch.exp(-((x - centre[:, :, 0]) ** 2 + (y - centre[:, :, 1]) ** 2) / (2 * sigma**2)).float()
 
 
 # --- A network, tested in other ways ---------------------------------------------------------------

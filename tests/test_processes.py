@@ -1,0 +1,83 @@
+"""Two processes under torchrun do what one does: real processes, over gloo, on a CPU."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import make_records, tiny_config, write_records
+
+from methods import create_detector, load_detector
+from report import read_predictions
+from train import read_metrics
+from utils import seed_everything
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def launch(folder: Path, processes: int, *arguments: object) -> subprocess.CompletedProcess:
+    """main.py in a folder, plainly or under torchrun."""
+    command = [sys.executable]
+    if processes > 1:
+        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command += [str(ROOT / "main.py"), *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """A folder with a run of two processes at batch size 1, and one of one process at batch size 2."""
+    folder = tmp_path_factory.mktemp("processes")
+    splits = ["train"] * 4 + ["val"] + ["test1"] * 3  # 3 test images: the shares differ in size
+    write_records(folder, [r | {"split": s} for r, s in zip(make_records(folder, 8), splits, strict=True)])
+    config = tiny_config(folder, norm="instance", epochs=2, lr=1e-4, rotation=5.0, intensity=0.2, overlays=1)
+    (folder / "settings.json").write_text(json.dumps(config.to_dict()))
+    for name, processes, batch_size in (("two", 2, 1), ("one", 1, 2)):
+        new = ("--config", folder / "settings.json", "--run_dir", folder / name)
+        done = launch(folder, processes, *new, "--batch_size", batch_size)
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_two_processes_follow_one_process_with_twice_the_batch(runs):
+    one, two = (read_metrics(runs / name / "metrics.csv") for name in ("one", "two"))
+    assert len(one) == len(two) == 2
+    for a, b in zip(one, two, strict=True):
+        for term in ("coarse", "fine", "loss"):
+            assert b[term] == pytest.approx(a[term], rel=5e-3)
+    # the same weights, up to rounding, which Adam magnifies: far closer to each other than to where they began
+    detectors = [load_detector(runs / name / "last.pt")[0] for name in ("one", "two")]
+    seed_everything(0)
+    first, *ends = (detector.state_dict() for detector in (create_detector(detectors[0].config), *detectors))
+    moved, apart = (
+        sum((a[name].double() - b[name].double()).square().sum().item() for name in first) ** 0.5
+        for a, b in ((ends[0], first), ends)
+    )
+    assert apart < 0.2 * moved
+
+
+def test_two_processes_predict_every_image_once_and_in_order(runs):
+    one, two = (read_predictions(runs / name / "test1" / "predictions.csv") for name in ("one", "two"))
+    assert two[0] == one[0] and len(two[0]) == 3 and two[1] == one[1]
+    assert abs(one[2]["score"] - two[2]["score"]).max() < 0.05
+
+
+def test_the_first_process_alone_writes(runs):
+    def files(name: str) -> list[str]:
+        return sorted(str(path.relative_to(runs / name)) for path in (runs / name).rglob("*") if path.is_file())
+
+    def without_names(name: str) -> list[str]:
+        return [file for file in files(name) if "overlays" not in file]
+
+    assert without_names("one") == without_names("two")
+    log = (runs / "two" / "log.txt").read_text(encoding="utf-8")
+    assert log.count("epoch 1/2") == 1 and "2 processes, each with 1 images of a batch" in log
+
+
+def test_a_run_of_two_processes_goes_on_and_its_folder_is_protected(runs):
+    again = launch(runs, 2, "--config", runs / "settings.json", "--run_dir", runs / "two")
+    assert again.returncode != 0 and "exists already" in again.stderr
+    done = launch(runs, 2, "--resume", runs / "two", "--epochs", 3)
+    assert done.returncode == 0, done.stderr
+    assert [row["epoch"] for row in read_metrics(runs / "two" / "metrics.csv")] == [1, 2, 3]

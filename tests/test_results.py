@@ -1,0 +1,26 @@
+import json
+import sys
+
+import pytest
+
+from tools import results
+
+
+def test_a_run_becomes_a_row_and_a_json_that_says_how_it_was_made(trained_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["results", str(trained_run), "--out", str(tmp_path / "out" / "one.json")])
+    assert results.main() == 0
+    summary = json.loads((trained_run / "test" / "summary.json").read_text(encoding="utf-8"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("| run | MRE, mm") and "SDR 2.5 / 3 / 4 mm" in lines[0] and len(lines) == 3
+    assert f"| {summary['headline']['MRE']:.2f} (" in lines[2]
+    (result,) = json.loads((tmp_path / "out" / "one.json").read_text(encoding="utf-8"))
+    assert result["headline"] == summary["headline"] and result["settings"]["num_landmarks"] == 4
+    assert result["command"].startswith("python ") and {"commit", "hardware", "versions"} <= result.keys()
+
+
+@pytest.mark.parametrize("name", ["no run", ""])
+def test_a_folder_without_that_report_is_refused(trained_run, name, monkeypatch, capsys):
+    folder = trained_run / name
+    monkeypatch.setattr(sys, "argv", ["results", str(folder), "--set", "test7"])
+    assert results.main() == 2
+    assert "give a finished run" in capsys.readouterr().err

@@ -1,0 +1,85 @@
+"""Runs as rows of a table, and as one JSON file that says how each was made.
+
+    python -m tools.results RUN... [--set test1] [--out results/NAME.json]
+
+Prints a Markdown row per run: the headline figures of a test set with 95 % intervals.
+"""
+
+import argparse
+import csv
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from config import UserError
+
+
+def read_run(run_dir: Path, test_set: str) -> dict[str, Any]:
+    """How a run was made and what it reached. Raises UserError for a folder without that report."""
+    try:
+        provenance = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
+        summary = json.loads((run_dir / test_set / "summary.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"{error.filename} does not exist: give a finished run, and with --set one of its test sets"
+        ) from None
+    seconds = 0.0
+    if (run_dir / "metrics.csv").exists():
+        with open(run_dir / "metrics.csv", newline="", encoding="utf-8") as file:
+            seconds = sum(float(row["seconds"]) for row in csv.DictReader(file))
+    argv = provenance.pop("argv")
+    return {
+        "run": run_dir.name,
+        "command": shlex.join(["python", *argv]),
+        "training_minutes": round(seconds / 60, 1),
+        "test_set": test_set,
+        **provenance,
+        **summary,
+    }
+
+
+def table_row(result: dict[str, Any]) -> str:
+    """The headline figures of a run as a Markdown row."""
+    figures = result["headline"]
+    rates = [name for name in figures if name.startswith("SDR_") and not name.endswith(("_low", "_high"))]
+    first, others = rates[0], " / ".join(f"{figures[name]:.1f}" for name in rates[1:])
+    cells = [
+        result["run"],
+        f"{figures['MRE']:.2f} ({figures['MRE_low']:.2f} to {figures['MRE_high']:.2f})",
+        f"{figures[first]:.1f} ({figures[first + '_low']:.1f} to {figures[first + '_high']:.1f})",
+        others,
+        f"{result['training_minutes']:.0f} min",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> int:
+    """Exit status 2 for a folder that is no finished run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument("--set", default="test", help="the test set")
+    parser.add_argument("--out", type=Path, help="a JSON file of all of them")
+    options = parser.parse_args()
+    try:
+        results = [read_run(run_dir, options.set) for run_dir in options.runs]
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    figures = [name for name in results[0]["headline"] if name.startswith("SDR_") and name.count("_") == 1]
+    rates = " / ".join(name.removeprefix("SDR_").removesuffix(".0") for name in figures[1:])
+    unit = results[0]["headline"]["unit"]
+    first = figures[0].removeprefix("SDR_").removesuffix(".0")
+    print(f"| run | MRE, {unit} (95 % interval) | SDR {first} {unit}, % | SDR {rates} {unit}, % | training |")
+    print("|---|---|---|---|---|")
+    for result in results:
+        print(table_row(result))
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
