@@ -37,8 +37,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "modern": dict(
         crop_margin=0.05, rotation=8.0, scaling=0.12, shift=0.04, elastic=0.005, intensity=0.3, blur=1.0, cutout=0.25,
         decode="subpixel", norm="batch", batch_size=4, optimizer="adamw", weight_decay=0.01, lr=7e-4,
-        lr_schedule="cosine", warmup_epochs=2, ema=0.995, precision="auto", test_precision="auto", channels_last=True, views=5,
-        cache_gb=4.0,
+        lr_schedule="cosine", warmup_epochs=2, ema=0.995, precision="auto", test_precision="auto", channels_last=True,
+        views=5, cache_gb=4.0,
     ),
     # after modern, for a CPU: half the size, random weights, small batches of which each image has its own norm
     "cpu": dict(

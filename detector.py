@@ -31,6 +31,11 @@ class LandmarkDetector(nn.Module):
         super().__init__()
         self.config = config
 
+    @property
+    def size(self) -> int:
+        """How many numbers its weights are."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
     def loss(self, batch, epoch: int) -> dict[str, Tensor]:
         """Named scalar terms, float32; their sum is minimised."""
         raise NotImplementedError

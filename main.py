@@ -32,7 +32,6 @@ from config import (
     setting_types,
 )
 from data import make_loader
-from detector import LandmarkDetector
 from evaluate import evaluate
 from machine import join_processes, leave_processes, on_first_process, process_rank, resolve_device
 from methods import create_detector, load_detector, method_class
@@ -128,11 +127,6 @@ def resolve_tested_config(options: argparse.Namespace, overrides: dict[str, str]
     return build_config(cls, state["settings"] | {"run_dir": None} | changes), state
 
 
-def count_parameters(detector: LandmarkDetector) -> int:
-    """How many numbers the weights are."""
-    return sum(parameter.numel() for parameter in detector.parameters())
-
-
 def test(config: Config, run_dir: Path, data: LandmarkData, state: dict[str, Any]) -> None:
     """Predict every test set with a checkpoint; write the report of each into run_dir/<test set>."""
     started = time.perf_counter()
@@ -140,7 +134,6 @@ def test(config: Config, run_dir: Path, data: LandmarkData, state: dict[str, Any
     detector.config = config
     device = resolve_device(config.device)
     detector = detector.to(device).for_inference()
-    provenance = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
     if not data.test_sets:
         log.warning("there is no test set (splits: %s): no report; set test_fraction", ", ".join(data.splits))
     for test_set in data.test_sets:
@@ -149,6 +142,7 @@ def test(config: Config, run_dir: Path, data: LandmarkData, state: dict[str, Any
         predictions = evaluate(detector, make_loader(config, records, train=False, views=config.views), device)
         if process_rank() > 0:
             continue
+        provenance = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
         folder.mkdir(exist_ok=True)
         write_predictions(folder / "predictions.csv", predictions, data.abbreviations, data.unit)
         summary = write_report(folder, data.names, config.report_exclude, config.sdr_thresholds, provenance)
@@ -178,8 +172,7 @@ def run_folds(config: Config, run_dir: Path) -> None:
     """
     first, device = process_rank() == 0, resolve_device(config.device)
     if first and not (run_dir / "config.json").exists():
-        parameters = count_parameters(create_detector(config.replace(backbone_weights="none")))
-        write_provenance(run_dir, config, parameters, device)
+        write_provenance(run_dir, config, create_detector(config.replace(backbone_weights="none")).size, device)
     folders = [run_dir / f"fold{fold}" for fold in range(1, config.folds + 1)]
     for fold, folder in enumerate(folders, 1):
         if first:
@@ -204,7 +197,7 @@ def run_test(config: Config, run_dir: Path, state: dict[str, Any]) -> None:
     data = load_data(config, state["abbreviations"], seen=state["images"], for_training=False)
     detector, _ = load_detector(state)
     if process_rank() == 0:
-        write_provenance(run_dir, config, count_parameters(detector), resolve_device(config.device))
+        write_provenance(run_dir, config, detector.size, resolve_device(config.device))
     test(config, run_dir, data, state)
 
 

@@ -51,10 +51,9 @@ def train(config: Config, run_dir: Path) -> LandmarkData:
     torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
     training = start_or_resume(config, run_dir, device)
     config, data, detector, averaged, optimizers, first_epoch, best_MRE = training
-    parameters = sum(parameter.numel() for parameter in detector.parameters())
     if first:
         if not (run_dir / "config.json").exists():
-            write_provenance(run_dir, config, parameters, device)
+            write_provenance(run_dir, config, detector.size, device)
         splits = {name: [data.records[i].name for i in members] for name, members in data.splits.items()}
         write_text(run_dir / "split.json", json.dumps(splits, indent=1, ensure_ascii=False))
     rows = read_metrics(run_dir / "metrics.csv")[:first_epoch]  # a row may be ahead of its checkpoint
@@ -63,7 +62,7 @@ def train(config: Config, run_dir: Path) -> LandmarkData:
     train_loader = make_loader(config, data.select("train"), train=True, pin_memory=pin_memory)
     val_loader = make_loader(config, data.select("val"), train=False) if data.select("val") else None
     precision = "bf16" if uses_bfloat16(config.precision, device) else "fp32"
-    log.info("%s, %.1f million parameters, on %s in %s", config.method, parameters / 1e6, device, precision)
+    log.info("%s, %.1f million parameters, on %s in %s", config.method, detector.size / 1e6, device, precision)
     if process_count() > 1:
         log.info("%d processes, each with %d images of a batch", process_count(), config.batch_size)
     steps = len(train_loader)
@@ -87,8 +86,10 @@ def train(config: Config, run_dir: Path) -> LandmarkData:
                 terms[name] = terms.get(name, 0.0) + value / steps
             bar.update()
             bar.set_postfix(**{name: f"{value:.3g}" for name, value in values.items()}, memory=memory_text(device))
+            if device.type == "cpu" and epoch == first_epoch and step == 0:  # the first step is slower than the others
+                warm = time.perf_counter()
             if device.type == "cpu" and epoch == first_epoch and step == 4:
-                warn_of_long_run((time.perf_counter() - epoch_started) / 5, config.epochs * steps)
+                warn_of_long_run((time.perf_counter() - warm) / 4, config.epochs * steps)
 
         # validation and record
         row: dict[str, Any] = {"epoch": epoch + 1, "lr": config.lr * learning_rate_factor(config, epoch), **terms}

@@ -7,8 +7,9 @@ from detector import NonFiniteLoss
 from model import FARNet
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tmp_path):
-    config = tiny_config(tmp_path, height=64, width=64)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tmp_path, precision):
+    config = tiny_config(tmp_path, height=64, width=64, precision=precision)
     detector = FARNet(config)
     before = {name: value.clone() for name, value in detector.named_parameters()}
     image = torch.randn(3, 3, 64, 64)

@@ -21,8 +21,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from config import Config, UserError
-from data import Sample, make_sample, read_for_network
+from data import Sample, make_loader, make_sample, read_for_network
 from detector import LandmarkDetector
+from evaluate import to_device
 from images import read_image
 from machine import describe_hardware, keep_freed_memory, memory_text, resolve_device
 from main import parse_arguments, resolve_config
@@ -89,6 +90,8 @@ def forward_gflops(detector: LandmarkDetector, image: Tensor) -> float:
 def measure_recipe(config: Config, device: torch.device, repeats: int) -> dict[str, Any]:
     """ms per batch of each stage of training and of inference, images per second, and the work they do."""
     torch.manual_seed(0)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     detector = create_detector(config).to(device)
     if config.channels_last:
         detector.to(memory_format=torch.channels_last)
@@ -119,6 +122,7 @@ def measure_recipe(config: Config, device: torch.device, repeats: int) -> dict[s
         row["inference"] = median_ms(lambda: detector.predict(batch.image), device, repeats)
         found = torch.rand(batch.landmarks.shape[:2] + batch.image.shape[2:], device=device)
         row["decoding"] = median_ms(lambda: decode_heatmaps(found, config.decode, config.sigma), device, repeats)
+    row["memory"] = memory_text(device)  # on a CPU the peak of the whole process so far
     row["train_images_per_s"] = 1000 * config.batch_size / row["step"]
     row["inference_images_per_s"] = 1000 * config.batch_size / row["inference"]
     return row
@@ -159,6 +163,18 @@ def measure_loading(config: Config, repeats: int) -> dict[str, float]:
     }
 
 
+def measure_loader(config: Config, device: torch.device, images: int = 64) -> float:
+    """Images per second of the training loader on its own: the data set over and over, after its first batch."""
+    loader = make_loader(config, load_data(config, for_training=False).records, train=True)
+    started, count = 0.0, 0
+    while count < images:
+        for batch in loader:
+            to_device(batch, device, config.channels_last)
+            count += len(batch.name) if started else 0
+            started = started or time.perf_counter()
+    return count / (time.perf_counter() - started)
+
+
 def cost_curves(config: Config, device: torch.device, repeats: int) -> list[dict[str, Any]]:
     """Step and inference over image sizes and numbers of landmarks."""
     rows = []
@@ -193,7 +209,14 @@ def print_table(result: dict[str, Any]) -> None:
         f"matrix product: bf16 {peaks['bf16']:.0f}, fp32 {peaks['fp32']:.0f} GFLOP/s; forward pass "
         f"{ours['forward_GFLOP_per_s']:.0f} GFLOP/s, {100 * ours['forward_GFLOP_per_s'] / peak:.0f} % of the bf16 peak"
     )
-    print(f"peak memory {result['memory']}; {result['hardware']}; commit {result['commit']}")
+    print(
+        f"the loader's {result['settings']['workers']} processes give {result['loader_images_per_s']:.3g} images/s, "
+        f"training takes {ours['train_images_per_s']:.3g}"
+    )
+    print(
+        f"peak memory {ours['memory']}, of the reference {reference['memory']}; {result['hardware']}; commit "
+        f"{result['commit']}"
+    )
     for row in result.get("effects", []):
         costs = [f"{stage} {row[stage]:.0f} ms ({row[stage] / ours[stage]:.2f} x)" for stage in ("step", "inference")]
         print(f"{row['setting']} {row['value']}: {', '.join(costs)}")
@@ -219,11 +242,11 @@ def benchmark(config: Config, effects: bool, curves: bool, repeats: int) -> dict
         "settings": config.to_dict(),
         "peaks_GFLOP_per_s": matrix_peaks(device),
         "loading_ms_per_image": measure_loading(config, 4 * repeats),
+        "loader_images_per_s": measure_loader(config, device),
         "ours": ours,
         "reference": reference,
         "training_ratio": ours["train_images_per_s"] / reference["train_images_per_s"],
         "inference_ratio": ours["inference_images_per_s"] / reference["inference_images_per_s"],
-        "memory": memory_text(device),
     }
     if effects:
         result["effects"] = measure_effects(config, device, repeats)
