@@ -1,4 +1,5 @@
 import json
+import shutil
 import sys
 
 import pytest
@@ -7,7 +8,11 @@ from tools import results
 
 
 def test_a_run_becomes_a_row_and_a_json_that_says_how_it_was_made(trained_run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["results", str(trained_run), "--out", str(tmp_path / "out" / "one.json")])
+    run = shutil.copytree(trained_run, tmp_path / "run", ignore=shutil.ignore_patterns("*.pt"))
+    provenance = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    provenance["argv"] = ["main.py", "--preset", "demo", "--run_dir", str(run)]
+    (run / "config.json").write_text(json.dumps(provenance), encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["results", str(run), "--out", str(tmp_path / "out" / "one.json")])
     assert results.main() == 0
     summary = json.loads((trained_run / "test" / "summary.json").read_text(encoding="utf-8"))
     lines = capsys.readouterr().out.splitlines()
@@ -15,7 +20,9 @@ def test_a_run_becomes_a_row_and_a_json_that_says_how_it_was_made(trained_run, t
     assert f"| {summary['headline']['MRE']:.2f} (" in lines[2]
     (result,) = json.loads((tmp_path / "out" / "one.json").read_text(encoding="utf-8"))
     assert result["headline"] == summary["headline"] and result["settings"]["num_landmarks"] == 4
-    assert result["command"].startswith("python ") and {"commit", "hardware", "versions"} <= result.keys()
+    assert result["command"] == "python main.py --preset demo --run_dir RUN_DIR"
+    assert str(tmp_path) not in json.dumps(result)
+    assert {"commit", "hardware", "versions"} <= result.keys()
 
 
 @pytest.mark.parametrize("name", ["no run", ""])

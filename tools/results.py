@@ -15,6 +15,8 @@ from typing import Any
 
 from config import UserError
 
+PLACES = ("img_dir", "json_path", "run_dir")  # settings that say where things lay on that machine: not kept
+
 
 def read_run(run_dir: Path, test_set: str) -> dict[str, Any]:
     """How a run was made and what it reached. Raises UserError for a folder without that report."""
@@ -30,6 +32,10 @@ def read_run(run_dir: Path, test_set: str) -> dict[str, Any]:
         with open(run_dir / "metrics.csv", newline="", encoding="utf-8") as file:
             seconds = sum(float(row["seconds"]) for row in csv.DictReader(file))
     argv = provenance.pop("argv")
+    for name in PLACES:
+        provenance["settings"].pop(name)
+        if f"--{name}" in argv:
+            argv[argv.index(f"--{name}") + 1] = name.upper()
     return {
         "run": run_dir.name,
         "command": shlex.join(["python", *argv]),
