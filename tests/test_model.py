@@ -13,6 +13,7 @@ from model import (
     ComposedHead,
     FARNet,
     FARNetNetwork,
+    UpConvNormReLU,
     ewc_loss,
     read_backbone_weights,
     upsample,
@@ -74,6 +75,25 @@ def test_a_composed_head_equals_its_two_convolutions_in_output_and_in_both_facto
     assert (outputs[0] - outputs[1]).abs().max() < 1e-5
     for a, b in zip(*gradients, strict=True):
         assert (a - b).abs().max() < 1e-5 and b.abs().max() > 0
+
+
+def test_convolving_before_upsampling_equals_convolving_after_it_in_output_and_gradients():
+    torch.manual_seed(0)
+    block = UpConvNormReLU(6, 4, 5)
+    below, beside = torch.randn(2, 6, 5, 7, requires_grad=True), torch.randn(2, 4, 10, 14)
+    results = []
+    for forward in (lambda: block(below, beside), lambda: nn.Sequential.forward(block, join(below, beside))):
+        block.zero_grad()
+        below.grad = None
+        output = forward()
+        (output * torch.arange(output.numel()).view_as(output).cos()).sum().backward()
+        results.append([output, below.grad, block[0].weight.grad, block[1].weight.grad])
+    for a, b in zip(*results, strict=True):
+        assert (a - b).abs().max() < 1e-4
+
+
+def join(below, beside):
+    return torch.cat([upsample(below), beside], 1)
 
 
 def test_upsampling_obeys_the_half_pixel_rule():
