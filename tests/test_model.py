@@ -118,6 +118,18 @@ def test_ewc_weighs_by_the_target_not_by_the_prediction():
     assert loss.item() == pytest.approx(40 ** math.exp(-0.5) * math.exp(-0.5) ** 2, rel=1e-6)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_gradient_of_ewc_is_that_of_its_formula(layout):
+    torch.manual_seed(0)
+    heatmaps = torch.rand(2, 3, 6, 5).contiguous(memory_format=layout).requires_grad_()
+    target, annotated = torch.rand(2, 3, 6, 5), torch.tensor([[True, False, True], [True, True, False]])
+    (3 * ewc_loss(heatmaps, target, annotated, 40)).backward()
+    ours, heatmaps.grad = heatmaps.grad, None
+    per_landmark = (40**target * (target - heatmaps) ** 2).mean((-2, -1))
+    (3 * per_landmark[annotated].mean()).backward()
+    assert (ours - heatmaps.grad).abs().max() < 1e-6 * heatmaps.grad.abs().max()
+
+
 def test_ewc_with_alpha_1_is_the_mean_squared_error():
     a, b = torch.rand(2, 3, 5, 4), torch.rand(2, 3, 5, 4)
     assert ewc_loss(a, b, torch.ones(2, 3, dtype=bool), 1).item() == pytest.approx(((a - b) ** 2).mean().item())
