@@ -96,7 +96,7 @@ class Config:
     # Training
     epochs: int = 300  # passes over the training images
     batch_size: int = 1  # images per step
-    accumulate: int = 1  # parts that a batch is computed in, one after another: less memory, the same step
+    accumulate: int = 1  # parts that a batch is computed in, one after another: less memory
     lr: float = 1e-4  # learning rate of Adam
     lr_schedule: str = "step"  # step: x0.1 at each milestone; cosine: down to 0 at the last epoch
     lr_milestones: tuple[int, ...] = (200,)  # epochs, for lr_schedule step

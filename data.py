@@ -224,6 +224,7 @@ def make_loader(
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
         worker_init_fn=limit_threads,
+        generator=torch.Generator(),  # else starting workers would change the random numbers of training
     )
 
 

@@ -161,7 +161,7 @@ def run_training(config: Config, run_dir: Path) -> LandmarkData:
         raise
     best, last = run_dir / "best.pt", run_dir / "last.pt"
     state = read_checkpoint(on_first_process(lambda: best if best.exists() else last))
-    test(config.replace(crop=tuple(state["settings"]["crop"])), run_dir, data, state)
+    test(config.replace(crop=tuple(state["settings"].get("crop", config.crop))), run_dir, data, state)
     return data
 
 

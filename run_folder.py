@@ -22,7 +22,7 @@ import torchvision
 from tqdm import tqdm
 
 from config import Config, UserError
-from machine import describe_hardware
+from machine import describe_hardware, process_count
 
 log = logging.getLogger("farnet")
 
@@ -50,7 +50,7 @@ def discard_unstarted(run_dir: Path) -> None:
     first_fold = run_dir / "fold1"
     if first_fold.exists():
         discard_unstarted(first_fold)
-        if not first_fold.exists():
+        if {path.name for path in run_dir.iterdir()} == {"config.json", "log.txt"}:
             (run_dir / "config.json").unlink()
     if [path.name for path in run_dir.iterdir()] == ["log.txt"]:
         close_log()
@@ -106,6 +106,7 @@ def write_provenance(run_dir: Path, config: Config, parameters: int, device: tor
         "commit": source_commit(),
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "parameters": parameters,
+        "processes": process_count(),
         "hardware": describe_hardware(device),
         "versions": {
             "python": platform.python_version(),

@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -132,7 +133,10 @@ def split_fold(config: Config, records: Sequence[Record], seen: Mapping[str, str
     """
     fixed = {None: "test", "train": "test", "val": "test"}  # images new to a checkpoint, where records name splits
     if seen is not None:
-        return group_indices([seen.get(r.fingerprint, fixed.get(r.split, r.split)) for r in records])
+        known = [seen.get(record.fingerprint) for record in records]
+        if any(known):  # its own data: what belonged to no fold stays out of it
+            return {split: members for split, members in group_indices(known).items() if split is not None}
+        return group_indices([fixed.get(record.split, record.split) for record in records])
     members = [index for index, record in enumerate(records) if record.split in fixed]
     groups = group_patients(records, members, config.seed)
     if len(groups) < config.folds:
@@ -162,7 +166,7 @@ def group_patients(records: Sequence[Record], members: Sequence[int], seed: int)
     return [[index for index in members if group[index] == leader] for leader in order]
 
 
-def group_indices(splits: Sequence[str]) -> dict[str, list[int]]:
+def group_indices(splits: Sequence[Any]) -> dict[Any, list[int]]:
     """Indices per split from the split of each record."""
     indices: dict[str, list[int]] = {}
     for index, split in enumerate(splits):

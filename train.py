@@ -148,7 +148,7 @@ def start_or_resume(config: Config, run_dir: Path, device: torch.device) -> Trai
     if last.exists():
         state = read_checkpoint(last)
         data = load_data(config, state["abbreviations"], splits)
-        config = config.replace(crop=tuple(state["settings"]["crop"]))
+        config = config.replace(crop=tuple(state["settings"].get("crop", config.crop)))
         detector, _ = load_detector(state)
         detector.config = config
         log.info("going on from %s after epoch %d", last, state["epoch"])

@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_config
+from conftest import make_records, tiny_config, write_records
 from torch.utils.data import DataLoader
 
 import data
@@ -82,11 +82,11 @@ def test_a_cropped_image_and_its_landmark_stay_together(tmp_path, augmented):
 
 
 def test_an_image_kept_for_a_crop_has_twice_the_networks_resolution_there(dataset):
-    record = load_data(tiny_config(dataset)).records[0]  # 96 x 80
+    write_records(dataset, make_records(dataset, size=(600, 720)))
+    record = load_data(tiny_config(dataset)).records[0]
     config = tiny_config(dataset, crop=(0.0, 0.0, 0.5, 0.5), height=64, width=64)
-    whole, small = config.replace(crop=(0.0, 0.0, 1.0, 1.0)), dict(height=64, width=64)
-    assert read_for_network(config.replace(**small), record).shape == (80, 96)
-    assert make_sample(config, record).image.shape == make_sample(whole, record).image.shape == (3, 64, 64)
+    assert read_for_network(config, record).shape == (256, 256)
+    assert read_for_network(config.replace(crop=(0.0, 0.0, 1.0, 1.0)), record).shape == (128, 128)
 
 
 def test_the_first_view_is_plain_and_the_others_are_small_changes_around_it(tmp_path):

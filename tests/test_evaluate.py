@@ -2,12 +2,12 @@ import pytest
 import torch
 from conftest import make_records, tiny_config, write_records
 
-from data import make_loader
+from data import make_loader, make_sample
 from detector import LandmarkDetector
 from evaluate import evaluate
 from methods import create_detector
 from splits import load_data
-from utils import decode_heatmaps
+from utils import apply_affine, decode_heatmaps
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("tiny_method")
@@ -39,6 +39,12 @@ def test_every_view_of_an_image_finds_the_same_place_and_their_mean_is_given(tmp
     config = tiny_config(tmp_path, views=5, crop=(0.05, 0.0, 1.0, 0.95), val_fraction=0.0, test_fraction=0.0)
     data = load_data(config)
     detector = Tracker(config)
+    for record in data.records:  # each view alone shows the spot elsewhere, and says where that is in the original
+        samples = [make_sample(config, record, view=view) for view in range(5)]
+        spots = torch.stack([detector.predict(sample.image[None])[0][0, :1] for sample in samples]).double()
+        places = apply_affine(torch.stack([sample.to_original for sample in samples]), spots)
+        assert (spots[1:] - spots[0]).norm(dim=-1).min() > 0.5
+        assert (places - places[0]).norm(dim=-1).max() < 0.4
     one = evaluate(detector, make_loader(config, data.records, train=False), CPU)
     five = evaluate(detector, make_loader(config, data.records, train=False, views=5), CPU)
     assert one.names == five.names and five.landmarks.shape == one.landmarks.shape

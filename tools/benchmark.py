@@ -178,7 +178,8 @@ def measure_loader(config: Config, device: torch.device, images: int = 64) -> fl
 def cost_curves(config: Config, device: torch.device, repeats: int) -> list[dict[str, Any]]:
     """Step and inference over image sizes and numbers of landmarks."""
     rows = []
-    for height, width in ((192, 160), (384, 320), (512, 416), (800, 640)):
+    for factor in (0.25, 0.5, 0.75, 1.0):
+        height, width = (max(64, round(factor * side / 32) * 32) for side in (config.height, config.width))
         rows.append(config.replace(height=height, width=width))
     for num_landmarks in (19, 37, 52, 68):
         rows.append(config.replace(num_landmarks=num_landmarks))

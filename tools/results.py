@@ -36,9 +36,11 @@ def read_run(run_dir: Path, test_set: str) -> dict[str, Any]:
         provenance["settings"].pop(name)
         if f"--{name}" in argv:
             argv[argv.index(f"--{name}") + 1] = name.upper()
+    processes = provenance.get("processes", 1)
+    start = ["torchrun", f"--nproc_per_node={processes}"] if processes > 1 else ["python"]
     return {
         "run": run_dir.name,
-        "command": shlex.join(["python", *argv]),
+        "command": shlex.join([*start, *argv]),
         "training_minutes": round(seconds / 60, 1),
         "test_set": test_set,
         **provenance,
