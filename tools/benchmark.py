@@ -4,7 +4,9 @@
     python -m tools.benchmark --preset modern --effects --curves      and each setting's effect; cost over size and K
 
 Medians after a warm-up, synchronised. The `reference` row is the textbook recipe at the same size and number of
-landmarks: fp32, batch 1, dense float64 targets drawn on the host, heads as two convolutions, plain Adam. The last
+landmarks: fp32, batch 1, dense float64 targets drawn on the host, heads as two convolutions, plain Adam. What has no
+setting (convolutions before upsampling, the loss's written-out gradient) makes it faster, too. Inference is timed for
+one view of an image, whatever `views` says, and a step without the moving average of the weights. The last
 line is the table as JSON.
 """
 
