@@ -32,6 +32,7 @@ retest() { # NAME SETTINGS...: the recipe's network, tested in another way
 
 mkdir -p "$out"
 train recipe "$@"
+train "recipe, another seed" "$@" --seed 1
 train "no crop" "$@" --crop_margin none
 train "no rotation, scaling, shift" "$@" --rotation 0 --scaling 0 --shift 0
 train "no elastic warp" "$@" --elastic 0
