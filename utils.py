@@ -46,10 +46,11 @@ def scale_landmarks(landmarks: Tensor, factor: float) -> Tensor:
 # --- Heatmaps and decoding -----------------------------------------------------------------------
 
 
-def gaussian_heatmaps(landmarks: Tensor, size: tuple[int, int], sigma: float) -> Tensor:
+def gaussian_heatmaps(landmarks: Tensor, size: tuple[int, int], sigma: float, channels_last: bool = False) -> Tensor:
     """Gaussians of peak 1 at landmarks (B, N, 2) -> (B, N, height, width) on the landmarks' device.
 
     sigma in px of the map. Separable: the outer product of one profile per axis. Missing (nan): all zeros.
+    channels_last: in that memory layout, to meet heatmaps that have it.
     """
     height, width = size
 
@@ -57,7 +58,10 @@ def gaussian_heatmaps(landmarks: Tensor, size: tuple[int, int], sigma: float) ->
         grid = torch.arange(length, device=landmarks.device, dtype=landmarks.dtype)
         return torch.exp(-((grid - centre[..., None]) ** 2) / (2 * sigma**2)).nan_to_num(0.0)
 
-    return profile(landmarks[..., 1], height)[..., :, None] * profile(landmarks[..., 0], width)[..., None, :]
+    columns, rows = profile(landmarks[..., 0], width), profile(landmarks[..., 1], height)
+    if channels_last:
+        return (rows.mT.contiguous()[:, :, None] * columns.mT.contiguous()[:, None]).permute(0, 3, 1, 2)
+    return rows[..., :, None] * columns[..., None, :]
 
 
 def dense_heatmaps(landmarks: Tensor, size: tuple[int, int], sigma: float) -> Tensor:

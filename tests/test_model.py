@@ -13,6 +13,7 @@ from model import (
     ComposedHead,
     FARNet,
     FARNetNetwork,
+    RefinementHead,
     UpConvNormReLU,
     ewc_loss,
     read_backbone_weights,
@@ -75,6 +76,23 @@ def test_a_composed_head_equals_its_two_convolutions_in_output_and_in_both_facto
     assert (outputs[0] - outputs[1]).abs().max() < 1e-5
     for a, b in zip(*gradients, strict=True):
         assert (a - b).abs().max() < 1e-5 and b.abs().max() > 0
+
+
+@pytest.mark.parametrize("num_landmarks", [52, 32])
+def test_a_head_that_convolves_apart_equals_one_over_all_its_maps_in_output_and_gradients(num_landmarks):
+    torch.manual_seed(0)
+    head = RefinementHead(64, 32, num_landmarks)
+    maps = [torch.randn(2, channels, *size, requires_grad=True)
+            for channels, size in ((64, (8, 6)), (32, (16, 12)), (num_landmarks, (8, 6)))]  # fmt: skip
+    results = []
+    for head.compose in (True, False):
+        for tensor in (*maps, *head.parameters()):
+            tensor.grad = None
+        output = head(*maps)
+        (output * torch.arange(output.numel()).view_as(output).cos()).sum().backward()
+        results.append([output, *(tensor.grad for tensor in (*maps, *head.parameters()))])
+    for a, b in zip(*results, strict=True):
+        assert (a - b).abs().max() < 1e-5 * max(1, b.abs().max())
 
 
 def test_convolving_before_upsampling_equals_convolving_after_it_in_output_and_gradients():
@@ -162,7 +180,7 @@ def test_both_targets_have_the_same_sigma_and_agree_on_where_the_landmark_is(mon
     import model
 
     original = model.gaussian_heatmaps
-    monkeypatch.setattr(model, "gaussian_heatmaps", lambda *a: drawn.append((*a[1:], a[0])) or original(*a))
+    monkeypatch.setattr(model, "gaussian_heatmaps", lambda *a: drawn.append((*a[1:3], a[0])) or original(*a))
     batch = Sample(torch.randn(1, 3, 64, 64), torch.tensor([[[10.5, 20.5]]]), None, None, ["image"])
     FARNet(config).loss(batch, 0)
     assert drawn[0][:2] == ((32, 32), 2.0) and drawn[1][:2] == ((64, 64), 2.0)
@@ -268,7 +286,7 @@ def test_a_folded_network_predicts_the_same(tmp_path, norm):
     folded = detector.for_inference()
     norms = [sum(isinstance(m, torch.nn.BatchNorm2d) for m in one.modules()) for one in (detector, folded)]
     assert norms[1] == 0 if norm == "instance" else 0 < norms[1] < norms[0] - 60
-    assert not any(isinstance(module, ComposedHead) for module in folded.modules())
+    assert not any(isinstance(m, torch.nn.Conv2d) for m in folded.network.fine_head.modules())  # its product alone
     with torch.inference_mode():
         for a, b in zip(detector.eval()(image), folded(image), strict=True):
             assert (a - b).abs().max() < 1e-4 * a.abs().max()

@@ -67,6 +67,13 @@ def test_heatmaps_from_dense_grids_are_the_same():
     assert (dense - gaussian_heatmaps(landmarks, (48, 40), 3.0)).abs().max() < 1e-6 and dense.dtype == torch.float32
 
 
+def test_heatmaps_in_channels_last_layout_are_the_same():
+    landmarks = 40 * torch.rand(2, 5, 2)
+    heatmaps = gaussian_heatmaps(landmarks, (48, 40), 3.0, channels_last=True)
+    assert heatmaps.is_contiguous(memory_format=torch.channels_last)
+    assert (heatmaps == gaussian_heatmaps(landmarks, (48, 40), 3.0)).all()
+
+
 def test_a_missing_landmark_has_an_empty_heatmap():
     heatmaps = gaussian_heatmaps(torch.tensor([[[float("nan")] * 2, [4.0, 4.0]]]), (8, 8), 2.0)
     assert heatmaps[0, 0].abs().max() == 0 and heatmaps[0, 1].max() == 1
