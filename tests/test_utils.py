@@ -118,9 +118,24 @@ def test_a_flat_map_decodes_to_its_first_pixel_without_nan():
     assert decoded.tolist() == [[[0, 0]]] and score.item() == 0
 
 
-def test_a_map_that_is_not_finite_is_refused():
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_argmax_is_the_first_maximum_row_by_row_in_any_layout_and_precision(layout, dtype):
+    torch.manual_seed(0)
+    heatmaps = torch.randint(0, 50, (2, 3, 12, 9)).to(dtype)  # few values, so many are equal
+    decoded, score = decode_heatmaps(heatmaps.contiguous(memory_format=layout), "argmax", 2.0)
+    for b, n in np.ndindex(2, 3):
+        first = int(np.argmax(heatmaps[b, n].float().numpy()))
+        assert decoded[b, n].tolist() == [first % 9, first // 9] and score[b, n] == heatmaps[b, n].max()
+    assert decoded.dtype == score.dtype == torch.float32
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_map_that_is_not_finite_is_refused(value):
+    heatmaps = torch.zeros(1, 2, 4, 4)
+    heatmaps[0, 1, 2, 3] = value
     with pytest.raises(ValueError, match="nan"):
-        decode_heatmaps(torch.full((1, 1, 4, 4), float("nan")), "argmax", 2.0)
+        decode_heatmaps(heatmaps, "argmax", 2.0)
 
 
 def test_half_size_landmarks_obey_the_half_pixel_rule():
