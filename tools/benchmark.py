@@ -4,14 +4,15 @@
     python -m tools.benchmark --preset modern --effects --curves      and each setting's effect; cost over size and K
 
 Medians after a warm-up, synchronised. The `reference` row is the textbook recipe at the same size and number of
-landmarks: fp32, batch 1, dense float64 targets drawn on the host, heads as two convolutions, plain Adam. What has no
-setting (convolutions before upsampling, the loss's written-out gradient) makes it faster, too. Inference is timed for
-one view of an image, whatever `views` says, and a step without the moving average of the weights. The last
-line is the table as JSON.
+landmarks: fp32, batch 1, dense float64 targets drawn on the host, heads as two convolutions, plain Adam, no average
+of the weights. What has no setting (convolutions before upsampling, the loss's written-out gradient, the peak by rows)
+makes it faster, too. Inference is timed for one view of an image, whatever `views` says. The last line is the table
+as JSON.
 """
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from config import Config, UserError
@@ -32,12 +35,15 @@ from main import parse_arguments, resolve_config
 from methods import create_detector
 from run_folder import source_commit
 from splits import load_data
+from train import moving_average
 from utils import decode_heatmaps, dense_heatmaps, gaussian_heatmaps, scale_landmarks
 
 MATRIX = 2048  # side of the matrices whose product is the machine's peak
+OPERATORS = 8  # so many are named of those that take most time
 REFERENCE = dict(  # the textbook recipe, as predecessors have it
     batch_size=1, accumulate=1, precision="fp32", test_precision="fp32", channels_last=False, norm="batch",
-    optimizer="adam", compose_heads=False, device_targets=False, fused_optimizer=False, fold_norms=False, compile=False,
+    optimizer="adam", ema=0.0, compose_heads=False, device_targets=False, fused_optimizer=False, fold_norms=False,
+    compile=False,
 )  # fmt: skip
 
 
@@ -68,6 +74,20 @@ def matrix_peaks(device: torch.device) -> dict[str, float]:
     return peaks
 
 
+def operator_shares(work: Callable[[], Any], device: torch.device) -> dict[str, float]:
+    """What share of a piece of work the operators of torch take that take most, in per cent."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler says nothing on its own
+    on_cuda = device.type == "cuda"
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if on_cuda else [])
+    with profile(activities=activities) as profiler:
+        work()
+        synchronise(device)
+    events = profiler.key_averages()
+    times = {event.key: event.self_device_time_total if on_cuda else event.self_cpu_time_total for event in events}
+    largest = sorted((name for name in times if name.startswith("aten::")), key=times.get, reverse=True)[:OPERATORS]
+    return {name.removeprefix("aten::"): 100 * times[name] / sum(times.values()) for name in largest}
+
+
 def random_batch(config: Config, device: torch.device) -> Sample:
     """A batch of noise with landmarks somewhere."""
     generator = torch.Generator().manual_seed(0)
@@ -89,8 +109,11 @@ def forward_gflops(detector: LandmarkDetector, image: Tensor) -> float:
 # --- The two recipes -------------------------------------------------------------------------------
 
 
-def measure_recipe(config: Config, device: torch.device, repeats: int) -> dict[str, Any]:
-    """ms per batch of each stage of training and of inference, images per second, and the work they do."""
+def measure_recipe(config: Config, device: torch.device, repeats: int, shares: bool = False) -> dict[str, Any]:
+    """ms per batch of each stage of training and of inference, images per second, and the work they do.
+
+    shares: also which operators the time goes to.
+    """
     torch.manual_seed(0)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -100,7 +123,9 @@ def measure_recipe(config: Config, device: torch.device, repeats: int) -> dict[s
     if config.compile:
         for network in detector.children():
             network.compile()
-    optimizers, batch = detector.configure_optimizers(), random_batch(config, device)
+    optimizers, batch, averaged = detector.configure_optimizers(), random_batch(config, device), None
+    if config.ema > 0:
+        averaged = AveragedModel(detector, multi_avg_fn=moving_average(config.ema), use_buffers=True)
     row: dict[str, Any] = {"batch": config.batch_size, "precision": config.precision}
     row["targets"] = median_ms(lambda: draw_targets(batch, config), device, repeats)
 
@@ -109,14 +134,28 @@ def measure_recipe(config: Config, device: torch.device, repeats: int) -> dict[s
 
     def step() -> None:
         detector.train_step(batch, 0, optimizers)
+        average()
+
+    def average() -> None:
+        if averaged is not None:
+            averaged.update_parameters(detector)
+
+    def change_weights() -> None:
+        for optimizer in optimizers.values():
+            optimizer.step()
+        average()
 
     detector.train()
     row["step"] = median_ms(step, device, repeats)
     row["forward"] = median_ms(forward, device, repeats)
-    row["optimiser"] = median_ms(lambda: [optimizer.step() for optimizer in optimizers.values()], device, repeats)
+    row["optimiser"] = median_ms(change_weights, device, repeats)
+    if shares:
+        row["step_shares"] = operator_shares(step, device)
     row["backward"] = max(0.0, row["step"] - row["forward"] - row["optimiser"])
     with torch.no_grad():  # the forward pass alone, in the precision of training
         forward_ms = median_ms(lambda: detector(batch.image), device, repeats)
+        if shares:
+            row["forward_shares"] = operator_shares(lambda: detector(batch.image), device)
     row["forward_GFLOP_per_image"] = forward_gflops(detector, batch.image)
     row["forward_GFLOP_per_s"] = row["forward_GFLOP_per_image"] * config.batch_size / forward_ms * 1000
     detector = detector.for_inference()
@@ -140,10 +179,14 @@ def draw_targets(batch: Sample, config: Config) -> list[Tensor]:
 def measure_effects(config: Config, device: torch.device, repeats: int) -> list[dict[str, Any]]:
     """Step and inference with each setting for speed switched over, all others as they are."""
     rows = []
-    for name in ("precision", "test_precision", "channels_last", "compose_heads", "device_targets", "fused_optimizer",
-                 "fold_norms"):  # fmt: skip
-        value = getattr(config, name)
-        other = not value if isinstance(value, bool) else "bf16" if value == "fp32" else "fp32"
+    others = {"accumulate": config.batch_size, "ema": 0.0}
+    for name in ("precision", "test_precision"):
+        others[name] = "bf16" if getattr(config, name) == "fp32" else "fp32"
+    switches = ["channels_last", "compose_heads", "device_targets", "fused_optimizer", "fold_norms"]
+    if device.type == "cuda":  # minutes on a CPU, and no gain: `--compile true` measures it there
+        switches.append("compile")
+    others |= {name: not getattr(config, name) for name in switches}
+    for name, other in others.items():
         row = measure_recipe(config.replace(**{name: other}), device, repeats)
         rows.append({"setting": name, "value": other, "step": row["step"], "inference": row["inference"]})
     return rows
@@ -166,14 +209,20 @@ def measure_loading(config: Config, repeats: int) -> dict[str, float]:
 
 
 def measure_loader(config: Config, device: torch.device, images: int = 64) -> float:
-    """Images per second of the training loader on its own: the data set over and over, after its first batch."""
+    """Images per second of the training loader on its own: the data set over and over.
+
+    The clock starts when the batches that its processes had time to prepare during their start are used up.
+    """
     loader = make_loader(config, load_data(config, for_training=False).records, train=True)
-    started, count = 0.0, 0
+    prepared = 1 + config.workers * (loader.prefetch_factor or 0)
+    started, batches, count = 0.0, 0, 0
     while count < images:
         for batch in loader:
             to_device(batch, device, config.channels_last)
             count += len(batch.name) if started else 0
-            started = started or time.perf_counter()
+            batches += 1
+            if batches == prepared:
+                started = time.perf_counter()
     return count / (time.perf_counter() - started)
 
 
@@ -212,6 +261,8 @@ def print_table(result: dict[str, Any]) -> None:
         f"matrix product: bf16 {peaks['bf16']:.0f}, fp32 {peaks['fp32']:.0f} GFLOP/s; forward pass "
         f"{ours['forward_GFLOP_per_s']:.0f} GFLOP/s, {100 * ours['forward_GFLOP_per_s'] / peak:.0f} % of the bf16 peak"
     )
+    for name, words in (("forward_shares", "forward pass"), ("step_shares", "step")):
+        print(f"{words}: {', '.join(f'{operator} {share:.0f} %' for operator, share in ours[name].items())}")
     print(
         f"the loader's {result['settings']['workers']} processes give {result['loader_images_per_s']:.3g} images/s, "
         f"training takes {ours['train_images_per_s']:.3g}"
@@ -236,7 +287,7 @@ def benchmark(config: Config, effects: bool, curves: bool, repeats: int) -> dict
     if device.type == "cpu":
         keep_freed_memory()
     config = config.replace(backbone_weights="none")  # time does not depend on them
-    ours = measure_recipe(config, device, repeats)
+    ours = measure_recipe(config, device, repeats, shares=True)
     reference = measure_recipe(config.replace(**REFERENCE), device, repeats)
     result = {
         "commit": source_commit(),
