@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed
+from torch import nn
 
 from config import UserError
 
@@ -154,6 +155,13 @@ def mean_over_processes(values: Mapping[str, float]) -> dict[str, float]:
     total = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
     torch.distributed.all_reduce(total)
     return dict(zip(values, (total / process_count()).tolist(), strict=True))
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Give every process the first one's buffers, such as the running statistics of batch norm."""
+    if process_count() > 1:
+        for buffer in module.buffers():
+            torch.distributed.broadcast(buffer, 0)
 
 
 def on_first_process(work: Callable[[], T]) -> T:

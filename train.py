@@ -25,7 +25,15 @@ from config import Config
 from data import make_loader
 from detector import LandmarkDetector
 from evaluate import evaluate, to_device
-from machine import keep_freed_memory, memory_text, process_count, process_rank, resolve_device, uses_bfloat16
+from machine import (
+    keep_freed_memory,
+    memory_text,
+    process_count,
+    process_rank,
+    resolve_device,
+    share_buffers,
+    uses_bfloat16,
+)
 from methods import create_detector, load_detector
 from report import draw_curves
 from run_folder import read_checkpoint, save_checkpoint, write_provenance, write_text
@@ -94,6 +102,7 @@ def train(config: Config, run_dir: Path) -> LandmarkData:
         # validation and record
         row: dict[str, Any] = {"epoch": epoch + 1, "lr": config.lr * learning_rate_factor(config, epoch), **terms}
         row["loss"] = sum(terms.values())
+        share_buffers(training.tested)
         if val_loader is not None:  # its share of a process may be empty
             errors = evaluate(training.tested, val_loader, device).errors()
             figures = error_figures(errors[np.isfinite(errors)], config.sdr_thresholds)
@@ -110,7 +119,8 @@ def train(config: Config, run_dir: Path) -> LandmarkData:
         best_MRE = min(best_MRE, row.get("val_MRE", math.inf))
         if not first:
             continue
-        state = checkpoint_state(config, data, training.tested, {"epoch": epoch + 1, "best_MRE": best_MRE})
+        progress = {"epoch": epoch + 1, "best_MRE": best_MRE, "processes": process_count()}
+        state = checkpoint_state(config, data, training.tested, progress)
         if better:
             save_checkpoint(run_dir / "best.pt", state)
         if (epoch + 1) % config.save_every == 0 or epoch + 1 == config.epochs:
@@ -152,6 +162,14 @@ def start_or_resume(config: Config, run_dir: Path, device: torch.device) -> Trai
         detector, _ = load_detector(state)
         detector.config = config
         log.info("going on from %s after epoch %d", last, state["epoch"])
+        before = state.get("processes", 1)
+        if before != process_count():
+            log.warning(
+                "this run had %d processes and goes on with %d: a step takes batch_size images of each, so the numbers "
+                "will not be those of a run that was never stopped",
+                before,
+                process_count(),
+            )
     else:
         data = load_data(config, splits=splits)
         config = settle_crop(config, data)

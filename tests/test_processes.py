@@ -14,15 +14,35 @@ from train import read_metrics
 from utils import seed_everything
 
 ROOT = Path(__file__).resolve().parents[1]
+WATCHED = """
+import os, sys
+sys.path.insert(0, {root!r})
+
+def refuse(event, arguments):
+    writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+    if (writes or event in ("os.mkdir", "os.rename", "os.remove")) and str(arguments[0]).startswith({folder!r}):
+        raise RuntimeError("process " + os.environ["RANK"] + " writes " + str(arguments[0]))
+
+if os.environ["RANK"] != "0":
+    sys.addaudithook(refuse)
+import main
+sys.exit(main.main())
+"""
 
 
 def launch(folder: Path, processes: int, *arguments: object) -> subprocess.CompletedProcess:
-    """main.py in a folder, plainly or under torchrun."""
-    command = [sys.executable]
+    """main.py in a folder, plainly, or under torchrun with all processes but the first forbidden to write there."""
+    command = [sys.executable, str(ROOT / "main.py")]
     if processes > 1:
-        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command += [str(ROOT / "main.py"), *map(str, arguments)]
+        (folder / "watched.py").write_text(WATCHED.format(root=str(ROOT), folder=str(folder)), encoding="utf-8")
+        command = torchrun(folder / "watched.py", processes)
+    command += map(str, arguments)
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+def torchrun(script: Path, processes: int) -> list[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return [*launcher, str(script)]
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +83,8 @@ def test_two_processes_predict_every_image_once_and_in_order(runs):
     assert abs(one[2]["score"] - two[2]["score"]).max() < 0.05
 
 
-def test_the_first_process_alone_writes(runs):
+def test_the_first_process_alone_writes_and_it_writes_what_a_single_one_does(runs):
+    # that another one writes nothing was watched while it ran (WATCHED)
     def files(name: str) -> list[str]:
         return sorted(str(path.relative_to(runs / name)) for path in (runs / name).rglob("*") if path.is_file())
 
@@ -80,4 +101,25 @@ def test_a_run_of_two_processes_goes_on_and_its_folder_is_protected(runs):
     assert again.returncode != 0 and "exists already" in again.stderr
     done = launch(runs, 2, "--resume", runs / "two", "--epochs", 3)
     assert done.returncode == 0, done.stderr
-    assert [row["epoch"] for row in read_metrics(runs / "two" / "metrics.csv")] == [1, 2, 3]
+    assert "goes on with" not in done.stdout
+    alone = launch(runs, 1, "--resume", runs / "two", "--epochs", 4)
+    assert "this run had 2 processes and goes on with 1" in alone.stdout
+    assert [row["epoch"] for row in read_metrics(runs / "two" / "metrics.csv")] == [1, 2, 3, 4]
+
+
+def test_buffers_are_those_of_the_first_process(tmp_path):
+    script = tmp_path / "buffers.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "import torch\n"
+        "from machine import join_processes, leave_processes, process_rank, share_buffers\n"
+        "join_processes(torch.device('cpu'))\n"
+        "norm = torch.nn.BatchNorm2d(2)\n"
+        "norm.running_mean.fill_(process_rank() + 5)\n"
+        "share_buffers(norm)\n"
+        "assert norm.running_mean.tolist() == [5, 5]\n"
+        "leave_processes()\n",
+        encoding="utf-8",
+    )
+    done = subprocess.run(torchrun(script, 2), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

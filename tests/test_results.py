@@ -10,7 +10,7 @@ from tools import results
 def test_a_run_becomes_a_row_and_a_json_that_says_how_it_was_made(trained_run, tmp_path, monkeypatch, capsys):
     run = shutil.copytree(trained_run, tmp_path / "run", ignore=shutil.ignore_patterns("*.pt"))
     provenance = json.loads((run / "config.json").read_text(encoding="utf-8"))
-    provenance["argv"] = ["main.py", "--preset", "demo", "--run_dir", str(run)]
+    provenance["argv"] = ["main.py", "--preset", "demo", f"--img_dir={run}", "--run_dir", str(run)]
     (run / "config.json").write_text(json.dumps(provenance), encoding="utf-8")
     monkeypatch.setattr(sys, "argv", ["results", str(run), "--out", str(tmp_path / "out" / "one.json")])
     assert results.main() == 0
@@ -20,9 +20,19 @@ def test_a_run_becomes_a_row_and_a_json_that_says_how_it_was_made(trained_run, t
     assert f"| {summary['headline']['MRE']:.2f} (" in lines[2]
     (result,) = json.loads((tmp_path / "out" / "one.json").read_text(encoding="utf-8"))
     assert result["headline"] == summary["headline"] and result["settings"]["num_landmarks"] == 4
-    assert result["command"] == "python main.py --preset demo --run_dir RUN_DIR"
+    assert result["command"] == "python main.py --preset demo --img_dir=IMG_DIR --run_dir RUN_DIR"
     assert str(tmp_path) not in json.dumps(result)
     assert {"commit", "hardware", "versions"} <= result.keys()
+
+
+def test_the_time_of_a_cross_validation_is_that_of_all_folds_and_a_test_has_none(trained_run, tmp_path):
+    pooled = shutil.copytree(trained_run, tmp_path / "folds", ignore=shutil.ignore_patterns("*.pt", "metrics.csv"))
+    (pooled / "test").rename(pooled / "pooled")
+    assert "| – |" in results.table_row(results.read_run(pooled, "pooled"))
+    for fold in ("fold1", "fold2"):
+        (pooled / fold).mkdir()
+        (pooled / fold / "metrics.csv").write_text("epoch,seconds\n1,60\n2,30.5\n", encoding="utf-8")
+    assert results.read_run(pooled, "pooled")["training_minutes"] == 3.0
 
 
 @pytest.mark.parametrize("name", ["no run", ""])

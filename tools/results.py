@@ -2,7 +2,8 @@
 
     python -m tools.results RUN... [--set test1] [--out results/NAME.json]
 
-Prints a Markdown row per run: the headline figures of a test set with 95 % intervals.
+Prints a Markdown row per run: the headline figures of a test set with 95 % intervals. Of a cross-validation, --set
+pooled is all folds together.
 """
 
 import argparse
@@ -27,25 +28,32 @@ def read_run(run_dir: Path, test_set: str) -> dict[str, Any]:
         raise UserError(
             f"{error.filename} does not exist: give a finished run, and with --set one of its test sets"
         ) from None
-    seconds = 0.0
-    if (run_dir / "metrics.csv").exists():
-        with open(run_dir / "metrics.csv", newline="", encoding="utf-8") as file:
-            seconds = sum(float(row["seconds"]) for row in csv.DictReader(file))
+    trained = [run_dir / "metrics.csv", *run_dir.glob("fold*/metrics.csv")]
+    seconds = [seconds for path in trained if path.exists() for seconds in epoch_seconds(path)]
     argv = provenance.pop("argv")
     for name in PLACES:
         provenance["settings"].pop(name)
-        if f"--{name}" in argv:
-            argv[argv.index(f"--{name}") + 1] = name.upper()
+        for place, word in enumerate(argv):
+            if word.startswith(f"--{name}="):
+                argv[place] = f"--{name}={name.upper()}"
+            elif word == f"--{name}":
+                argv[place + 1] = name.upper()
     processes = provenance.get("processes", 1)
     start = ["torchrun", f"--nproc_per_node={processes}"] if processes > 1 else ["python"]
     return {
         "run": run_dir.name,
         "command": shlex.join([*start, *argv]),
-        "training_minutes": round(seconds / 60, 1),
+        "training_minutes": round(sum(seconds) / 60, 1) if seconds else None,
         "test_set": test_set,
         **provenance,
         **summary,
     }
+
+
+def epoch_seconds(metrics: Path) -> list[float]:
+    """How long each epoch of a metrics.csv took."""
+    with open(metrics, newline="", encoding="utf-8") as file:
+        return [float(row["seconds"]) for row in csv.DictReader(file)]
 
 
 def table_row(result: dict[str, Any]) -> str:
@@ -58,7 +66,7 @@ def table_row(result: dict[str, Any]) -> str:
         f"{figures['MRE']:.2f} ({figures['MRE_low']:.2f} to {figures['MRE_high']:.2f})",
         f"{figures[first]:.1f} ({figures[first + '_low']:.1f} to {figures[first + '_high']:.1f})",
         others,
-        f"{result['training_minutes']:.0f} min",
+        "–" if result["training_minutes"] is None else f"{result['training_minutes']:.0f} min",
     ]
     return f"| {' | '.join(cells)} |"
 
