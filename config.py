@@ -62,7 +62,7 @@ class Config:
     json_path: str = "CustomDataSet/json/data.json"  # annotation, in original px
     num_landmarks: int = 52  # landmarks per image
     split: str = "auto"  # auto: the records' own, else drawn; same: every image trains and tests (a sanity check)
-    val_fraction: float = 0.1  # share of the patients, where the records name no split
+    val_fraction: float = 0.1  # share of the patients; of those of train, where records or folds name one without val
     test_fraction: float = 0.2  # share of the patients, where the records name no split
     spacing: float | str | None = "ruler"  # mm per original px, "ruler", or none (errors in px)
     ruler: tuple[str, ...] = ("R1", "R2")  # abbreviations of the two ruler points
@@ -77,7 +77,7 @@ class Config:
     crop_margin: float | None = None  # crop to where the training landmarks lie and this fraction of the image around
     rotation: float = 0.0  # augmentation: up to +- this many degrees
     scaling: float = 0.0  # augmentation: up to +- this fraction
-    shift: float = 0.0  # augmentation: up to +- this fraction of the image size
+    shift: float = 0.0  # augmentation: up to +- this fraction of the crop's sides
     elastic: float = 0.0  # augmentation: smooth displacement, standard deviation as a fraction of the image width
     intensity: float = 0.0  # augmentation: strength of gamma, contrast, brightness and noise, 0 (off) to 1
     blur: float = 0.0  # augmentation: Gaussian blur of up to this standard deviation, network px
@@ -120,7 +120,7 @@ class Config:
     # Machine
     device: str = "auto"  # auto (CUDA if there is one), cpu, cuda, cuda:1, ...
     workers: int = 2  # loader processes; 0 loads in the main process
-    cache_gb: float = 0.0  # GB of RAM for decoded training images
+    cache_gb: float = 0.0  # GB of RAM, in each process of a run, for decoded training images
     deterministic: bool = False  # CUDA: bit-equal repeats, slower (a CPU is always so)
 
     # Output
