@@ -84,7 +84,7 @@ class Config:
     cutout: float = 0.0  # augmentation: half of the images lose a rectangle of up to this fraction of each side
 
     # Network, labels and decoding
-    backbone: str = "densenet121"  # a name in model.BACKBONES
+    backbone: str = "densenet121"  # a name in backbone.BACKBONES
     backbone_weights: str = "imagenet"  # imagenet, none, or a file with a torchvision state dict
     norm: str = "instance"  # batch norm by the statistics of the batch, or of each image (what batch size 1 means)
     sigma: float = 10.0  # standard deviation of the heatmaps, network px

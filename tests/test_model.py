@@ -5,18 +5,15 @@ import torch
 from conftest import tiny_config
 from torch import nn
 
-from config import Config, UserError, build_config, preset_settings
+from config import Config, build_config, preset_settings
 from data import Sample
 from model import (
-    BACKBONES,
-    Backbone,
     ComposedHead,
     FARNet,
     FARNetNetwork,
     RefinementHead,
     UpConvNormReLU,
     ewc_loss,
-    read_backbone_weights,
     upsample,
     use_image_statistics,
 )  # fmt: skip
@@ -36,31 +33,6 @@ def test_the_heatmaps_have_half_and_full_size(num_landmarks):
             coarse, fine = network(torch.randn(1, 3, height, width))
         assert coarse.shape == (1, num_landmarks, height // 2, width // 2)
         assert fine.shape == (1, num_landmarks, height, width)
-
-
-@pytest.mark.parametrize("name", BACKBONES)
-def test_every_backbone_taps_strides_2_to_32(name):
-    backbone = Backbone(name, "none").eval()
-    with torch.inference_mode():
-        maps = backbone(torch.randn(1, 3, 64, 96))
-    assert [tuple(m.shape) for m in maps] == [
-        (1, channels, 64 // stride, 96 // stride)
-        for channels, stride in zip(backbone.channels, (2, 4, 8, 16, 32), strict=True)
-    ]
-
-
-def test_densenet_is_tapped_before_its_first_norm_and_without_a_last_relu():
-    backbone = Backbone("densenet121", "none").eval()
-    image = torch.randn(1, 3, 64, 64)
-    with torch.inference_mode():
-        maps = backbone(image)
-        assert torch.equal(maps[0], backbone.stages["conv0"](image))
-    assert maps[0].min() < 0 and maps[4].min() < 0
-
-
-def test_an_unknown_backbone_is_refused_with_the_list():
-    with pytest.raises(UserError, match="densenet121.*efficientnet_v2_s"):
-        Backbone("resnet18", "none")
 
 
 def test_a_composed_head_equals_its_two_convolutions_in_output_and_in_both_factors_gradients():
@@ -185,43 +157,6 @@ def test_both_targets_have_the_same_sigma_and_agree_on_where_the_landmark_is(mon
     FARNet(config).loss(batch, 0)
     assert drawn[0][:2] == ((32, 32), 2.0) and drawn[1][:2] == ((64, 64), 2.0)
     assert drawn[0][2].tolist() == [[[5, 10]]] and drawn[1][2].tolist() == [[[10.5, 20.5]]]
-
-
-def test_backbone_weights_are_read_from_a_file_with_present_or_with_old_names(tmp_path):
-    import torchvision
-
-    torch.manual_seed(0)
-    state = torchvision.models.densenet121(weights=None).state_dict()
-    torch.save(state, tmp_path / "new.pth")
-    old = {key.replace("norm1.", "norm.1.").replace("conv2.", "conv.2.") if "denselayer" in key else key: value
-           for key, value in state.items()}  # fmt: skip
-    assert any("norm.1." in key for key in old)
-    torch.save(old, tmp_path / "old.pth")
-    for name in ("new.pth", "old.pth"):
-        backbone = Backbone("densenet121", str(tmp_path / name))
-        assert torch.equal(backbone.stages["conv0"].weight, state["features.conv0.weight"])
-        layer = backbone.stages["denseblock4"].denselayer16
-        assert torch.equal(layer.conv2.weight, state["features.denseblock4.denselayer16.conv2.weight"])
-
-
-def test_a_weights_file_that_cannot_be_read_is_refused_by_the_settings_name(tmp_path):
-    (tmp_path / "weights.pth").write_bytes(b"not weights")
-    for name in ("weights.pth", "none.pth"):
-        with pytest.raises(UserError, match="backbone_weights"):
-            read_backbone_weights("densenet121", str(tmp_path / name))
-    torch.save({"conv0.weight": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(UserError, match="backbone_weights.*do not fit"):
-        Backbone("densenet121", str(tmp_path / "other.pth"))
-
-
-def test_a_failed_download_says_which_setting_to_change(monkeypatch):
-    def offline(*args, **kwargs):
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
-    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
-    with pytest.raises(UserError, match="set backbone_weights to none"):
-        read_backbone_weights("densenet121", "imagenet")
 
 
 def test_bf16_and_float32_give_about_the_same_loss(tmp_path):
