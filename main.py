@@ -33,7 +33,7 @@ from config import (
 )
 from data import make_loader
 from evaluate import evaluate
-from machine import join_processes, leave_processes, on_first_process, process_rank, resolve_device
+from machine import join_processes, keep_freed_memory, leave_processes, on_first_process, process_rank, resolve_device
 from methods import create_detector, load_detector, method_class
 from report import draw_overlays, pool_predictions, summary_table, write_predictions, write_report
 from run_folder import create_run_folder, discard_unstarted, read_checkpoint, source_commit, start_log, write_provenance
@@ -133,6 +133,8 @@ def test(config: Config, run_dir: Path, data: LandmarkData, state: dict[str, Any
     detector, _ = load_detector(state)
     detector.config = config
     device = resolve_device(config.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     detector = detector.to(device).for_inference()
     if not data.test_sets:
         log.warning("there is no test set (splits: %s): no report; set test_fraction", ", ".join(data.splits))
