@@ -5,22 +5,25 @@
 
 Medians after a warm-up, synchronised. The `reference` row is the textbook recipe at the same size and number of
 landmarks: fp32, batch 1, dense float64 targets drawn on the host, heads as two convolutions, plain Adam, no average
-of the weights. What has no setting (convolutions before upsampling, the loss's written-out gradient, the peak by rows)
-makes it faster, too. Inference is timed for one view of an image, whatever `views` says. The last line is the table
-as JSON.
+of the weights. What has no setting (convolutions before upsampling, the loss's written-out gradient, the peak by rows,
+memory that is kept) makes it faster, too. Inference is timed for one view of an image, whatever `views` says. The
+last line is the table as JSON.
 """
 
 import argparse
+import copy
 import json
 import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import DeviceType
 from torch.optim.swa_utils import AveragedModel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -33,6 +36,7 @@ from images import read_image
 from machine import describe_hardware, keep_freed_memory, memory_text, resolve_device
 from main import parse_arguments, resolve_config
 from methods import create_detector
+from model import RefinementHead
 from run_folder import source_commit
 from splits import load_data
 from train import moving_average
@@ -83,9 +87,19 @@ def operator_shares(work: Callable[[], Any], device: torch.device) -> dict[str, 
         work()
         synchronise(device)
     events = profiler.key_averages()
-    times = {event.key: event.self_device_time_total if on_cuda else event.self_cpu_time_total for event in events}
-    largest = sorted((name for name in times if name.startswith("aten::")), key=times.get, reverse=True)[:OPERATORS]
-    return {name.removeprefix("aten::"): 100 * times[name] / sum(times.values()) for name in largest}
+    if on_cuda:  # kernels are events of their own, and their time is that of the operators that started them, too
+        total = sum(
+            e.self_device_time_total for e in events if e.device_type != DeviceType.CPU and not e.is_user_annotation
+        )
+    else:
+        total = sum(event.self_cpu_time_total for event in events)
+    times = {
+        event.key.removeprefix("aten::"): event.self_device_time_total if on_cuda else event.self_cpu_time_total
+        for event in events
+        if event.device_type == DeviceType.CPU and event.key.startswith("aten::")
+    }
+    largest = sorted(times, key=times.get, reverse=True)[:OPERATORS]
+    return {name: 100 * times[name] / total for name in largest}
 
 
 def random_batch(config: Config, device: torch.device) -> Sample:
@@ -100,7 +114,14 @@ def random_batch(config: Config, device: torch.device) -> Sample:
 
 
 def forward_gflops(detector: LandmarkDetector, image: Tensor) -> float:
-    """Floating-point operations of one forward pass per image, from the layers that run, in 1e9."""
+    """Floating-point operations of one forward pass per image, from the layers that run, in 1e9.
+
+    The zeros that fill up channels are no work.
+    """
+    detector = copy.deepcopy(detector)
+    for module in detector.modules():
+        if isinstance(module, RefinementHead):
+            module.zeros = (0,) * 6
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         detector(image[:1])
     return counter.get_total_flops() / 1e9
@@ -161,7 +182,7 @@ def measure_recipe(config: Config, device: torch.device, repeats: int, shares: b
     detector = detector.for_inference()
     with torch.inference_mode():
         row["inference"] = median_ms(lambda: detector.predict(batch.image), device, repeats)
-        found = torch.rand(batch.landmarks.shape[:2] + batch.image.shape[2:], device=device)
+        _, found = detector(batch.image)
         row["decoding"] = median_ms(lambda: decode_heatmaps(found, config.decode, config.sigma), device, repeats)
     row["memory"] = memory_text(device)  # on a CPU the peak of the whole process so far
     row["train_images_per_s"] = 1000 * config.batch_size / row["step"]
@@ -171,13 +192,14 @@ def measure_recipe(config: Config, device: torch.device, repeats: int, shares: b
 
 def draw_targets(batch: Sample, config: Config) -> list[Tensor]:
     """Full-size and half-size heatmaps of a batch, as FARNet's loss draws them."""
-    draw, size = gaussian_heatmaps if config.device_targets else dense_heatmaps, (config.height, config.width)
+    size = (config.height, config.width)
+    draw = partial(gaussian_heatmaps, channels_last=config.channels_last) if config.device_targets else dense_heatmaps
     half = (size[0] // 2, size[1] // 2)
     return [draw(batch.landmarks, size, config.sigma), draw(scale_landmarks(batch.landmarks, 0.5), half, config.sigma)]
 
 
 def measure_effects(config: Config, device: torch.device, repeats: int) -> list[dict[str, Any]]:
-    """Step and inference with each setting for speed switched over, all others as they are."""
+    """Step and inference with one setting switched over, all others as they are."""
     rows = []
     others = {"accumulate": config.batch_size, "ema": 0.0}
     for name in ("precision", "test_precision"):
@@ -187,6 +209,8 @@ def measure_effects(config: Config, device: torch.device, repeats: int) -> list[
         switches.append("compile")
     others |= {name: not getattr(config, name) for name in switches}
     for name, other in others.items():
+        if other == getattr(config, name):
+            continue
         row = measure_recipe(config.replace(**{name: other}), device, repeats)
         rows.append({"setting": name, "value": other, "step": row["step"], "inference": row["inference"]})
     return rows
@@ -209,20 +233,16 @@ def measure_loading(config: Config, repeats: int) -> dict[str, float]:
 
 
 def measure_loader(config: Config, device: torch.device, images: int = 64) -> float:
-    """Images per second of the training loader on its own: the data set over and over.
-
-    The clock starts when the batches that its processes had time to prepare during their start are used up.
-    """
+    """Images per second of the training loader on its own, over whole passes after the first, which starts it."""
     loader = make_loader(config, load_data(config, for_training=False).records, train=True)
-    prepared = 1 + config.workers * (loader.prefetch_factor or 0)
-    started, batches, count = 0.0, 0, 0
+
+    def read_all() -> int:
+        return sum(len(to_device(batch, device, config.channels_last).name) for batch in loader)
+
+    read_all()
+    started, count = time.perf_counter(), 0
     while count < images:
-        for batch in loader:
-            to_device(batch, device, config.channels_last)
-            count += len(batch.name) if started else 0
-            batches += 1
-            if batches == prepared:
-                started = time.perf_counter()
+        count += read_all()
     return count / (time.perf_counter() - started)
 
 
@@ -286,6 +306,7 @@ def benchmark(config: Config, effects: bool, curves: bool, repeats: int) -> dict
     device = resolve_device(config.device)
     if device.type == "cpu":
         keep_freed_memory()
+    torch.backends.cudnn.benchmark = device.type == "cuda" and not config.deterministic  # as in training
     config = config.replace(backbone_weights="none")  # time does not depend on them
     ours = measure_recipe(config, device, repeats, shares=True)
     reference = measure_recipe(config.replace(**REFERENCE), device, repeats)
