@@ -10,7 +10,9 @@ from tools import results
 def test_a_run_becomes_a_row_and_a_json_that_says_how_it_was_made(trained_run, tmp_path, monkeypatch, capsys):
     run = shutil.copytree(trained_run, tmp_path / "run", ignore=shutil.ignore_patterns("*.pt"))
     provenance = json.loads((run / "config.json").read_text(encoding="utf-8"))
-    provenance["argv"] = ["main.py", "--preset", "demo", f"--img_dir={run}", "--run_dir", str(run)]
+    provenance["argv"] = [f"{run}/main.py", "--preset", "demo", f"--img_dir={run}", "--run_dir", str(run), "--test",
+                          f"{run}/last.pt", "--backbone_weights", f"{run}/weights.pth", "--epochs", "3"]  # fmt: skip
+    provenance["settings"]["backbone_weights"] = f"{run}/weights.pth"
     (run / "config.json").write_text(json.dumps(provenance), encoding="utf-8")
     monkeypatch.setattr(sys, "argv", ["results", str(run), "--out", str(tmp_path / "out" / "one.json")])
     assert results.main() == 0
@@ -20,7 +22,10 @@ def test_a_run_becomes_a_row_and_a_json_that_says_how_it_was_made(trained_run, t
     assert f"| {summary['headline']['MRE']:.2f} (" in lines[2]
     (result,) = json.loads((tmp_path / "out" / "one.json").read_text(encoding="utf-8"))
     assert result["headline"] == summary["headline"] and result["settings"]["num_landmarks"] == 4
-    assert result["command"] == "python main.py --preset demo --img_dir=IMG_DIR --run_dir RUN_DIR"
+    assert result["command"] == (
+        "python main.py --preset demo --img_dir=IMG_DIR --run_dir RUN_DIR --test TEST "
+        "--backbone_weights BACKBONE_WEIGHTS --epochs 3"
+    )
     assert str(tmp_path) not in json.dumps(result)
     assert {"commit", "hardware", "versions"} <= result.keys()
 

@@ -17,6 +17,7 @@ from typing import Any
 from config import UserError
 
 PLACES = ("img_dir", "json_path", "run_dir")  # settings that say where things lay on that machine: not kept
+FILES = (*PLACES, "backbone_weights", "config", "resume", "test")  # arguments whose value may be a path
 
 
 def read_run(run_dir: Path, test_set: str) -> dict[str, Any]:
@@ -29,25 +30,35 @@ def read_run(run_dir: Path, test_set: str) -> dict[str, Any]:
             f"{error.filename} does not exist: give a finished run, and with --set one of its test sets"
         ) from None
     trained = [run_dir / "metrics.csv", *run_dir.glob("fold*/metrics.csv")]
-    seconds = [seconds for path in trained if path.exists() for seconds in epoch_seconds(path)]
-    argv = provenance.pop("argv")
+    seconds = [second for path in trained if path.exists() for second in epoch_seconds(path)]
     for name in PLACES:
         provenance["settings"].pop(name)
-        for place, word in enumerate(argv):
-            if word.startswith(f"--{name}="):
-                argv[place] = f"--{name}={name.upper()}"
-            elif word == f"--{name}":
-                argv[place + 1] = name.upper()
+    if provenance["settings"]["backbone_weights"] not in ("imagenet", "none"):
+        provenance["settings"]["backbone_weights"] = "FILE"
     processes = provenance.get("processes", 1)
     start = ["torchrun", f"--nproc_per_node={processes}"] if processes > 1 else ["python"]
     return {
         "run": run_dir.name,
-        "command": shlex.join([*start, *argv]),
+        "command": shlex.join([*start, *without_paths(provenance.pop("argv"))]),
         "training_minutes": round(sum(seconds) / 60, 1) if seconds else None,
         "test_set": test_set,
         **provenance,
         **summary,
     }
+
+
+def without_paths(argv: list[str]) -> list[str]:
+    """A command line with NAME for the value of --name where that is a path; published weights stay."""
+    words, expected = [Path(argv[0]).name], ""  # the setting whose value comes next
+    for word in argv[1:]:
+        name, equals, value = word.removeprefix("--").partition("=")
+        if expected in FILES and word not in ("imagenet", "none"):
+            word = expected.upper()
+        elif equals and name in FILES and value not in ("imagenet", "none"):
+            word = f"--{name}={name.upper()}"
+        expected = name if word.startswith("--") and not equals else ""
+        words.append(word)
+    return words
 
 
 def epoch_seconds(metrics: Path) -> list[float]:
