@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from config import Config, UserError
 from data import make_loader
@@ -23,7 +23,7 @@ from evaluate import evaluate
 from images import IMAGENET_MEAN, IMAGENET_SD
 from machine import describe_hardware
 from methods import load_detector
-from model import ComposedHead
+from model import RefinementHead
 from run_folder import source_commit
 from splits import LandmarkData, load_data
 from utils import (
@@ -133,12 +133,15 @@ def measure_network(detector: LandmarkDetector, data: LandmarkData) -> list[tupl
 def measure_head() -> tuple[str, str, str]:
     """The composed full-size head against its two convolutions, K = 52, 640 x 800 px, forward and backward."""
     torch.manual_seed(0)
-    head = ComposedHead(96 + 52, 52)
-    two = nn.Sequential(head.spatial, head.pointwise)
-    x = torch.randn(1, 96 + 52, 800, 640, requires_grad=True)
-    with torch.no_grad():
-        difference = (head(x) - two(x)).abs().max().item()
-    one_seconds, two_seconds = (median_seconds(lambda h=h: h(x).mean().backward(), 3) for h in (head, two))
+    head = RefinementHead(64, 32, 52)
+    sizes = ((64, 400, 320), (32, 800, 640), (52, 400, 320))
+    maps = [torch.randn(1, *size, requires_grad=True) for size in sizes]
+    outputs, seconds = [], []
+    for head.compose in (True, False):
+        with torch.no_grad():
+            outputs.append(head(*maps))
+        seconds.append(median_seconds(lambda: head(*maps).mean().backward(), 3))
+    difference, (one_seconds, two_seconds) = (outputs[0] - outputs[1]).abs().max().item(), seconds
     return (
         "heads computed as one convolution",
         f"{one_seconds:.2f} s, outputs differ by at most {difference:.0e}",
