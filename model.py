@@ -104,8 +104,9 @@ class RefinementHead(ComposedHead):
     """A ComposedHead over maps of half the size, upsampled, beside maps of full size, without joining them.
 
     As joined, in the order (half, full, coarse), but half and coarse are upsampled and convolved together, full on its
-    own, and the sum is taken: what the backward pass then reads lies in one piece. The channels of half and coarse
-    are filled up with zeros to a multiple of 32, for which convolutions are made. Together: a third of the time.
+    own, and the sum is taken: no gradient then lies in slices of a larger one, which are slow to copy. Zeros fill the
+    channels of half and coarse up to a multiple of 32, the block that CPU convolutions work in. At 640 x 800 px and 52
+    landmarks the backward pass takes half of the time (channels_last, bf16, CPU).
     """
 
     def __init__(self, half: int, full: int, num_landmarks: int, compose: bool = True) -> None:
@@ -207,14 +208,15 @@ class EWCLoss(torch.autograd.Function):
     """ewc_loss with its gradient written out, 2 alpha**target * (heatmaps - target) per pixel and landmark.
 
     Torch's own derivative reads and writes the full-size maps twenty times, which was a quarter of a training step.
-    Everything stays in the layout of the heatmaps; the gradient is kept in their precision.
+    The gradient is kept in the layout and the precision of the heatmaps.
     """
 
     @staticmethod
     def forward(ctx, heatmaps: Tensor, target: Tensor, annotated: Tensor, alpha: float) -> Tensor:
         share = annotated / (annotated.sum().clamp(min=1) * heatmaps[0, 0].numel())
         error = heatmaps.float() - target
-        gradient = torch.mul(target, math.log(alpha)).exp_().mul_(error).mul_(2 * share[..., None, None])
+        gradient = torch.mul(target, math.log(alpha), out=torch.empty_like(error))
+        gradient.exp_().mul_(error).mul_(2 * share[..., None, None])
         ctx.save_for_backward(gradient.to(heatmaps.dtype))
         return error.mul_(gradient).sum() / 2
 

@@ -102,7 +102,7 @@ def train(config: Config, run_dir: Path) -> LandmarkData:
         # validation and record
         row: dict[str, Any] = {"epoch": epoch + 1, "lr": config.lr * learning_rate_factor(config, epoch), **terms}
         row["loss"] = sum(terms.values())
-        share_buffers(training.tested)
+        share_buffers(training.tested)  # a CPU's batch norm has seen the images of its own process alone
         if val_loader is not None:  # its share of a process may be empty
             errors = evaluate(training.tested, val_loader, device).errors()
             figures = error_figures(errors[np.isfinite(errors)], config.sdr_thresholds)
@@ -162,7 +162,7 @@ def start_or_resume(config: Config, run_dir: Path, device: torch.device) -> Trai
         detector, _ = load_detector(state)
         detector.config = config
         log.info("going on from %s after epoch %d", last, state["epoch"])
-        before = state.get("processes", 1)
+        before = state.get("processes", process_count())
         if before != process_count():
             log.warning(
                 "this run had %d processes and goes on with %d: a step takes batch_size images of each, so the numbers "

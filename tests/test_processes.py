@@ -28,6 +28,21 @@ if os.environ["RANK"] != "0":
 import main
 sys.exit(main.main())
 """
+COMPARED = """
+import sys
+sys.path.insert(0, {root!r})
+import machine, main, train
+evaluate = train.evaluate
+
+def compare_then_evaluate(detector, *rest):
+    shares = machine.gather_shares([buffer.double().sum().item() for buffer in detector.buffers()])
+    assert len(shares) == 2 and shares[0] == shares[1], "running statistics differ"
+    print("the running statistics agree")
+    return evaluate(detector, *rest)
+
+train.evaluate = compare_then_evaluate
+sys.exit(main.main())
+"""
 
 
 def launch(folder: Path, processes: int, *arguments: object) -> subprocess.CompletedProcess:
@@ -107,19 +122,10 @@ def test_a_run_of_two_processes_goes_on_and_its_folder_is_protected(runs):
     assert [row["epoch"] for row in read_metrics(runs / "two" / "metrics.csv")] == [1, 2, 3, 4]
 
 
-def test_buffers_are_those_of_the_first_process(tmp_path):
-    script = tmp_path / "buffers.py"
-    script.write_text(
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "import torch\n"
-        "from machine import join_processes, leave_processes, process_rank, share_buffers\n"
-        "join_processes(torch.device('cpu'))\n"
-        "norm = torch.nn.BatchNorm2d(2)\n"
-        "norm.running_mean.fill_(process_rank() + 5)\n"
-        "share_buffers(norm)\n"
-        "assert norm.running_mean.tolist() == [5, 5]\n"
-        "leave_processes()\n",
-        encoding="utf-8",
-    )
-    done = subprocess.run(torchrun(script, 2), capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_all_processes_evaluate_with_the_same_running_statistics(runs, ema):
+    (runs / "compared.py").write_text(COMPARED.format(root=str(ROOT)), encoding="utf-8")
+    settings = ("--config", runs / "settings.json", "--norm", "batch", "--epochs", 1, "--ema", ema, "--overlays", 0)
+    command = [*torchrun(runs / "compared.py", 2), *map(str, settings), "--run_dir", str(runs / f"ema {ema}")]
+    done = subprocess.run(command, cwd=runs, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "the running statistics agree" in done.stdout, done.stderr

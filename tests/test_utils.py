@@ -138,6 +138,12 @@ def test_a_map_that_is_not_finite_is_refused(value):
         decode_heatmaps(heatmaps, "argmax", 2.0)
 
 
+def test_a_map_whose_sum_overflows_is_no_reason_to_refuse_it():
+    heatmaps = torch.zeros(1, 1, 4, 4)
+    heatmaps[0, 0, 1, 2:] = 3e38
+    assert decode_heatmaps(heatmaps, "argmax", 2.0)[0].tolist() == [[[2, 1]]]
+
+
 def test_half_size_landmarks_obey_the_half_pixel_rule():
     # pixels 0 and 1 of the full map are pixel 0 of the half map: their common border 0.5 is its centre
     assert scale_landmarks(torch.tensor([0.5, 4.5]), 0.5).tolist() == [0, 2]
