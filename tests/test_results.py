@@ -40,6 +40,17 @@ def test_the_time_of_a_cross_validation_is_that_of_all_folds_and_a_test_has_none
     assert results.read_run(pooled, "pooled")["training_minutes"] == 3.0
 
 
+def test_a_run_is_compared_with_another_on_the_same_images_only(trained_run, tmp_path):
+    other = shutil.copytree(trained_run, tmp_path / "other", ignore=shutil.ignore_patterns("*.pt"))
+    row = results.read_run(trained_run, "test", against=other)
+    assert row["against"] == {"run": "other", "difference": 0, "low": 0, "high": 0}
+    assert results.table_row(row).endswith("| +0.00 (+0.00 to +0.00) |")
+    path = other / "test" / "predictions.csv"
+    header, *lines = path.read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join([header, *(f"other {line}" for line in lines)]), encoding="utf-8")
+    assert results.table_row(results.read_run(trained_run, "test", against=other)).endswith("| other images |")
+
+
 @pytest.mark.parametrize("name", ["no run", ""])
 def test_a_folder_without_that_report_is_refused(trained_run, name, monkeypatch, capsys):
     folder = trained_run / name

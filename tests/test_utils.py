@@ -12,6 +12,7 @@ from utils import (
     error_figures,
     gaussian_heatmaps,
     invert_affine,
+    paired_difference,
     radial_errors,
     resize_affine,
     scale_landmarks,
@@ -170,6 +171,17 @@ def test_missing_landmarks_count_nowhere():
     summary = summarise_errors(np.array([[1.0, np.nan], [3.0, np.nan], [np.nan, np.nan]]), (2.0,))
     assert summary["MRE"] == 2 and summary["n_landmarks"] == 2 and summary["n_images"] == 2
     assert np.isnan(summarise_errors(np.full((2, 2), np.nan), (2.0,))["MRE"])
+
+
+def test_a_paired_difference_is_that_of_the_means_and_what_both_share_cancels():
+    generator = np.random.default_rng(0)
+    hard = 50 * generator.random((40, 1))  # images differ far more than the methods
+    others = hard + generator.random((40, 5))
+    others[3, 2] = np.nan
+    errors = others + 0.5 + 0.1 * generator.standard_normal((40, 1))
+    result = paired_difference(errors, others)
+    assert result["difference"] == pytest.approx(np.nanmean(errors) - np.nanmean(others), abs=1e-9)
+    assert result["low"] < result["difference"] < result["high"] < result["low"] + 0.1
 
 
 def test_the_interval_holds_the_figure_and_is_that_of_the_mean_of_independent_images():

@@ -49,4 +49,4 @@ train "fp32" "$@" --precision fp32
 retest "argmax" --decode argmax
 retest "one view" --views 1
 retest "tested in fp32" --test_precision fp32
-$python -m tools.results "${runs[@]}" --out "$out/ablation.json"
+$python -m tools.results "${runs[@]}" --against "$out/recipe" --out "$out/ablation.json"

@@ -1,9 +1,9 @@
 """Runs as rows of a table, and as one JSON file that says how each was made.
 
-    python -m tools.results RUN... [--set test1] [--out results/NAME.json]
+    python -m tools.results RUN... [--set test1] [--against RUN] [--out results/NAME.json]
 
 Prints a Markdown row per run: the headline figures of a test set with 95 % intervals. Of a cross-validation, --set
-pooled is all folds together.
+pooled is all folds together. With --against, also how much larger the MRE is than that run's, on the same images.
 """
 
 import argparse
@@ -15,13 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from config import UserError
+from report import read_predictions
+from utils import paired_difference
 
 PLACES = ("img_dir", "json_path", "run_dir")  # settings that say where things lay on that machine: not kept
 FILES = (*PLACES, "backbone_weights", "config", "resume", "test")  # arguments whose value may be a path
 
 
-def read_run(run_dir: Path, test_set: str) -> dict[str, Any]:
-    """How a run was made and what it reached. Raises UserError for a folder without that report."""
+def read_run(run_dir: Path, test_set: str, against: Path | None = None) -> dict[str, Any]:
+    """How a run was made and what it reached; against: another run, for the difference of their headline MRE.
+
+    Raises UserError for a folder without that report.
+    """
     try:
         provenance = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
         summary = json.loads((run_dir / test_set / "summary.json").read_text(encoding="utf-8"))
@@ -35,6 +40,10 @@ def read_run(run_dir: Path, test_set: str) -> dict[str, Any]:
         provenance["settings"].pop(name)
     if provenance["settings"]["backbone_weights"] not in ("imagenet", "none"):
         provenance["settings"]["backbone_weights"] = "FILE"
+    if against is not None:
+        summary["against"] = {"run": against.name} | compare(
+            run_dir, against, test_set, provenance["settings"]["report_exclude"]
+        )
     processes = provenance.get("processes", 1)
     start = ["torchrun", f"--nproc_per_node={processes}"] if processes > 1 else ["python"]
     return {
@@ -45,6 +54,19 @@ def read_run(run_dir: Path, test_set: str) -> dict[str, Any]:
         **provenance,
         **summary,
     }
+
+
+def compare(run_dir: Path, against: Path, test_set: str, excluded: tuple[str, ...]) -> dict[str, float]:
+    """The paired difference of two runs' headline MRE; nothing where they were not tested on the same images."""
+    names, abbreviations, columns, _ = read_predictions(run_dir / test_set / "predictions.csv")
+    try:
+        other_names, _, other_columns, _ = read_predictions(against / test_set / "predictions.csv")
+    except OSError as error:
+        raise UserError(f"{error.filename} does not exist: give a finished run with that test set") from None
+    if names != other_names:
+        return {}
+    headline = [name not in excluded for name in abbreviations]
+    return paired_difference(columns["error"][:, headline], other_columns["error"][:, headline])
 
 
 def without_paths(argv: list[str]) -> list[str]:
@@ -79,6 +101,10 @@ def table_row(result: dict[str, Any]) -> str:
         others,
         "–" if result["training_minutes"] is None else f"{result['training_minutes']:.0f} min",
     ]
+    if "against" in result:
+        difference = result["against"]
+        known = "difference" in difference
+        cells.append("{difference:+.2f} ({low:+.2f} to {high:+.2f})".format(**difference) if known else "other images")
     return f"| {' | '.join(cells)} |"
 
 
@@ -87,10 +113,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--set", default="test", help="the test set")
+    parser.add_argument("--against", type=Path, metavar="RUN", help="the run to compare with")
     parser.add_argument("--out", type=Path, help="a JSON file of all of them")
     options = parser.parse_args()
     try:
-        results = [read_run(run_dir, options.set) for run_dir in options.runs]
+        results = [read_run(run_dir, options.set, options.against) for run_dir in options.runs]
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -98,8 +125,9 @@ def main() -> int:
     rates = " / ".join(name.removeprefix("SDR_").removesuffix(".0") for name in figures[1:])
     unit = results[0]["headline"]["unit"]
     first = figures[0].removeprefix("SDR_").removesuffix(".0")
-    print(f"| run | MRE, {unit} (95 % interval) | SDR {first} {unit}, % | SDR {rates} {unit}, % | training |")
-    print("|---|---|---|---|---|")
+    columns = ["run", f"MRE, {unit} (95 % interval)", f"SDR {first} {unit}, %", f"SDR {rates} {unit}, %", "training"]
+    columns += [f"MRE against {options.against.name}, {unit}"] if options.against else []
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for result in results:
         print(table_row(result))
     if options.out:
