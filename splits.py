@@ -133,7 +133,7 @@ def split_fold(config: Config, records: Sequence[Record], seen: Mapping[str, str
     """
     fixed = {None: "test", "train": "test", "val": "test"}  # images new to a checkpoint, where records name splits
     if seen is not None:
-        known = [seen.get(record.fingerprint) for record in records]
+        known = [seen.get(record.fingerprint) if record.split in fixed else None for record in records]
         if any(known):  # its own data: what belonged to no fold stays out of it
             return {split: members for split, members in group_indices(known).items() if split is not None}
         return group_indices([fixed.get(record.split, record.split) for record in records])
