@@ -276,10 +276,9 @@ def print_table(result: dict[str, Any]) -> None:
     for name, value in result["loading_ms_per_image"].items():
         print(f"{name + ', 1 image':24}{value:12.1f}")
     print(f"\ntraining {result['training_ratio']:.1f} x, inference {result['inference_ratio']:.1f} x the reference")
-    peak = peaks["bf16"]
     print(
         f"matrix product: bf16 {peaks['bf16']:.0f}, fp32 {peaks['fp32']:.0f} GFLOP/s; forward pass "
-        f"{ours['forward_GFLOP_per_s']:.0f} GFLOP/s, {100 * ours['forward_GFLOP_per_s'] / peak:.0f} % of the bf16 peak"
+        f"{ours['forward_GFLOP_per_s']:.0f} GFLOP/s, {ours['forward_GFLOP_per_s'] / peaks['bf16']:.0%} of the bf16 peak"
     )
     for name, words in (("forward_shares", "forward pass"), ("step_shares", "step")):
         print(f"{words}: {', '.join(f'{operator} {share:.0f} %' for operator, share in ours[name].items())}")
