@@ -57,13 +57,13 @@ def read_run(run_dir: Path, test_set: str, against: Path | None = None) -> dict[
 
 
 def compare(run_dir: Path, against: Path, test_set: str, excluded: tuple[str, ...]) -> dict[str, float]:
-    """The paired difference of two runs' headline MRE; nothing where they were not tested on the same images."""
+    """The paired difference of two runs' headline MRE; nothing where images or landmarks are not the same."""
     names, abbreviations, columns, _ = read_predictions(run_dir / test_set / "predictions.csv")
     try:
-        other_names, _, other_columns, _ = read_predictions(against / test_set / "predictions.csv")
+        other_names, other_abbreviations, other_columns, _ = read_predictions(against / test_set / "predictions.csv")
     except OSError as error:
         raise UserError(f"{error.filename} does not exist: give a finished run with that test set") from None
-    if names != other_names:
+    if (names, abbreviations) != (other_names, other_abbreviations):
         return {}
     headline = [name not in excluded for name in abbreviations]
     return paired_difference(columns["error"][:, headline], other_columns["error"][:, headline])
