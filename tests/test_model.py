@@ -7,16 +7,8 @@ from torch import nn
 
 from config import Config, build_config, preset_settings
 from data import Sample
-from model import (
-    ComposedHead,
-    FARNet,
-    FARNetNetwork,
-    RefinementHead,
-    UpConvNormReLU,
-    ewc_loss,
-    upsample,
-    use_image_statistics,
-)  # fmt: skip
+from heads import upsample
+from model import FARNet, FARNetNetwork, UpConvNormReLU, ewc_loss, use_image_statistics  # fmt: skip
 
 
 @pytest.mark.parametrize(("num_landmarks", "count"), [(19, 61_218_963), (52, 61_304_796)])
@@ -33,38 +25,6 @@ def test_the_heatmaps_have_half_and_full_size(num_landmarks):
             coarse, fine = network(torch.randn(1, 3, height, width))
         assert coarse.shape == (1, num_landmarks, height // 2, width // 2)
         assert fine.shape == (1, num_landmarks, height, width)
-
-
-def test_a_composed_head_equals_its_two_convolutions_in_output_and_in_both_factors_gradients():
-    torch.manual_seed(0)
-    head, x = ComposedHead(148, 52), torch.randn(2, 148, 24, 20)
-    target = torch.randn(2, 52, 24, 20)
-    outputs, gradients = [], []
-    for function in (head, lambda x: head.pointwise(head.spatial(x))):
-        head.zero_grad()
-        outputs.append(function(x))
-        ((outputs[-1] - target) ** 2).mean().backward()
-        gradients.append([parameter.grad.clone() for parameter in head.parameters()])
-    assert (outputs[0] - outputs[1]).abs().max() < 1e-5
-    for a, b in zip(*gradients, strict=True):
-        assert (a - b).abs().max() < 1e-5 and b.abs().max() > 0
-
-
-@pytest.mark.parametrize("num_landmarks", [52, 32])
-def test_a_head_that_convolves_apart_equals_one_over_all_its_maps_in_output_and_gradients(num_landmarks):
-    torch.manual_seed(0)
-    head = RefinementHead(64, 32, num_landmarks)
-    maps = [torch.randn(2, channels, *size, requires_grad=True)
-            for channels, size in ((64, (8, 6)), (32, (16, 12)), (num_landmarks, (8, 6)))]  # fmt: skip
-    results = []
-    for head.compose in (True, False):
-        for tensor in (*maps, *head.parameters()):
-            tensor.grad = None
-        output = head(*maps)
-        (output * torch.arange(output.numel()).view_as(output).cos()).sum().backward()
-        results.append([output, *(tensor.grad for tensor in (*maps, *head.parameters()))])
-    for a, b in zip(*results, strict=True):
-        assert (a - b).abs().max() < 1e-5 * max(1, b.abs().max())
 
 
 def test_convolving_before_upsampling_equals_convolving_after_it_in_output_and_gradients():
@@ -84,12 +44,6 @@ def test_convolving_before_upsampling_equals_convolving_after_it_in_output_and_g
 
 def join(below, beside):
     return torch.cat([upsample(below), beside], 1)
-
-
-def test_upsampling_obeys_the_half_pixel_rule():
-    ramp = torch.arange(8.0).view(1, 1, 1, 8).expand(1, 1, 8, 8)
-    inner = upsample(ramp)[0, 0, 4, 1:-1]
-    assert torch.allclose(inner, (torch.arange(16.0)[1:-1] + 0.5) / 2 - 0.5)
 
 
 def test_ewc_by_hand():

@@ -32,11 +32,11 @@ from config import Config, UserError
 from data import Sample, make_loader, make_sample, read_for_network
 from detector import LandmarkDetector
 from evaluate import to_device
+from heads import RefinementHead
 from images import read_image
 from machine import describe_hardware, keep_freed_memory, memory_text, resolve_device
 from main import parse_arguments, resolve_config
 from methods import create_detector
-from model import RefinementHead
 from run_folder import source_commit
 from splits import load_data
 from train import moving_average

@@ -20,10 +20,10 @@ from config import Config, UserError
 from data import make_loader
 from detector import LandmarkDetector
 from evaluate import evaluate
+from heads import RefinementHead
 from images import IMAGENET_MEAN, IMAGENET_SD
 from machine import describe_hardware
 from methods import load_detector
-from model import RefinementHead
 from run_folder import source_commit
 from splits import LandmarkData, load_data
 from utils import (
