@@ -19,12 +19,12 @@ def test_a_composed_head_equals_its_two_convolutions_in_output_and_in_both_facto
         assert (a - b).abs().max() < 1e-5 and b.abs().max() > 0
 
 
-@pytest.mark.parametrize("num_landmarks", [52, 32])
-def test_a_head_that_convolves_apart_equals_one_over_all_its_maps_in_output_and_gradients(num_landmarks):
+@pytest.mark.parametrize(("num_landmarks", "height", "width"), [(52, 8, 6), (1, 3, 2), (5, 1, 1)])
+def test_a_head_that_convolves_before_upsampling_equals_one_over_joined_maps(num_landmarks, height, width):
     torch.manual_seed(0)
     head = RefinementHead(64, 32, num_landmarks)
-    maps = [torch.randn(2, channels, *size, requires_grad=True)
-            for channels, size in ((64, (8, 6)), (32, (16, 12)), (num_landmarks, (8, 6)))]  # fmt: skip
+    sizes = ((64, height, width), (32, 2 * height, 2 * width), (num_landmarks, height, width))
+    maps = [torch.randn(2, *size, requires_grad=True) for size in sizes]
     results = []
     for head.compose in (True, False):
         for tensor in (*maps, *head.parameters()):
