@@ -129,6 +129,8 @@ def fold_network(network: FARNetNetwork) -> nn.Module:
 
 # --- Loss and method -----------------------------------------------------------------------------
 
+CPU_BLOCK = 2**19  # values of the maps that the loss takes at a time on a CPU
+
 
 def ewc_loss(heatmaps: Tensor, target: Tensor, annotated: Tensor, alpha: float) -> Tensor:
     """Exponential weighted centre loss: mean of alpha**target * (target - heatmaps)**2, in float32.
@@ -143,17 +145,22 @@ class EWCLoss(torch.autograd.Function):
     """ewc_loss with its gradient written out, 2 alpha**target * (heatmaps - target) per pixel and landmark.
 
     Torch's own derivative reads and writes the full-size maps twenty times, which was a quarter of a training step.
-    The gradient is kept in the layout and the precision of the heatmaps.
+    The gradient is kept in the layout and the precision of the heatmaps. A CPU computes both some rows at a time, so
+    few that they stay in its cache: 0.6 of the time.
     """
 
     @staticmethod
     def forward(ctx, heatmaps: Tensor, target: Tensor, annotated: Tensor, alpha: float) -> Tensor:
-        share = annotated / (annotated.sum().clamp(min=1) * heatmaps[0, 0].numel())
-        error = heatmaps.float() - target
-        gradient = torch.mul(target, math.log(alpha), out=torch.empty_like(error))
-        gradient.exp_().mul_(error).mul_(2 * share[..., None, None])
-        ctx.save_for_backward(gradient.to(heatmaps.dtype))
-        return error.mul_(gradient).sum() / 2
+        share = (annotated / (annotated.sum().clamp(min=1) * heatmaps[0, 0].numel()))[..., None, None]
+        gradient, loss = torch.empty_like(heatmaps), torch.zeros((), device=heatmaps.device)
+        rows = max(1, CPU_BLOCK // heatmaps[:, :, 0].numel()) if heatmaps.device.type == "cpu" else heatmaps.shape[2]
+        for block, aim, slope in zip(*(maps.split(rows, 2) for maps in (heatmaps, target, gradient)), strict=True):
+            error = block.float() - aim
+            weighted = (math.log(alpha) * aim).exp_().mul_(error).mul_(2 * share)
+            slope.copy_(weighted)
+            loss += error.mul_(weighted).sum() / 2
+        ctx.save_for_backward(gradient)
+        return loss
 
     @staticmethod
     def backward(ctx, scale: Tensor) -> tuple[Tensor, None, None, None]:
