@@ -121,6 +121,7 @@ class Config:
     device: str = "auto"  # auto (CUDA if there is one), cpu, cuda, cuda:1, ...
     workers: int = 2  # loader processes; 0 loads in the main process
     cache_gb: float = 0.0  # GB of RAM, in each process of a run, for decoded training images
+    keep_memory: bool = True  # Linux, CPU: keep freed memory for the next step; false: give it back to the system
     deterministic: bool = False  # CUDA: bit-equal repeats, slower (a CPU is always so)
 
     # Output

@@ -133,7 +133,7 @@ def test(config: Config, run_dir: Path, data: LandmarkData, state: dict[str, Any
     detector, _ = load_detector(state)
     detector.config = config
     device = resolve_device(config.device)
-    if device.type == "cpu":
+    if config.keep_memory and device.type == "cpu":
         keep_freed_memory()
     detector = detector.to(device).for_inference()
     if not data.test_sets:

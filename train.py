@@ -51,7 +51,7 @@ def train(config: Config, run_dir: Path) -> LandmarkData:
     Over several processes each computes its part of every batch, and the first alone writes.
     """
     device, first = resolve_device(config.device), process_rank() == 0
-    if device.type == "cpu":
+    if config.keep_memory and device.type == "cpu":
         keep_freed_memory()
     torch.backends.cudnn.benchmark = device.type == "cuda" and not config.deterministic
     if config.deterministic:  # cuBLAS asks for this before its first product

@@ -2,8 +2,10 @@
 
 import json
 import sys
+from functools import partial
 
 import pytest
+import torch
 from conftest import tiny_config
 
 from tools import benchmark, differences
@@ -11,9 +13,7 @@ from tools import benchmark, differences
 
 def test_the_benchmark_ends_with_one_json_line_that_holds_its_table(dataset, monkeypatch, capsys):
     (dataset / "settings.json").write_text(json.dumps(tiny_config(dataset, height=64, width=64).to_dict()))
-    monkeypatch.setattr(
-        sys, "argv", ["benchmark", "--repeats", "1", "--effects", "--config", str(dataset / "settings.json")]
-    )
+    monkeypatch.setattr(sys, "argv", ["benchmark", "--repeats", "1", "--config", str(dataset / "settings.json")])
     monkeypatch.setattr(benchmark, "MATRIX", 64)
     assert benchmark.main() == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -22,9 +22,19 @@ def test_the_benchmark_ends_with_one_json_line_that_holds_its_table(dataset, mon
     assert result["training_ratio"] == pytest.approx(
         result["ours"]["train_images_per_s"] / result["reference"]["train_images_per_s"]
     )
-    assert {row["setting"] for row in result["effects"]} >= {"precision", "compose_heads", "fold_norms"}
     # two convolutions instead of one cost more at the same size
     assert result["reference"]["forward_GFLOP_per_image"] > result["ours"]["forward_GFLOP_per_image"]
+
+
+def test_the_effects_are_those_of_each_setting_for_speed(dataset, monkeypatch):
+    config = tiny_config(dataset, height=64, width=64, ema=0.9)
+    monkeypatch.setattr(benchmark, "measure_recipe", partial(benchmark.measure_here, shares=False))  # no new processes
+    rows = benchmark.measure_effects(config, torch.device("cpu"), repeats=1)
+    assert {row["setting"] for row in rows} == {
+        "accumulate", "ema", "keep_memory", "precision", "test_precision", "channels_last", "compose_heads",
+        "device_targets", "fused_optimizer", "fold_norms",
+    }  # fmt: skip
+    assert all(row["step"] > 0 and row["inference"] > 0 for row in rows)
 
 
 def test_a_benchmark_of_impossible_settings_is_refused(monkeypatch, capsys):

@@ -3,21 +3,22 @@
     python -m tools.benchmark [--preset modern ...] [--<setting> VALUE ...]       settings as for main.py
     python -m tools.benchmark --preset modern --effects --curves      and each setting's effect; cost over size and K
 
-Medians after a warm-up, synchronised. The `reference` row is the textbook recipe at the same size and number of
-landmarks: fp32, batch 1, dense float64 targets drawn on the host, heads as two convolutions, plain Adam, no average
-of the weights. What has no setting (convolutions before upsampling, the loss's written-out gradient, the peak by rows,
-memory that is kept) makes it faster, too. Inference is timed for one view of an image, whatever `views` says. The
-last line is the table as JSON.
+Medians after a warm-up, synchronised; every recipe in a process of its own, with its own allocator and peak memory. The
+`reference` row is the textbook recipe at the same size and number of landmarks: fp32, batch 1, dense float64 targets
+drawn on the host, heads as two convolutions, plain Adam, no average of the weights, memory given back to the system.
+What has no setting (convolutions before upsampling, the loss's written-out gradient, the peak by rows) makes it faster,
+too. Inference is timed for one view of an image, whatever `views` says. The last line is the table as JSON.
 """
 
 import argparse
-import copy
 import json
 import os
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,6 @@ from config import Config, UserError
 from data import Sample, make_loader, make_sample, read_for_network
 from detector import LandmarkDetector
 from evaluate import to_device
-from heads import RefinementHead
 from images import read_image
 from machine import describe_hardware, keep_freed_memory, memory_text, resolve_device
 from main import parse_arguments, resolve_config
@@ -47,7 +47,7 @@ OPERATORS = 8  # so many are named of those that take most time
 REFERENCE = dict(  # the textbook recipe, as predecessors have it
     batch_size=1, accumulate=1, precision="fp32", test_precision="fp32", channels_last=False, norm="batch",
     optimizer="adam", ema=0.0, compose_heads=False, device_targets=False, fused_optimizer=False, fold_norms=False,
-    compile=False,
+    compile=False, keep_memory=False,
 )  # fmt: skip
 
 
@@ -57,16 +57,16 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def median_ms(work: Callable[[], Any], device: torch.device, repeats: int) -> float:
-    """Median time of a piece of work in ms, after one warm-up."""
+def median_ms(work: Callable[[], Any], device: torch.device, repeats: int, warm_ups: int = 1) -> float:
+    """Median time of a piece of work in ms, after some warm-ups."""
     seconds = []
-    for _ in range(repeats + 1):
+    for _ in range(repeats + warm_ups):
         synchronise(device)
         started = time.perf_counter()
         work()
         synchronise(device)
         seconds.append(time.perf_counter() - started)
-    return 1000 * float(np.median(seconds[1:]))
+    return 1000 * float(np.median(seconds[warm_ups:]))
 
 
 def matrix_peaks(device: torch.device) -> dict[str, float]:
@@ -114,14 +114,7 @@ def random_batch(config: Config, device: torch.device) -> Sample:
 
 
 def forward_gflops(detector: LandmarkDetector, image: Tensor) -> float:
-    """Floating-point operations of one forward pass per image, from the layers that run, in 1e9.
-
-    The zeros that fill up channels are no work.
-    """
-    detector = copy.deepcopy(detector)
-    for module in detector.modules():
-        if isinstance(module, RefinementHead):
-            module.zeros = (0,) * 6
+    """Floating-point operations of one forward pass per image, from the layers that run, in 1e9."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         detector(image[:1])
     return counter.get_total_flops() / 1e9
@@ -133,8 +126,17 @@ def forward_gflops(detector: LandmarkDetector, image: Tensor) -> float:
 def measure_recipe(config: Config, device: torch.device, repeats: int, shares: bool = False) -> dict[str, Any]:
     """ms per batch of each stage of training and of inference, images per second, and the work they do.
 
-    shares: also which operators the time goes to.
+    shares: also which operators the time goes to. Measured in a fresh process.
     """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(measure_here, config, device, repeats, shares).result()
+
+
+def measure_here(config: Config, device: torch.device, repeats: int, shares: bool) -> dict[str, Any]:
+    """measure_recipe in this process."""
+    if config.keep_memory and device.type == "cpu":
+        keep_freed_memory()
+    torch.backends.cudnn.benchmark = device.type == "cuda" and not config.deterministic  # as in training
     torch.manual_seed(0)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -167,7 +169,7 @@ def measure_recipe(config: Config, device: torch.device, repeats: int, shares: b
         average()
 
     detector.train()
-    row["step"] = median_ms(step, device, repeats)
+    row["step"] = median_ms(step, device, repeats, warm_ups=3)  # the allocator takes two steps to settle
     row["forward"] = median_ms(forward, device, repeats)
     row["optimiser"] = median_ms(change_weights, device, repeats)
     if shares:
@@ -184,7 +186,7 @@ def measure_recipe(config: Config, device: torch.device, repeats: int, shares: b
         row["inference"] = median_ms(lambda: detector.predict(batch.image), device, repeats)
         _, found = detector(batch.image)
         row["decoding"] = median_ms(lambda: decode_heatmaps(found, config.decode, config.sigma), device, repeats)
-    row["memory"] = memory_text(device)  # on a CPU the peak of the whole process so far
+    row["memory"] = memory_text(device)
     row["train_images_per_s"] = 1000 * config.batch_size / row["step"]
     row["inference_images_per_s"] = 1000 * config.batch_size / row["inference"]
     return row
@@ -201,7 +203,9 @@ def draw_targets(batch: Sample, config: Config) -> list[Tensor]:
 def measure_effects(config: Config, device: torch.device, repeats: int) -> list[dict[str, Any]]:
     """Step and inference with one setting switched over, all others as they are."""
     rows = []
-    others = {"accumulate": config.batch_size, "ema": 0.0}
+    others: dict[str, Any] = {"accumulate": config.batch_size, "ema": 0.0}
+    if device.type == "cpu":
+        others["keep_memory"] = not config.keep_memory
     for name in ("precision", "test_precision"):
         others[name] = "bf16" if getattr(config, name) == "fp32" else "fp32"
     switches = ["channels_last", "compose_heads", "device_targets", "fused_optimizer", "fold_norms"]
@@ -303,9 +307,6 @@ def print_table(result: dict[str, Any]) -> None:
 def benchmark(config: Config, effects: bool, curves: bool, repeats: int) -> dict[str, Any]:
     """All measurements of one run."""
     device = resolve_device(config.device)
-    if device.type == "cpu":
-        keep_freed_memory()
-    torch.backends.cudnn.benchmark = device.type == "cuda" and not config.deterministic  # as in training
     config = config.replace(backbone_weights="none")  # time does not depend on them
     ours = measure_recipe(config, device, repeats, shares=True)
     reference = measure_recipe(config.replace(**REFERENCE), device, repeats)
