@@ -216,10 +216,17 @@ class FARNet(LandmarkDetector):
         return decode_heatmaps(fine, self.config.decode, self.config.sigma)
 
     def for_inference(self) -> "FARNet":
-        """The same detector with its network folded (fold_network), unless config.fold_norms is off."""
+        """The same detector with its network folded (fold_network), unless config.fold_norms is off.
+
+        In bf16 its convolutions' weights are rounded once, not in every pass.
+        """
         if not self.config.fold_norms:
             return self.eval()
         folded = fold_network(self.network)
         if self.config.channels_last:
             folded.to(memory_format=torch.channels_last)
-        return FARNet(self.config, folded).eval()
+        if uses_bfloat16(self.config.test_precision, next(folded.parameters()).device):
+            for module in folded.modules():
+                if isinstance(module, nn.Conv2d):
+                    module.to(torch.bfloat16)
+        return FARNet(self.config.replace(precision=self.config.test_precision), folded).eval()

@@ -79,7 +79,7 @@ def decode_heatmaps(heatmaps: Tensor, decode: str, sigma: float) -> tuple[Tensor
     Raises ValueError for maps that are not finite: their maximum means nothing.
     """
     # the sum is quick; of finite values it may overflow
-    if not heatmaps.sum(dtype=torch.float32).isfinite() and not heatmaps.isfinite().all():
+    if not heatmaps.sum().isfinite() and not heatmaps.isfinite().all():
         raise ValueError("heatmaps hold nan or infinite values")
     # the first of the rows that hold a maximum, then the column: a maximum over the whole map has to carry its index
     # along, and over maps in channels_last layout it takes five times as long

@@ -8,7 +8,7 @@ from torch import nn
 from config import Config, build_config, preset_settings
 from data import Sample
 from heads import upsample
-from model import FARNet, FARNetNetwork, UpConvNormReLU, ewc_loss, use_image_statistics  # fmt: skip
+from model import FARNet, FARNetNetwork, UpConvNormReLU, ewc_loss, fold_network, use_image_statistics  # fmt: skip
 
 
 @pytest.mark.parametrize(("num_landmarks", "count"), [(19, 61_218_963), (52, 61_304_796)])
@@ -184,6 +184,18 @@ def test_a_folded_network_predicts_the_same(tmp_path, norm, compose):
         assert (detector.predict(image)[0] - folded.predict(image)[0]).abs().max() < 0.05
     detector.config = detector.config.replace(fold_norms=False)
     assert detector.for_inference() is detector
+
+
+def test_weights_rounded_once_predict_what_weights_rounded_in_every_pass_predict(tmp_path):
+    torch.manual_seed(0)
+    detector, image = FARNet(tiny_config(tmp_path, test_precision="bf16")), torch.randn(2, 3, 64, 96)
+    rounded = detector.for_inference()
+    weights = [module.weight for module in rounded.modules() if isinstance(module, nn.Conv2d)]
+    assert {weight.dtype for weight in weights} == {torch.bfloat16}
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        heatmaps = fold_network(detector.network)(image)
+    with torch.inference_mode():
+        assert all(torch.equal(a, b) for a, b in zip(rounded(image), heatmaps, strict=True))
 
 
 def test_settings_for_speed_change_no_more_than_rounding(tmp_path):
