@@ -90,7 +90,7 @@ class Config:
     sigma: float = 10.0  # standard deviation of the heatmaps, network px
     ewc_alpha: float = 40.0  # weight at the peak of a landmark; 1 is the mean squared error
     decode: str = "argmax"  # argmax or subpixel
-    compose_heads: bool = True  # a head's two convolutions computed as one; false: one after the other
+    compose_heads: bool = True  # a head's two convolutions as one, 1x1 before upsampling; false: as in the paper
     device_targets: bool = True  # heatmaps from two profiles, on the device; false: dense float64 grids on the host
 
     # Training

@@ -36,14 +36,16 @@ class UpConvNormReLU(ConvNormReLU):
     """1x1 ConvNormReLU of the maps of the level below, upsampled, beside those of its own level.
 
     A 1x1 convolution commutes with upsampling (whose weights sum to 1), so the maps below are convolved before they
-    grow: the same function with a quarter of that work, and without copying both into one tensor.
+    grow: the same function with a quarter of that work, and without copying both into one tensor. compose=False: after.
     """
 
-    def __init__(self, channels_below: int, channels_beside: int, channels_out: int) -> None:
+    def __init__(self, channels_below: int, channels_beside: int, channels_out: int, compose: bool = True) -> None:
         super().__init__(1, channels_below + channels_beside, channels_out)
-        self.shares = (channels_below, channels_beside)
+        self.shares, self.compose = (channels_below, channels_beside), compose
 
     def forward(self, below: Tensor, beside: Tensor) -> Tensor:
+        if not self.compose:
+            return super().forward(torch.cat([upsample(below), beside], 1))
         conv, norm, relu = self
         weight_below, weight_beside = conv.weight.split(self.shares, dim=1)
         return relu(norm(upsample(F.conv2d(below, weight_below)) + F.conv2d(beside, weight_beside, conv.bias)))
@@ -79,17 +81,17 @@ class FARNetNetwork(nn.Module):
         f1, f2, f3, f4, f5 = self.backbone.channels
         self.stem = ConvNormReLU(1, 3, 32)
         self.a5 = nn.Sequential(ConvNormReLU(3, f5, 512), ConvNormReLU(1, 512, 256))
-        self.a4 = UpConvNormReLU(256, f4, 256)
-        self.a3 = UpConvNormReLU(256, f3, 256)
-        self.a2 = UpConvNormReLU(256, f2, 256)
+        self.a4 = UpConvNormReLU(256, f4, 256, compose)
+        self.a3 = UpConvNormReLU(256, f3, 256, compose)
+        self.a2 = UpConvNormReLU(256, f2, 256, compose)
         self.down3, self.b3 = ConvNormReLU(3, 256, 512, stride=2), ConvNormReLU(1, 512 + 256, 512)
         self.down4, self.b4 = ConvNormReLU(3, 512, 1024, stride=2), ConvNormReLU(1, 1024 + 256, 1024)
         self.down5, self.b5 = ConvNormReLU(3, 1024, 2048, stride=2), ConvNormReLU(3, 2048 + 256, 1024)
         self.c5 = ConvNormReLU(1, 1024, 256)
-        self.c4 = UpConvNormReLU(256, 1024, 256)
-        self.c3 = UpConvNormReLU(256, 512, 256)
-        self.c2 = UpConvNormReLU(256, 256, 128)
-        self.c1 = UpConvNormReLU(128, f1, 64)
+        self.c4 = UpConvNormReLU(256, 1024, 256, compose)
+        self.c3 = UpConvNormReLU(256, 512, 256, compose)
+        self.c2 = UpConvNormReLU(256, 256, 128, compose)
+        self.c1 = UpConvNormReLU(128, f1, 64, compose)
         self.coarse_head = ComposedHead(64, num_landmarks, compose)
         self.fine_head = RefinementHead(64, 32, num_landmarks, compose)
         if norm == "instance":
@@ -114,7 +116,7 @@ class FARNetNetwork(nn.Module):
 
 
 def fold_network(network: FARNetNetwork) -> nn.Module:
-    """The network in eval mode with its heads composed once and batch norms folded into the convolutions before them.
+    """The network in eval mode, composed once and for all, and batch norms folded into the convolutions before them.
 
     Only a norm that directly follows a convolution folds: not those of each image, nor most of DenseNet's.
     """
@@ -122,6 +124,8 @@ def fold_network(network: FARNetNetwork) -> nn.Module:
     for block in network.modules():
         if isinstance(block, ConvNormReLU) and isinstance(block[1], nn.BatchNorm2d):
             block[0], block[1] = fuse_conv_bn_eval(block[0], block[1]), nn.Identity()
+        if isinstance(block, UpConvNormReLU):
+            block.compose = True
     network.coarse_head.fold()
     network.fine_head.fold()
     return fuse(network, inplace=True)

@@ -5,9 +5,9 @@
 
 Medians after a warm-up, synchronised; every recipe in a process of its own, with its own allocator and peak memory. The
 `reference` row is the textbook recipe at the same size and number of landmarks: fp32, batch 1, dense float64 targets
-drawn on the host, heads as two convolutions, plain Adam, no average of the weights, memory given back to the system.
-What has no setting (convolutions before upsampling, the loss's written-out gradient, the peak by rows) makes it faster,
-too. Inference is timed for one view of an image, whatever `views` says. The last line is the table as JSON.
+drawn on the host, convolutions as in the paper (heads as two, none before upsampling), plain Adam, no average of the
+weights, memory given back to the system. What has no setting (the loss's written-out gradient, the peak by rows) makes
+it faster, too. Inference is timed for one view of an image, whatever `views` says. The last line is the table as JSON.
 """
 
 import argparse
