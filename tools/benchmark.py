@@ -183,7 +183,7 @@ def measure_here(config: Config, device: torch.device, repeats: int, shares: boo
     row["forward_GFLOP_per_s"] = row["forward_GFLOP_per_image"] * config.batch_size / forward_ms * 1000
     detector = detector.for_inference()
     with torch.inference_mode():
-        row["inference"] = median_ms(lambda: detector.predict(batch.image), device, repeats)
+        row["inference"] = median_ms(lambda: detector.predict(batch.image), device, repeats, warm_ups=3)
         _, found = detector(batch.image)
         row["decoding"] = median_ms(lambda: decode_heatmaps(found, config.decode, config.sigma), device, repeats)
     row["memory"] = memory_text(device)
