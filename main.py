@@ -35,7 +35,8 @@ from data import make_loader
 from evaluate import evaluate
 from machine import join_processes, keep_freed_memory, leave_processes, on_first_process, process_rank, resolve_device
 from methods import create_detector, load_detector, method_class
-from report import draw_overlays, pool_predictions, summary_table, write_predictions, write_report
+from pictures import draw_overlays
+from report import pool_predictions, summary_table, write_predictions, write_report
 from run_folder import create_run_folder, discard_unstarted, read_checkpoint, source_commit, start_log, write_provenance
 from splits import LandmarkData, load_data
 from train import train

@@ -35,7 +35,7 @@ from machine import (
     uses_bfloat16,
 )
 from methods import create_detector, load_detector
-from report import draw_curves
+from pictures import draw_curves
 from run_folder import read_checkpoint, save_checkpoint, write_provenance, write_text
 from splits import LandmarkData, load_data
 from utils import error_figures, seed_everything

@@ -1,0 +1,46 @@
+import math
+
+import numpy as np
+import pytest
+from conftest import make_records, tiny_config, write_records
+from PIL import Image
+
+from evaluate import Predictions
+from pictures import BLUE, RED, YELLOW, draw_curves, draw_overlay, draw_overlays
+from report import write_predictions
+from splits import load_data
+
+
+def test_an_overlay_has_the_detection_red_the_truth_blue_and_a_line_between():
+    image = np.zeros((1200, 1000, 3), np.uint8)
+    picture = np.asarray(draw_overlay(image, np.array([[100.0, 200.0]]), np.array([[300.0, 200.0]]), "caption"))
+    assert tuple(picture[200, 100]) == RED and tuple(picture[200, 300]) == BLUE and tuple(picture[200, 200]) == YELLOW
+    assert picture.shape[0] > 1200 and picture[1200:].max() == 255  # the caption stands below the image
+
+
+def test_an_overlay_of_a_small_image_is_enlarged_with_its_points():
+    image = np.zeros((120, 100), np.uint8)
+    picture = np.asarray(draw_overlay(image, np.array([[9.5, 19.5]]), np.full((1, 2), math.nan), ""))
+    assert picture.shape[1] == 1000 and tuple(picture[200, 100]) == RED
+    assert not (picture[:1200] == BLUE).all(-1).any()
+
+
+def test_overlays_run_from_the_best_image_to_the_worst(tmp_path):
+    write_records(tmp_path, make_records(tmp_path))
+    records = load_data(tiny_config(tmp_path)).records
+    truth = np.stack([record.landmarks for record in records])
+    offsets = np.array([5, 0, 4, 1, 3, 2.0])[:, None, None]
+    predictions = Predictions([r.name for r in records], truth + offsets, truth, np.ones((6, 4)), np.full(6, 0.5))
+    write_predictions(tmp_path / "predictions.csv", predictions, ["R1", "R2", "A", "B"], "mm")
+    draw_overlays(tmp_path, records, 3)
+    names = sorted(path.name for path in (tmp_path / "overlays").iterdir())
+    assert len(names) == 3 and names[0] == "001_image 1 (ä).png" and names[-1] == "006_image 0 (ä).png"
+
+
+@pytest.mark.parametrize("validated", [False, True])
+def test_curves_are_drawn_from_the_metrics(tmp_path, validated):
+    rows = [{"epoch": e, "lr": 0.1, "coarse": 1 / e, "loss": 2 / e, "seconds": 1.0} for e in (1, 2, 3)]
+    if validated:
+        rows = [row | {"val_MRE": 3 / row["epoch"], "val_median": 2 / row["epoch"]} for row in rows]
+    draw_curves(rows, tmp_path / "curves.png", "mm")
+    assert Image.open(tmp_path / "curves.png").width == (1100 if validated else 550)
