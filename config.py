@@ -74,6 +74,7 @@ class Config:
     height: int = 800  # network px, a multiple of 32
     width: int = 640  # network px, a multiple of 32
     crop: tuple[float, ...] = (0.0, 0.0, 1.0, 1.0)  # left, top, right, bottom of what is seen, in image widths, heights
+    keep_aspect: bool = False  # fit the crop into the input as it is, what lies beside it filling up; false: stretch it
     crop_margin: float | None = None  # crop to where the training landmarks lie and this fraction of the image around
     rotation: float = 0.0  # augmentation: up to +- this many degrees
     scaling: float = 0.0  # augmentation: up to +- this fraction
@@ -136,6 +137,11 @@ class Config:
             value = check_value(field.name, getattr(self, field.name), setting_types(type(self))[field.name])
             object.__setattr__(self, field.name, value)
         check_combinations(self)
+
+    def demand(self, holds: bool, name: str, allowed: str) -> None:
+        """Raise UserError, which names a setting and what is allowed, unless something holds."""
+        if not holds:
+            raise UserError(f"setting {name}: {getattr(self, name)!r} is not allowed; {allowed}")
 
     def replace(self, **settings: Any) -> "Config":
         """The same settings with some replaced."""
@@ -211,11 +217,7 @@ def parse_text(name: str, text: str, hint: Any) -> Any:
 
 def check_combinations(config: Config) -> None:
     """Refuse what has the right type and cannot work. Raises UserError."""
-
-    def demand(holds: bool, name: str, allowed: str) -> None:
-        if not holds:
-            raise UserError(f"setting {name}: {getattr(config, name)!r} is not allowed; {allowed}")
-
+    demand = config.demand
     for name in ("height", "width"):
         size = getattr(config, name)
         near = max(64, round(size / 32) * 32)  # at 32 px, batch norm would see a single value per channel

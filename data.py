@@ -38,10 +38,17 @@ class Sample(NamedTuple):
 
 
 def network_affine(config: Config, size: tuple[int, int]) -> np.ndarray:
-    """The affine (2, 3) from network px to original px of a plain image (width, height): config.crop of it."""
+    """The affine (2, 3) from network px to original px of a plain image (width, height): config.crop of it.
+
+    With config.keep_aspect one scale for both axes, the crop in the middle.
+    """
     left, top, right, bottom = config.crop
-    affine = resize_affine((config.width, config.height), ((right - left) * size[0], (bottom - top) * size[1]))
-    affine[:, 2] += (left * size[0], top * size[1])
+    crop = np.array([right - left, bottom - top]) * size
+    seen = crop
+    if config.keep_aspect:
+        seen = np.array([config.width, config.height]) * max(crop / (config.width, config.height))
+    affine = resize_affine((config.width, config.height), tuple(seen))
+    affine[:, 2] += np.array([left, top]) * size + (crop - seen) / 2
     return affine
 
 

@@ -81,6 +81,19 @@ def test_a_cropped_image_and_its_landmark_stay_together(tmp_path, augmented):
     assert np.abs(blob_centre(image) - apply_affine(invert_affine(to_original), centre[None])[0]).max() < 0.03
 
 
+@pytest.mark.parametrize("original", [(600, 720), (720, 300), (150, 150)])
+def test_an_image_that_keeps_its_aspect_lies_in_the_middle_and_its_landmark_with_it(tmp_path, original):
+    config, size = tiny_config(tmp_path, keep_aspect=True, height=192, width=160), np.array([160, 192])
+    to_original, centre = network_affine(config, original), np.array(original) * (0.41, 0.55)
+    scale = max(np.divide(original, size))
+    assert np.allclose(to_original[:, :2], scale * np.eye(2))
+    assert np.allclose(apply_affine(to_original, (size[None] - 1) / 2), np.subtract(original, 1) / 2)
+    corners = apply_affine(invert_affine(to_original), np.array([[-0.5, -0.5], np.subtract(original, 0.5)]))
+    assert np.allclose(corners[1] - corners[0], np.divide(original, scale)) and np.isclose(corners[0], -0.5).any()
+    image = warp_image(blob(original, centre), to_original, tuple(size))
+    assert np.abs(blob_centre(image) - apply_affine(invert_affine(to_original), centre[None])[0]).max() < 0.05
+
+
 def test_an_image_kept_for_a_crop_has_twice_the_networks_resolution_there(dataset):
     write_records(dataset, make_records(dataset, size=(600, 720)))
     record = load_data(tiny_config(dataset)).records[0]
