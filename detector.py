@@ -44,6 +44,10 @@ class LandmarkDetector(nn.Module):
         """(B, 3, H, W) normalised image -> landmarks (B, N, 2) network px, score (B, N), higher is surer."""
         raise NotImplementedError
 
+    def examine(self, batch, epoch: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """predict's landmarks and score for a batch, and what else a method measures: by name, (B, N), nan: nothing."""
+        return (*self.predict(batch.image), {})
+
     def configure_optimizers(self) -> dict[str, Optimizer]:
         """One Adam or AdamW over all parameters; called when they are on their device."""
         settings = dict(lr=self.config.lr, fused=self.config.fused_optimizer)

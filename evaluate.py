@@ -1,5 +1,6 @@
 """The only evaluation, for every method: a detector and a loader -> landmarks in original px."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -21,35 +22,39 @@ class Predictions(NamedTuple):
     truth: np.ndarray  # (I, N, 2) original px, nan where not annotated
     score: np.ndarray  # (I, N)
     spacing: np.ndarray  # (I,) mm per original px, nan where unknown
+    measures: Mapping[str, np.ndarray] = {}  # (I, N) by name: what else the method measures (LandmarkDetector.examine)
 
     def errors(self) -> np.ndarray:
         """(I, N) radial errors in mm, or in px where the spacing is unknown."""
         return radial_errors(self.landmarks, self.truth, np.nan_to_num(self.spacing, nan=1.0))
 
 
-def evaluate(detector: LandmarkDetector, loader: DataLoader, device: torch.device) -> Predictions:
+def evaluate(detector: LandmarkDetector, loader: DataLoader, device: torch.device, epoch: int = 0) -> Predictions:
     """Predict every image of a loader in eval mode; landmarks in original px, in the order of its records.
 
-    Several views of an image (data.view_affine) give the mean of their landmarks and scores. Over several processes
-    each predicts the images of its share, and all get all.
+    Several views of an image (data.view_affine) give the mean of their landmarks, scores and measures. Over several
+    processes each predicts the images of its share, and all get all. epoch: that of the weights, from 0.
     """
     detector.eval()
     dataset, count = loader.dataset, detector.config.num_landmarks
-    landmarks, scores = [np.zeros((0, count, 2))], [np.zeros((0, count), np.float32)]
+    landmarks, figures = [np.zeros((0, count, 2))], []
     for batch in tqdm(loader, "predicting", leave=False, disable=None if process_rank() == 0 else True):
         with torch.inference_mode():
-            found, score = detector.predict(to_device(batch, device, detector.config.channels_last).image)
+            found, score, measures = detector.examine(to_device(batch, device, detector.config.channels_last), epoch)
         landmarks.append(apply_affine(batch.to_original, found.double().cpu()).numpy())
-        scores.append(score.float().cpu().numpy())
+        arrays = {name: values.float().cpu().numpy() for name, values in {"score": score, **measures}.items()}
+        figures += [{name: values[i] for name, values in arrays.items()} for i in range(len(batch.name))]
     landmarks = np.concatenate(landmarks).reshape(-1, dataset.views, count, 2).mean(1)
-    scores = np.concatenate(scores).reshape(-1, dataset.views, count).mean(1)
-    results = merge_shares(list(zip(dataset.records, landmarks, scores, strict=True)))
+    groups = [figures[start : start + dataset.views] for start in range(0, len(figures), dataset.views)]
+    means = [{name: np.mean([one[name] for one in group], 0) for name in group[0]} for group in groups]
+    results = merge_shares(list(zip(dataset.records, landmarks, means, strict=True)))
     return Predictions(
         names=[record.name for record, _, _ in results],
         landmarks=np.stack([found for _, found, _ in results]),
         truth=np.stack([record.landmarks for record, _, _ in results]),
-        score=np.stack([score for _, _, score in results]),
+        score=np.stack([figures["score"] for _, _, figures in results]),
         spacing=np.array([record.spacing for record, _, _ in results]),
+        measures={name: np.stack([each[name] for _, _, each in results]) for name in results[0][2] if name != "score"},
     )
 
 

@@ -13,15 +13,17 @@ from typing import Any
 import numpy as np
 import xlwt
 
-from utils import error_figures, summarise_errors
+from utils import error_figures, finite_mean, summarise_errors
+
+OWN_COLUMNS = ("x", "y", "x_true", "y_true", "error", "score")  # every method's; the others are a method's measures
 
 # --- The record ----------------------------------------------------------------------------------
 
 
 def write_predictions(path: Path, predictions, abbreviations: Sequence[str], unit: str) -> None:
-    """predictions.csv of evaluate.Predictions: image, landmark, x, y, x_true, y_true, error_<unit>, score.
+    """predictions.csv of evaluate.Predictions: image, landmark, x, y, x_true, y_true, error_<unit>, score, measures.
 
-    Coordinates in original px; truth and error are blank where a landmark is not annotated.
+    Coordinates in original px; truth, error and a measure are blank where they are not known.
     """
     errors = predictions.errors()
 
@@ -30,10 +32,12 @@ def write_predictions(path: Path, predictions, abbreviations: Sequence[str], uni
 
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["image", "landmark", "x", "y", "x_true", "y_true", f"error_{unit}", "score"])
+        head = ["image", "landmark", "x", "y", "x_true", "y_true", f"error_{unit}", "score", *predictions.measures]
+        writer.writerow(head)
         for i, name in enumerate(predictions.names):
             for n, abbreviation in enumerate(abbreviations):
-                values = (*predictions.landmarks[i, n], *predictions.truth[i, n], errors[i, n], predictions.score[i, n])
+                values = [*predictions.landmarks[i, n], *predictions.truth[i, n], errors[i, n], predictions.score[i, n]]
+                values += [measure[i, n] for measure in predictions.measures.values()]
                 writer.writerow([name, abbreviation, *map(text, values)])
 
 
@@ -74,7 +78,7 @@ def write_report(
     """summary.json and results.xls beside folder/predictions.csv; returns the summary.
 
     The summary holds the figures of utils.summarise_errors and the unit under "all" and, without the landmarks
-    in `exclude`, under "headline".
+    in `exclude`, under "headline", with the mean of each measure of the method, such as its Dice coefficients.
     """
     names, abbreviations, columns, unit = read_predictions(folder / "predictions.csv")
     errors, thresholds = columns["error"], tuple(thresholds)
@@ -83,11 +87,14 @@ def write_report(
         "headline": summarise_errors(errors[:, kept], thresholds) | {"unit": unit, "without": list(exclude)},
         "all": summarise_errors(errors, thresholds) | {"unit": unit},
     }
+    measures = {name: values for name, values in columns.items() if name not in OWN_COLUMNS}
+    for part, members in (("headline", kept), ("all", slice(None))):
+        summary[part] |= {name: finite_mean(values[:, members]) for name, values in measures.items()}
     blank = {part: {k: None if v != v else v for k, v in figures.items()} for part, figures in summary.items()}
     (folder / "summary.json").write_text(json.dumps(blank, indent=2, ensure_ascii=False), encoding="utf-8")
 
     book = xlwt.Workbook(encoding="utf-8")
-    write_landmark_sheet(book, abbreviations, landmark_names, errors, thresholds, summary, unit)
+    write_landmark_sheet(book, abbreviations, landmark_names, errors, thresholds, summary, unit, measures)
     write_image_sheet(book, names, errors, kept, thresholds, unit)
     write_settings_sheet(book, provenance)
     book.save(str(folder / "results.xls"))
@@ -112,25 +119,27 @@ def write_row(sheet: xlwt.Worksheet, row: int, values: Sequence[Any], style: xlw
             sheet.write(row, column, str(value)[:32767], style or PLAIN)
 
 
-def write_landmark_sheet(book, abbreviations, landmark_names, errors, thresholds, summary, unit) -> None:
+def write_landmark_sheet(book, abbreviations, landmark_names, errors, thresholds, summary, unit, measures) -> None:
     """Sheet 1: a row per landmark, then the overall rows with the ends of their 95 % intervals."""
     sheet = book.add_sheet("landmarks")
     rates = [f"SDR_{threshold}" for threshold in thresholds]
     titles = ["NO", "abbreviation", "name", "n", *(f"SDR <= {t:g} {unit} (%)" for t in thresholds)]
-    titles += [f"{figure} ({unit})" for figure in ("MRE", "SD", "median", "max")]
+    titles += [*(f"{figure} ({unit})" for figure in ("MRE", "SD", "median", "max")), *measures]
     write_row(sheet, 0, titles, BOLD)
     row = 0
     for row, (abbreviation, name) in enumerate(zip(abbreviations, landmark_names, strict=True), 1):
         own = errors[:, row - 1][np.isfinite(errors[:, row - 1])]
         figures = error_figures(own, thresholds)
         values = [figures[key] for key in (*rates, "MRE", "SD", "median")]
-        write_row(sheet, row, [row, abbreviation, name, own.size, *values, own.max() if own.size else None])
+        values += [own.max() if own.size else None, *(finite_mean(each[:, row - 1]) for each in measures.values())]
+        write_row(sheet, row, [row, abbreviation, name, own.size, *values])
     for part, figures in summary.items():
         label = f"without {', '.join(figures['without'])}" if figures.get("without") else "all landmarks"
         row += 1
         for end, words in (("", label), ("_low", "95 % interval, low"), ("_high", "95 % interval, high")):
             row += 1
             values = [figures[key + end] for key in (*rates, "MRE", "SD", "median")]
+            values += [None, *(figures[name] for name in measures)] if not end else []
             write_row(sheet, row, [None, part if not end else None, words, figures["n_landmarks"], *values])
     sheet.col(2).width = 256 * 34
     sheet.set_panes_frozen(True)

@@ -187,6 +187,12 @@ def error_figures(errors: np.ndarray, thresholds: tuple[float, ...]) -> dict[str
 # --- Seeds ---------------------------------------------------------------------------------------
 
 
+def finite_mean(values: np.ndarray) -> float:
+    """The mean of the values that are known; nan where none is."""
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if known.size else math.nan
+
+
 def seed_everything(*seeds: int) -> None:
     """Seed python, numpy and torch from whole numbers, e.g. (seed, epoch)."""
     state = int(np.random.SeedSequence(seeds).generate_state(1)[0])

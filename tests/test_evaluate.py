@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from conftest import make_records, tiny_config, write_records
@@ -32,6 +33,29 @@ class Tracker(LandmarkDetector):
     def predict(self, image):
         spot = decode_heatmaps(image[:, :1] - image.amin(), "subpixel", self.config.sigma)
         return spot[0].expand(-1, self.config.num_landmarks, -1), spot[1].expand(-1, self.config.num_landmarks)
+
+
+class Measurer(Tracker):
+    """Measures the mean of an image, at the first landmark alone."""
+
+    def examine(self, batch, epoch):
+        landmarks, score = self.predict(batch.image)
+        mean = torch.full_like(score, float("nan"))
+        mean[:, 0] = batch.image.mean((1, 2, 3)) + epoch
+        return landmarks, score, {"mean": mean}
+
+
+@pytest.mark.parametrize("views", [1, 3])
+def test_what_a_method_measures_is_averaged_over_views_and_kept_by_name(dataset, views):
+    config = tiny_config(dataset, views=views)
+    records = load_data(config).records[:3]
+    predictions = evaluate(Measurer(config), make_loader(config, records, train=False, views=views), CPU, epoch=100)
+    assert list(predictions.measures) == ["mean"]
+    means = [
+        np.mean([make_sample(config, record, view=view).image.mean() for view in range(views)]) for record in records
+    ]
+    assert np.allclose(predictions.measures["mean"][:, 0], np.array(means) + 100, atol=1e-4)
+    assert np.isnan(predictions.measures["mean"][:, 1:]).all()
 
 
 def test_every_view_of_an_image_finds_the_same_place_and_their_mean_is_given(tmp_path):

@@ -95,6 +95,20 @@ def test_the_report_has_a_row_per_image_and_its_settings(reported):
     assert settings["epochs"] == 3 and settings["commit"] == "abc" and settings["ruler"] == '["R1", "R2"]'
 
 
+def test_a_methods_measures_stand_in_the_predictions_the_summary_and_the_sheet(tmp_path):
+    dice = np.array([[0.5, 1.0, 0.25], [0.75, 0.5, math.nan]])
+    write_predictions(
+        tmp_path / "predictions.csv", make_predictions()._replace(measures={"dice": dice}), ABBREVIATIONS, "mm"
+    )
+    assert np.array_equal(read_predictions(tmp_path / "predictions.csv")[2]["dice"], dice, equal_nan=True)
+    summary = write_report(tmp_path, NAMES, ("R1",), THRESHOLDS, {})
+    assert summary["all"]["dice"] == pytest.approx(0.6) and summary["headline"]["dice"] == pytest.approx(1.75 / 3)
+    rows = sheets(tmp_path)["landmarks"]
+    column = rows[0].index("dice")
+    assert [row[column] for row in rows[1:4]] == pytest.approx([0.625, 0.75, 0.25])
+    assert {row[1]: row[column] for row in rows[4:] if row[1]} == pytest.approx({"all": 0.6, "headline": 1.75 / 3})
+
+
 def test_a_landmark_that_is_annotated_nowhere_has_blank_figures(tmp_path):
     predictions = make_predictions()
     predictions.truth[:, 1] = math.nan
