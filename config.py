@@ -128,6 +128,8 @@ class Config:
     # Output
     run_dir: str | None = None  # none: runs/<method>-<time>; must not exist yet
     save_every: int = 1  # epochs between two last.pt (about 740 MB with the optimiser's state)
+    watch_every: int = 10  # epochs between two pictures of the first validation image; 0: none
+    gif: bool = False  # an animation of these pictures
     overlays: int = 12  # pictures per test set, from the best image to the worst
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
@@ -234,6 +236,7 @@ def check_combinations(config: Config) -> None:
         "workers",
         "warmup_epochs",
         "overlays",
+        "watch_every",
         "seed",
         "elastic",
         "blur",

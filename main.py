@@ -44,7 +44,7 @@ from train import train
 log = logging.getLogger("farnet")
 
 # What may change when a run goes on: where and how long it runs, not what is trained.
-RESUMABLE = ("epochs", "device", "workers", "save_every", "overlays", "img_dir", "json_path")
+RESUMABLE = ("epochs", "device", "workers", "save_every", "watch_every", "gif", "overlays", "img_dir", "json_path")
 
 
 class Parser(argparse.ArgumentParser):
@@ -54,8 +54,8 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
-def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
-    """The options, and the settings given as --<setting> VALUE (or --<setting>=VALUE) as text."""
+def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str | None]]:
+    """The options, and the settings given as --<setting> VALUE (or --<setting>=VALUE) as text; none without VALUE."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--preset", nargs="+", default=[], metavar="P", help=f"any of {', '.join(PRESETS)}; later wins")
     parser.add_argument("--config", metavar="FILE.json", help="settings by name, e.g. a run's config.json")
@@ -66,27 +66,31 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, dict[str,
         f"--{name}" for name in setting_types(Config)
     )
     options, rest = parser.parse_known_args(arguments)
-    overrides: dict[str, str] = {}
+    overrides: dict[str, str | None] = {}
     while rest:
         name, equals, value = rest.pop(0).partition("=")
         if not name.startswith("--"):
             raise UserError(f"unexpected argument {name!r}; settings are given as --<setting> VALUE")
         if not equals:
-            if not rest:
-                raise UserError(f"setting {name[2:]} has no value; give --<setting> VALUE")
-            value = rest.pop(0)
+            value = rest.pop(0) if rest and not rest[0].startswith("--") else None
         overrides[name[2:]] = value
     return options, overrides
 
 
-def parse_settings(config_class: type[Config], overrides: dict[str, str]) -> dict[str, Any]:
-    """The command line's settings with their types. Raises UserError for an unknown name or a mistyped value."""
+def parse_settings(config_class: type[Config], overrides: dict[str, str | None]) -> dict[str, Any]:
+    """The command line's settings with their types; one that is true or false needs no value to be true.
+
+    Raises UserError for an unknown name, a mistyped value, or none.
+    """
     hints = setting_types(config_class)
     check_names(overrides, hints, "setting")
-    return {name: parse_text(name, text, hints[name]) for name, text in overrides.items()}
+    for name, text in overrides.items():
+        if text is None and hints[name] is not bool:
+            raise UserError(f"setting {name} has no value; give --{name} VALUE")
+    return {name: parse_text(name, "true" if text is None else text, hints[name]) for name, text in overrides.items()}
 
 
-def resolve_config(options: argparse.Namespace, overrides: dict[str, str]) -> Config:
+def resolve_config(options: argparse.Namespace, overrides: dict[str, str | None]) -> Config:
     """The settings of a new run: defaults < presets < file < command line."""
     from_file = read_settings(options.config) if options.config else {}
     method = overrides.get("method")
@@ -97,7 +101,7 @@ def resolve_config(options: argparse.Namespace, overrides: dict[str, str]) -> Co
     return build_config(cls, settings | {"method": method})
 
 
-def resolve_resumed_config(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[Config, Path]:
+def resolve_resumed_config(options: argparse.Namespace, overrides: dict[str, str | None]) -> tuple[Config, Path]:
     """The settings of the run to go on with, and its folder. Raises UserError for a change of what is trained."""
     run_dir = Path(options.resume)
     if not (run_dir / "config.json").exists():
@@ -110,7 +114,9 @@ def resolve_resumed_config(options: argparse.Namespace, overrides: dict[str, str
     return build_config(cls, settings | parse_settings(cls, overrides)), run_dir
 
 
-def resolve_tested_config(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[Config, dict[str, Any]]:
+def resolve_tested_config(
+    options: argparse.Namespace, overrides: dict[str, str | None]
+) -> tuple[Config, dict[str, Any]]:
     """A checkpoint's settings with the changes asked for, and the checkpoint.
 
     Raises UserError for a change of method or landmarks.
@@ -142,7 +148,8 @@ def test(config: Config, run_dir: Path, data: LandmarkData, state: dict[str, Any
     for test_set in data.test_sets:
         records = data.select(test_set)
         folder = run_dir / test_set
-        predictions = evaluate(detector, make_loader(config, records, train=False, views=config.views), device)
+        loader = make_loader(config, records, train=False, views=config.views)
+        predictions = evaluate(detector, loader, device, state["epoch"] - 1)
         if process_rank() > 0:
             continue
         provenance = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))

@@ -1,5 +1,6 @@
-"""What people look at, drawn from files: predictions.csv -> overlays; metrics.csv -> curves."""
+"""What people look at: predictions.csv -> overlays, metrics.csv -> curves, one image epoch by epoch -> an animation."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ from PIL import Image, ImageDraw, ImageFont
 from annotation import Record
 from images import read_image
 from report import read_predictions
+from utils import finite_mean, radial_errors
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402  (the backend comes first)
+from matplotlib.ticker import NullFormatter  # noqa: E402
 
 RED, BLUE, YELLOW = (255, 60, 50), (60, 140, 255), (255, 220, 0)
 
@@ -73,24 +76,59 @@ def draw_overlays(folder: Path, records: Sequence[Record], most: int) -> None:
 
 
 def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path, unit: str) -> None:
-    """Training curves from the rows of metrics.csv: the loss terms, and the validation error where there is one."""
-    epochs = [row["epoch"] for row in rows]
-    validated = "val_MRE" in rows[0]
-    figure, axes = pyplot.subplots(1, 1 + validated, figsize=(5 + 5 * validated, 3.6), squeeze=False)
-    known = ("epoch", "lr", "seconds")
-    for name in rows[0]:
-        if name not in known and not name.startswith("val_"):
-            axes[0, 0].plot(epochs, [row[name] for row in rows], label=name)
-    axes[0, 0].set(xlabel="epoch", ylabel="training loss", yscale="log")
-    axes[0, 0].legend()
-    if validated:
-        axes[0, 1].plot(epochs, [row["val_MRE"] for row in rows], label="MRE")
-        axes[0, 1].plot(epochs, [row["val_median"] for row in rows], label="median")
-        axes[0, 1].set(xlabel="epoch", ylabel=f"validation error ({unit})", yscale="log")
-        axes[0, 1].legend()
-    for axis in axes.flat:
+    """Training curves from the rows of metrics.csv.
+
+    The loss terms; where there is validation its error, that of each landmark, and the method's measures of it.
+    """
+    epochs, names = [row["epoch"] for row in rows], list(rows[-1])
+    landmarks = [name for name in names if name.startswith("val_error_")]
+    errors = [name for name in ("val_MRE", "val_median") if name in names]
+    others = [
+        n
+        for n in names
+        if n.startswith("val_") and not n.startswith(("val_error_", "val_MRE", "val_median", "val_SDR"))
+    ]
+    loss = [name for name in names if name not in ("epoch", "lr", "seconds") and not name.startswith("val_")]
+    loss = loss[:-1] if len(loss) == 2 else loss  # a single term is the loss
+    panels = [(loss, "training loss", "log"), (errors, f"validation error ({unit})", "log")]
+    panels += [(landmarks, f"validation error of each landmark ({unit})", "log"), (others, "validation", "linear")]
+    panels = [panel for panel in panels if panel[0]]
+    columns = min(2, len(panels))
+    lines = math.ceil(len(panels) / columns)
+    figure, axes = pyplot.subplots(lines, columns, figsize=(5 * columns, 3.6 * lines), squeeze=False)
+    for axis, (members, label, scale) in zip(axes.flat, panels, strict=False):
+        many = members is landmarks
+        worst = sorted(members, key=lambda name: -np.nan_to_num(rows[-1][name]))[:5] if many else members
+        for name in members:
+            style = {} if name in worst else {"color": "0.7", "linewidth": 0.6, "zorder": 1}
+            text = name.removeprefix("val_").removeprefix("error_") if name in worst else None
+            axis.plot(epochs, [row.get(name, math.nan) for row in rows], label=text, **style)
+        axis.set(xlabel="epoch", ylabel=label, yscale=scale)
+        axis.legend(title="worst now" if many and len(members) > 5 else None)
         axis.grid(alpha=0.3)
         axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("{x:g}" if max(axis.get_ylim()) < 30 * min(axis.get_ylim()) else NullFormatter())
+    for axis in axes.flat[len(panels) :]:
+        axis.remove()
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
+
+
+def draw_progress(run_dir: Path, epoch: int, record: Record, landmarks: np.ndarray, unit: str) -> None:
+    """run_dir/progress/epoch_<epoch>.png: where the landmarks of one image are found after an epoch."""
+    errors = radial_errors(landmarks, record.landmarks, np.nan_to_num(record.spacing, nan=1.0))
+    caption = f"{record.name}   epoch {epoch}   MRE {finite_mean(errors):.2f} {unit}   "
+    (run_dir / "progress").mkdir(exist_ok=True)
+    picture = draw_overlay(read_image(record.path), landmarks, record.landmarks, caption)
+    picture.save(run_dir / "progress" / f"epoch_{epoch:04d}.png")
+
+
+def animate_progress(run_dir: Path) -> None:
+    """run_dir/progress.gif, ten pictures a second, of the pictures in run_dir/progress in half of their size."""
+    pictures = []
+    for path in sorted((run_dir / "progress").glob("epoch_*.png")):
+        with Image.open(path) as picture:
+            pictures.append(picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.LANCZOS))
+    if pictures:
+        pictures[0].save(run_dir / "progress.gif", save_all=True, append_images=pictures[1:], duration=100, loop=0)

@@ -5,6 +5,7 @@ reseeded from (seed, epoch) and the learning rate is a function of the epoch, so
 """
 
 import csv
+import io
 import json
 import logging
 import math
@@ -35,10 +36,10 @@ from machine import (
     uses_bfloat16,
 )
 from methods import create_detector, load_detector
-from pictures import draw_curves
+from pictures import animate_progress, draw_curves, draw_progress
 from run_folder import read_checkpoint, save_checkpoint, write_provenance, write_text
 from splits import LandmarkData, load_data
-from utils import error_figures, seed_everything
+from utils import error_figures, finite_mean, seed_everything
 
 log = logging.getLogger("farnet")
 
@@ -104,9 +105,14 @@ def train(config: Config, run_dir: Path) -> LandmarkData:
         row["loss"] = sum(terms.values())
         share_buffers(training.tested)  # a CPU's batch norm has seen the images of its own process alone
         if val_loader is not None:  # its share of a process may be empty
-            errors = evaluate(training.tested, val_loader, device).errors()
+            predictions = evaluate(training.tested, val_loader, device, epoch)
+            errors = predictions.errors()
             figures = error_figures(errors[np.isfinite(errors)], config.sdr_thresholds)
             row |= {f"val_{name}": value for name, value in figures.items() if name != "SD"}
+            row |= {f"val_{name}": finite_mean(values) for name, values in predictions.measures.items()}
+            row |= {f"val_error_{n}": finite_mean(one) for n, one in zip(data.abbreviations, errors.T, strict=True)}
+            if first and config.watch_every and (epoch + 1) % config.watch_every == 0:
+                draw_progress(run_dir, epoch + 1, data.select("val")[0], predictions.landmarks[0], data.unit)
         row["seconds"] = round(time.perf_counter() - epoch_started, 2)
         rows.append(row)
         if first:
@@ -129,6 +135,8 @@ def train(config: Config, run_dir: Path) -> LandmarkData:
             state["optimizers"] = {name: optimizer.state_dict() for name, optimizer in optimizers.items()}
             save_checkpoint(run_dir / "last.pt", state)
     bar.close()
+    if first and config.gif:
+        animate_progress(run_dir)
     log.info("trained in %.1f min", (time.perf_counter() - started) / 60)
     return data
 
@@ -289,5 +297,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def write_metrics(path: Path, rows: list[dict[str, Any]]) -> None:
     """metrics.csv, whole or not at all."""
-    lines = [",".join(rows[0])] + [",".join(repr(value) for value in row.values()) for row in rows]
-    write_text(path, "\n".join(lines) + "\n")
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[-1]), restval=math.nan, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())

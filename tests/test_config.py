@@ -153,4 +153,10 @@ def test_a_setting_without_a_value_or_a_stray_word_is_refused():
         resolve("--epochs")
     with pytest.raises(UserError, match="unexpected argument 'demo'"):
         resolve("demo")
+    with pytest.raises(UserError, match="epochs has no value"):
+        resolve("--epochs", "--lr", "1")
     assert resolve("--epochs=4").epochs == 4
+
+
+def test_a_setting_that_is_true_or_false_is_true_without_a_value():
+    assert resolve("--gif").gif and resolve("--gif", "--epochs", "3").gif and not resolve("--gif", "false").gif

@@ -6,7 +6,7 @@ from conftest import make_records, tiny_config, write_records
 from PIL import Image
 
 from evaluate import Predictions
-from pictures import BLUE, RED, YELLOW, draw_curves, draw_overlay, draw_overlays
+from pictures import BLUE, RED, YELLOW, animate_progress, draw_curves, draw_overlay, draw_overlays, draw_progress
 from report import write_predictions
 from splits import load_data
 
@@ -37,10 +37,32 @@ def test_overlays_run_from_the_best_image_to_the_worst(tmp_path):
     assert len(names) == 3 and names[0] == "001_image 1 (ä).png" and names[-1] == "006_image 0 (ä).png"
 
 
-@pytest.mark.parametrize("validated", [False, True])
-def test_curves_are_drawn_from_the_metrics(tmp_path, validated):
+ERRORS = ("val_MRE", "val_median")
+
+
+@pytest.mark.parametrize(
+    ("columns", "panels"), [((), 1), (ERRORS, 2), ((*ERRORS, "val_error_A", "val_error_S", "val_dice"), 4)]
+)
+def test_curves_have_a_panel_for_each_kind_of_figure(tmp_path, columns, panels):
     rows = [{"epoch": e, "lr": 0.1, "coarse": 1 / e, "loss": 2 / e, "seconds": 1.0} for e in (1, 2, 3)]
-    if validated:
-        rows = [row | {"val_MRE": 3 / row["epoch"], "val_median": 2 / row["epoch"]} for row in rows]
+    rows = [row | {name: 3 / row["epoch"] for name in columns} for row in rows]
     draw_curves(rows, tmp_path / "curves.png", "mm")
-    assert Image.open(tmp_path / "curves.png").width == (1100 if validated else 550)
+    assert Image.open(tmp_path / "curves.png").size == {1: (550, 396), 2: (1100, 396), 4: (1100, 792)}[panels]
+
+
+def test_pictures_of_an_image_epoch_by_epoch_become_an_animation(tmp_path):
+    write_records(tmp_path, make_records(tmp_path, count=1))
+    record = load_data(tiny_config(tmp_path, val_fraction=0.0, test_fraction=0.0)).records[0]
+    for epoch, shift in ((10, 20), (20, 10), (30, 0)):
+        draw_progress(tmp_path, epoch, record, record.landmarks + shift, "mm")
+    names = sorted(path.name for path in (tmp_path / "progress").iterdir())
+    assert names == ["epoch_0010.png", "epoch_0020.png", "epoch_0030.png"]
+    animate_progress(tmp_path)
+    with Image.open(tmp_path / "progress.gif") as film, Image.open(tmp_path / "progress" / names[0]) as picture:
+        assert film.n_frames == 3 and film.size == (picture.width // 2, picture.height // 2)
+        assert film.info["duration"] == 100
+
+
+def test_no_pictures_are_no_animation(tmp_path):
+    animate_progress(tmp_path)
+    assert list(tmp_path.iterdir()) == []

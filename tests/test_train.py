@@ -1,10 +1,12 @@
 import csv
 import logging
+import math
 
 import numpy as np
 import pytest
 import torch
-from conftest import TinyDetector, make_records, tiny_config, write_records
+from conftest import ABBREVIATIONS, TinyDetector, make_records, tiny_config, write_records
+from PIL import Image
 from torch import nn
 
 import train as train_module
@@ -14,7 +16,15 @@ from evaluate import evaluate
 from methods import METHODS, load_detector
 from run_folder import read_checkpoint
 from splits import load_data
-from train import learning_rate_factor, moving_average, read_metrics, settle_crop, train, warn_of_long_run
+from train import (
+    learning_rate_factor,
+    moving_average,
+    read_metrics,
+    settle_crop,
+    train,
+    warn_of_long_run,
+    write_metrics,
+)
 
 
 def run(config, folder) -> None:
@@ -87,7 +97,27 @@ def test_metrics_hold_one_row_per_epoch_with_every_loss_term(augmented):
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
     assert rows[0]["loss"] == pytest.approx(rows[0]["squares"] + rows[0]["peaks"])
     assert {"val_MRE", "val_SDR_2.0", "lr"} <= rows[0].keys()
+    errors = [rows[0][f"val_error_{abbreviation}"] for abbreviation in ABBREVIATIONS]
+    assert np.mean(errors) == pytest.approx(rows[0]["val_MRE"])  # one validation image
     assert rows[-1]["loss"] < rows[0]["loss"]
+
+
+def test_one_validation_image_is_drawn_every_few_epochs_and_animated(dataset):
+    run(tiny_config(dataset, method="tiny", epochs=5, watch_every=2, gif=True), dataset / "run")
+    assert sorted(path.name for path in (dataset / "run" / "progress").iterdir()) == [
+        "epoch_0002.png",
+        "epoch_0004.png",
+    ]
+    with Image.open(dataset / "run" / "progress.gif") as film:
+        assert film.n_frames == 2
+
+
+def test_metrics_survive_a_round_trip_with_names_that_hold_commas_and_figures_that_are_unknown(tmp_path):
+    rows = [{"epoch": 1, "loss": 0.1}, {"epoch": 2, "loss": 1 / 3, 'val_error_A, "B"': math.nan}]
+    write_metrics(tmp_path / "metrics.csv", rows)
+    one, two = read_metrics(tmp_path / "metrics.csv")
+    assert list(one) == list(two) == list(rows[1]) and two["loss"] == 1 / 3 and one["loss"] == 0.1
+    assert math.isnan(one['val_error_A, "B"']) and math.isnan(two['val_error_A, "B"'])
 
 
 def test_a_row_that_is_ahead_of_its_checkpoint_is_written_again(augmented, tmp_path):
