@@ -94,6 +94,12 @@ def tiny_config(folder: Path, **settings) -> Config:
     return Config(**defaults | settings)
 
 
+METHOD_SETTINGS = {  # what a method needs beside tiny_config to be small and to learn in few steps
+    "farnet": dict(lr=3e-4),
+    "unet": dict(lr=3e-3, backbone="resnet18", norm="batch", label_radius=6, erosion=2, erosion_epochs=1),
+}
+
+
 def refusal(folder, records, **settings) -> str:
     """The message with which load_data refuses these records; one line."""
     write_records(folder, records)

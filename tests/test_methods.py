@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import ABBREVIATIONS, make_records, tiny_config, write_records
+from conftest import ABBREVIATIONS, METHOD_SETTINGS, make_records, tiny_config, write_records
 
 from annotation import read_annotation
 from config import UserError, build_config
@@ -24,8 +24,8 @@ def method(request) -> str:
 
 def method_config(folder, method, **settings):
     """A method's own settings for a folder of make_records."""
-    plain = tiny_config(folder, **settings).to_dict()
-    return build_config(method_class(method).Config, plain | {"method": method})
+    plain = tiny_config(folder).to_dict() | METHOD_SETTINGS.get(method, {})
+    return build_config(method_class(method).Config, plain | settings | {"method": method})
 
 
 def make_batch(config, count=2) -> Sample:
@@ -37,7 +37,7 @@ def make_batch(config, count=2) -> Sample:
 
 def test_a_method_learns_one_image_to_less_than_a_pixel(dataset, method):
     torch.manual_seed(0)
-    config = method_config(dataset, method, lr=3e-4)
+    config = method_config(dataset, method)
     detector, batch = create_detector(config).train(), make_batch(config, count=1)
     batch = Sample(*(torch.cat([part, part]) for part in batch[:4]), name=batch.name * 2)
     optimizers = detector.configure_optimizers()
