@@ -138,8 +138,6 @@ def measure_here(config: Config, device: torch.device, repeats: int, shares: boo
         keep_freed_memory()
     torch.backends.cudnn.benchmark = device.type == "cuda" and not config.deterministic  # as in training
     torch.manual_seed(0)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
     detector = create_detector(config).to(device)
     if config.channels_last:
         detector.to(memory_format=torch.channels_last)
