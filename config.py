@@ -252,6 +252,7 @@ def check_combinations(config: Config) -> None:
         demand(getattr(config, name) <= 1, name, "it must be a fraction, at most 1")
     for name in ("val_fraction", "test_fraction"):
         demand(0 <= getattr(config, name) < 1, name, "it must be at least 0 and below 1")
+    demand(config.watch_every > 0 or not config.gif, "gif", "there are no pictures to animate; set watch_every")
     demand(config.folds != 1, "folds", "it must be 0 (no cross-validation) or at least 2")
     demand(config.fold <= config.folds, "fold", f"it must be at most folds, {config.folds}")
     demand(not (config.folds and config.split == "same"), "folds", "split same tests on the training images")

@@ -159,4 +159,6 @@ def test_a_setting_without_a_value_or_a_stray_word_is_refused():
 
 
 def test_a_setting_that_is_true_or_false_is_true_without_a_value():
+    with pytest.raises(UserError, match="setting gif"):
+        resolve("--gif", "--watch_every", "0")
     assert resolve("--gif").gif and resolve("--gif", "--epochs", "3").gif and not resolve("--gif", "false").gif
