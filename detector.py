@@ -3,6 +3,7 @@
 import contextlib
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +21,8 @@ class NonFiniteLoss(UserError):
 class LandmarkDetector(nn.Module):
     """What the training loop, the evaluation and the tools know of a method.
 
-    A method subclasses this in one file: `loss` and `predict` are its own; `configure_optimizers` and
-    `train_step` have defaults that only a method with several optimisers overrides.
+    A method subclasses this in one file: `forward`, `labels`, `loss` and `decode` are its own; `predict` decodes what
+    the network gives, and `configure_optimizers` and `train_step` suit every method with one optimiser.
     `batch` is a collated data.Sample on the detector's device; `epoch` counts from 0.
     """
 
@@ -36,13 +37,21 @@ class LandmarkDetector(nn.Module):
         """How many numbers its weights are."""
         return sum(parameter.numel() for parameter in self.parameters())
 
+    def labels(self, batch, epoch: int) -> Any:
+        """What the loss holds the network's outputs against, drawn from a batch's landmarks."""
+        raise NotImplementedError
+
     def loss(self, batch, epoch: int) -> dict[str, Tensor]:
         """Named scalar terms, float32; their sum is minimised."""
         raise NotImplementedError
 
+    def decode(self, outputs: Any) -> tuple[Tensor, Tensor]:
+        """What forward gives -> landmarks (B, N, 2) network px, score (B, N), higher is surer."""
+        raise NotImplementedError
+
     def predict(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) normalised image -> landmarks (B, N, 2) network px, score (B, N), higher is surer."""
-        raise NotImplementedError
+        return self.decode(self(image))
 
     def examine(self, batch, epoch: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """predict's landmarks and score for a batch, and what else a method measures: by name, (B, N), nan: nothing."""

@@ -4,6 +4,7 @@ J. Digit. Imaging 2022, doi 10.1007/s10278-022-00718-4. Letters and frames: data
 
 import copy
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -192,32 +193,40 @@ class FARNet(LandmarkDetector):
         with self.autocast(image.device):
             return self.network(image)
 
+    def labels(self, batch, epoch: int) -> tuple[Tensor, Tensor]:
+        """Coarse and fine target. Sigma is the same number of px in both, so the coarse one is twice as wide."""
+        if self.config.device_targets:
+            draw = partial(gaussian_heatmaps, channels_last=self.config.channels_last)
+        else:
+            draw = dense_heatmaps
+        height, width = batch.image.shape[-2:]
+        coarse = draw(scale_landmarks(batch.landmarks, 0.5), (height // 2, width // 2), self.config.sigma)
+        return coarse, draw(batch.landmarks, (height, width), self.config.sigma)
+
     def loss(self, batch, epoch: int) -> dict[str, Tensor]:
-        """EWC on both heads. Sigma is the same number of px in both, so the coarse target is twice as wide."""
+        """EWC on both heads."""
         annotated = batch.landmarks.isfinite().all(-1)
-        terms = {}
-        for name, heatmaps in zip(("coarse", "fine"), self(batch.image), strict=True):
-            height, width = heatmaps.shape[-2:]
-            factor = width / batch.image.shape[-1]
-            landmarks, size = scale_landmarks(batch.landmarks, factor), (height, width)
-            if self.config.device_targets:
-                channels_last = heatmaps.is_contiguous(memory_format=torch.channels_last)
-                target = gaussian_heatmaps(landmarks, size, self.config.sigma, channels_last)
-            else:
-                target = dense_heatmaps(landmarks, size, self.config.sigma)
-            terms[name] = ewc_loss(heatmaps, target, annotated, self.config.ewc_alpha)
-        return terms
+        return {
+            name: ewc_loss(heatmaps, target, annotated, self.config.ewc_alpha)
+            for name, heatmaps, target in zip(
+                ("coarse", "fine"), self(batch.image), self.labels(batch, epoch), strict=True
+            )
+        }
+
+    def decode(self, outputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """The peaks of the fine heatmaps; the score is the peak's height, about 1 for a sure landmark."""
+        return decode_heatmaps(outputs[1], self.config.decode, self.config.sigma)
 
     def predict(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """The peaks of the fine heatmaps; the score is the peak's height, about 1 for a sure landmark.
+        """In float32 unless config.test_precision asks for less.
 
-        In float32 unless config.test_precision asks for less: bf16 rounds values near 1 to 1/256, which flattens a
-        peak over several pixels; it costs argmax more than a fit over the whole peak.
+        bf16 rounds values near 1 to 1/256, which flattens a peak over several pixels; it costs argmax more than a fit
+        over the whole peak.
         """
         lower = uses_bfloat16(self.config.test_precision, image.device)
         with torch.autocast(image.device.type, torch.bfloat16, enabled=lower):
-            _, fine = self.network(image)
-        return decode_heatmaps(fine, self.config.decode, self.config.sigma)
+            outputs = self.network(image)
+        return self.decode(outputs)
 
     def for_inference(self) -> "FARNet":
         """The same detector with its network folded (fold_network), unless config.fold_norms is off.

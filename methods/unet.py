@@ -155,22 +155,19 @@ class UNet(LandmarkDetector):
         )
         return {"entropy": (entropy.mean((-2, -1)) * counted).sum() / counted.sum().clamp(min=1)}
 
-    def predict(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def decode(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Landmarks by config.decode; the score is the greatest probability of a pixel."""
-        return self.decode(self(image).float().sigmoid())
-
-    def decode(self, maps: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps (B, N, H, W) in 0..1 -> landmarks (B, N, 2) and score (B, N)."""
+        maps = outputs.float().sigmoid()
         if self.config.decode == "subpixel":
             return decode_components(maps)
         return decode_heatmaps(maps, "argmax", self.config.sigma)
 
     def examine(self, batch, epoch: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """predict, and the Dice coefficients of the masks of probability above a half with the labels of an epoch."""
-        maps = self(batch.image).float().sigmoid()
+        logits = self(batch.image)
         masks, counted = self.labels(batch, epoch)
-        dice = dice_coefficients(maps > 0.5, masks)
-        return (*self.decode(maps), {"dice": torch.where(counted, dice, torch.nan)})
+        dice = dice_coefficients(logits > 0, masks)
+        return (*self.decode(logits), {"dice": torch.where(counted, dice, torch.nan)})
 
 
 def create_network(config: UNetConfig) -> segmentation_models_pytorch.Unet:

@@ -10,6 +10,7 @@ from data import Sample, make_sample
 from methods import METHODS, create_detector, load_detector, method_class
 from run_folder import read_checkpoint, save_checkpoint
 from splits import load_data
+from tools.benchmark import measure_here
 from train import checkpoint_state, read_metrics, train
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
@@ -124,3 +125,8 @@ def test_a_checkpoint_tells_the_landmarks_of_other_data_apart(dataset, tmp_path)
     write_records(dataset, records)
     with pytest.raises(UserError, match=r"not those of the checkpoint; unknown: C; absent: B"):
         read_annotation(tiny_config(dataset), ABBREVIATIONS)
+
+
+def test_a_method_can_be_timed_stage_by_stage(dataset, method):
+    row = measure_here(method_config(dataset, method), CPU, repeats=1, shares=False)
+    assert all(row[stage] > 0 for stage in ("targets", "forward", "step", "decoding", "inference"))

@@ -97,17 +97,15 @@ def test_the_loss_of_an_image_without_annotation_is_zero():
     assert ewc_loss(torch.rand(1, 2, 4, 4), torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, dtype=bool), 40).item() == 0
 
 
-def test_both_targets_have_the_same_sigma_and_agree_on_where_the_landmark_is(monkeypatch):
-    config = Config(num_landmarks=1, height=64, width=64, sigma=2.0, backbone_weights="none")
-    drawn = []
-    import model
-
-    original = model.gaussian_heatmaps
-    monkeypatch.setattr(model, "gaussian_heatmaps", lambda *a: drawn.append((*a[1:3], a[0])) or original(*a))
-    batch = Sample(torch.randn(1, 3, 64, 64), torch.tensor([[[10.5, 20.5]]]), None, None, ["image"])
-    FARNet(config).loss(batch, 0)
-    assert drawn[0][:2] == ((32, 32), 2.0) and drawn[1][:2] == ((64, 64), 2.0)
-    assert drawn[0][2].tolist() == [[[5, 10]]] and drawn[1][2].tolist() == [[[10.5, 20.5]]]
+@pytest.mark.parametrize("device_targets", [True, False])
+def test_both_targets_have_the_same_sigma_and_agree_on_where_the_landmark_is(device_targets):
+    config = Config(num_landmarks=1, height=64, width=96, sigma=2.0, backbone_weights="none")
+    batch = Sample(torch.randn(1, 3, 64, 96), torch.tensor([[[10.5, 20.5]]]), None, None, ["image"])
+    targets = FARNet(config.replace(device_targets=device_targets)).labels(batch, 0)
+    for target, (height, width), (x, y) in zip(targets, [(32, 48), (64, 96)], [(5, 10), (10.5, 20.5)], strict=True):
+        columns, rows = torch.arange(width), torch.arange(height)[:, None]
+        expected = torch.exp(-((columns - x) ** 2 + (rows - y) ** 2) / (2 * 2.0**2))
+        assert (target[0, 0] - expected).abs().max() < 1e-6
 
 
 def test_bf16_and_float32_give_about_the_same_loss(tmp_path):

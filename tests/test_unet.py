@@ -48,7 +48,7 @@ def test_the_published_schedule_has_seven_radii_of_fifty_epochs():
 
 @pytest.mark.parametrize(("x", "y", "radius"), [(30, 20, 5), (41, 33, 12), (25, 25, 1)])
 def test_the_centroid_of_a_flat_diamond_is_its_landmark_while_its_first_maximum_is_its_top(x, y, radius, tmp_path):
-    maps = draw_diamonds(torch.tensor([[[float(x), float(y)]]]), (64, 96), radius).float()
+    maps = draw_diamonds(torch.tensor([[[float(x), float(y)]]]), (64, 96), radius).float() * 80 - 40  # logits
     detector = UNet(unet_config(tmp_path))
     assert (detector.decode(maps)[0] - torch.tensor([x, y])).abs().max() < 1e-4
     detector.config = detector.config.replace(decode="argmax")

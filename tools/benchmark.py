@@ -6,27 +6,23 @@
 Medians after a warm-up, synchronised; every recipe in a process of its own, with its own allocator and peak memory. The
 `reference` row is the textbook recipe at the same size and number of landmarks: fp32, batch 1, dense float64 targets
 drawn on the host, convolutions as in the paper (heads as two, none before upsampling), plain Adam, no average of the
-weights, memory given back to the system. What has no setting (the loss's written-out gradient, the peak by rows) makes
-it faster, too. Inference is timed for one view of an image, whatever `views` says. The last line is the table as JSON.
+weights, memory given back to the system. On a CPU the same recipe is also measured with memory kept, since that alone
+is worth much. What has no setting (the loss's written-out gradient, the peak by rows) makes both faster, too. Inference
+is timed for one view of an image, whatever `views` says. The last line is the table as JSON.
 """
 
 import argparse
 import json
-import os
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd import DeviceType
 from torch.optim.swa_utils import AveragedModel
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from config import Config, UserError
@@ -39,67 +35,14 @@ from main import parse_arguments, resolve_config
 from methods import create_detector
 from run_folder import source_commit
 from splits import load_data
+from tools.stopwatch import matrix_peaks, median_ms, operator_shares
 from train import moving_average
-from utils import decode_heatmaps, dense_heatmaps, gaussian_heatmaps, scale_landmarks
 
-MATRIX = 2048  # side of the matrices whose product is the machine's peak
-OPERATORS = 8  # so many are named of those that take most time
 REFERENCE = dict(  # the textbook recipe, as predecessors have it
     batch_size=1, accumulate=1, precision="fp32", test_precision="fp32", channels_last=False, norm="batch",
     optimizer="adam", ema=0.0, compose_heads=False, device_targets=False, fused_optimizer=False, fold_norms=False,
     compile=False, keep_memory=False,
 )  # fmt: skip
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def median_ms(work: Callable[[], Any], device: torch.device, repeats: int, warm_ups: int = 1) -> float:
-    """Median time of a piece of work in ms, after some warm-ups."""
-    seconds = []
-    for _ in range(repeats + warm_ups):
-        synchronise(device)
-        started = time.perf_counter()
-        work()
-        synchronise(device)
-        seconds.append(time.perf_counter() - started)
-    return 1000 * float(np.median(seconds[warm_ups:]))
-
-
-def matrix_peaks(device: torch.device) -> dict[str, float]:
-    """GFLOP/s of a matrix product in bf16 and fp32: what the machine can do at best."""
-    peaks = {}
-    for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
-        matrix = torch.randn(MATRIX, MATRIX, device=device).to(dtype)
-        peaks[name] = 2 * MATRIX**3 / median_ms(lambda m=matrix: m @ m, device, 10) / 1e6
-    return peaks
-
-
-def operator_shares(work: Callable[[], Any], device: torch.device) -> dict[str, float]:
-    """What share of a piece of work the operators of torch take that take most, in per cent."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler says nothing on its own
-    on_cuda = device.type == "cuda"
-    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if on_cuda else [])
-    with profile(activities=activities) as profiler:
-        work()
-        synchronise(device)
-    events = profiler.key_averages()
-    if on_cuda:  # kernels are events of their own, and their time is that of the operators that started them, too
-        total = sum(
-            e.self_device_time_total for e in events if e.device_type != DeviceType.CPU and not e.is_user_annotation
-        )
-    else:
-        total = sum(event.self_cpu_time_total for event in events)
-    times = {
-        event.key.removeprefix("aten::"): event.self_device_time_total if on_cuda else event.self_cpu_time_total
-        for event in events
-        if event.device_type == DeviceType.CPU and event.key.startswith("aten::")
-    }
-    largest = sorted(times, key=times.get, reverse=True)[:OPERATORS]
-    return {name: 100 * times[name] / total for name in largest}
 
 
 def random_batch(config: Config, device: torch.device) -> Sample:
@@ -148,7 +91,7 @@ def measure_here(config: Config, device: torch.device, repeats: int, shares: boo
     if config.ema > 0:
         averaged = AveragedModel(detector, multi_avg_fn=moving_average(config.ema), use_buffers=True)
     row: dict[str, Any] = {"batch": config.batch_size, "precision": config.precision}
-    row["targets"] = median_ms(lambda: draw_targets(batch, config), device, repeats)
+    row["targets"] = median_ms(lambda: detector.labels(batch, 0), device, repeats)
 
     def forward() -> Tensor:
         return torch.stack(list(detector.loss(batch, 0).values())).sum()
@@ -182,20 +125,12 @@ def measure_here(config: Config, device: torch.device, repeats: int, shares: boo
     detector = detector.for_inference()
     with torch.inference_mode():
         row["inference"] = median_ms(lambda: detector.predict(batch.image), device, repeats, warm_ups=3)
-        _, found = detector(batch.image)
-        row["decoding"] = median_ms(lambda: decode_heatmaps(found, config.decode, config.sigma), device, repeats)
+        outputs = detector(batch.image)
+        row["decoding"] = median_ms(lambda: detector.decode(outputs), device, repeats)
     row["memory"] = memory_text(device)
     row["train_images_per_s"] = 1000 * config.batch_size / row["step"]
     row["inference_images_per_s"] = 1000 * config.batch_size / row["inference"]
     return row
-
-
-def draw_targets(batch: Sample, config: Config) -> list[Tensor]:
-    """Full-size and half-size heatmaps of a batch, as FARNet's loss draws them."""
-    size = (config.height, config.width)
-    draw = partial(gaussian_heatmaps, channels_last=config.channels_last) if config.device_targets else dense_heatmaps
-    half = (size[0] // 2, size[1] // 2)
-    return [draw(batch.landmarks, size, config.sigma), draw(scale_landmarks(batch.landmarks, 0.5), half, config.sigma)]
 
 
 def measure_effects(config: Config, device: torch.device, repeats: int) -> list[dict[str, Any]]:
@@ -269,15 +204,18 @@ def cost_curves(config: Config, device: torch.device, repeats: int) -> list[dict
 
 def print_table(result: dict[str, Any]) -> None:
     """The result for people."""
-    ours, reference, peaks = result["ours"], result["reference"], result["peaks_GFLOP_per_s"]
-    print(f"\n{'ms per batch':24}{'ours':>12}{'reference':>12}")
+    ours, references, peaks = result["ours"], result["references"], result["peaks_GFLOP_per_s"]
+    columns = {"ours": ours} | references
+    print(f"\n{'ms per batch':24}" + "".join(f"{name:>26}" for name in columns))
     for name in ("targets", "forward", "backward", "optimiser", "step", "decoding", "inference"):
-        print(f"{name:24}{ours[name]:12.1f}{reference[name]:12.1f}")
+        print(f"{name:24}" + "".join(f"{column[name]:26.1f}" for column in columns.values()))
     for name in ("batch", "train_images_per_s", "inference_images_per_s", "forward_GFLOP_per_image"):
-        print(f"{name:24}{ours[name]:12.4g}{reference[name]:12.4g}")
+        print(f"{name:24}" + "".join(f"{column[name]:26.4g}" for column in columns.values()))
     for name, value in result["loading_ms_per_image"].items():
-        print(f"{name + ', 1 image':24}{value:12.1f}")
-    print(f"\ntraining {result['training_ratio']:.1f} x, inference {result['inference_ratio']:.1f} x the reference")
+        print(f"{name + ', 1 image':24}{value:26.1f}")
+    print()
+    for name, ratios in result["ratios"].items():
+        print(f"training {ratios['training']:.2f} x, inference {ratios['inference']:.2f} x the {name}")
     print(
         f"matrix product: bf16 {peaks['bf16']:.0f}, fp32 {peaks['fp32']:.0f} GFLOP/s; forward pass "
         f"{ours['forward_GFLOP_per_s']:.0f} GFLOP/s, {ours['forward_GFLOP_per_s'] / peaks['bf16']:.0%} of the bf16 peak"
@@ -289,8 +227,8 @@ def print_table(result: dict[str, Any]) -> None:
         f"training takes {ours['train_images_per_s']:.3g}"
     )
     print(
-        f"peak memory {ours['memory']}, of the reference {reference['memory']}; {result['hardware']}; commit "
-        f"{result['commit']}"
+        f"peak memory {ours['memory']}, of the reference {references['reference']['memory']}; {result['hardware']}; "
+        f"commit {result['commit']}"
     )
     for row in result.get("effects", []):
         costs = [f"{stage} {row[stage]:.0f} ms ({row[stage] / ours[stage]:.2f} x)" for stage in ("step", "inference")]
@@ -302,12 +240,23 @@ def print_table(result: dict[str, Any]) -> None:
         )
 
 
+def speed_ratios(ours: dict[str, Any], reference: dict[str, Any]) -> dict[str, float]:
+    """How many times as many images per second."""
+    return {
+        "training": ours["train_images_per_s"] / reference["train_images_per_s"],
+        "inference": ours["inference_images_per_s"] / reference["inference_images_per_s"],
+    }
+
+
 def benchmark(config: Config, effects: bool, curves: bool, repeats: int) -> dict[str, Any]:
     """All measurements of one run."""
     device = resolve_device(config.device)
     config = config.replace(backbone_weights="none")  # time does not depend on them
     ours = measure_recipe(config, device, repeats, shares=True)
-    reference = measure_recipe(config.replace(**REFERENCE), device, repeats)
+    textbook = config.replace(**REFERENCE)
+    references = {"reference": measure_recipe(textbook, device, repeats)}
+    if device.type == "cpu":
+        references["reference, memory kept"] = measure_recipe(textbook.replace(keep_memory=True), device, repeats)
     result = {
         "commit": source_commit(),
         "hardware": describe_hardware(device),
@@ -317,9 +266,8 @@ def benchmark(config: Config, effects: bool, curves: bool, repeats: int) -> dict
         "loading_ms_per_image": measure_loading(config, 4 * repeats),
         "loader_images_per_s": measure_loader(config, device),
         "ours": ours,
-        "reference": reference,
-        "training_ratio": ours["train_images_per_s"] / reference["train_images_per_s"],
-        "inference_ratio": ours["inference_images_per_s"] / reference["inference_images_per_s"],
+        "references": references,
+        "ratios": {name: speed_ratios(ours, reference) for name, reference in references.items()},
     }
     if effects:
         result["effects"] = measure_effects(config, device, repeats)
