@@ -149,6 +149,10 @@ class Config:
         """The same settings with some replaced."""
         return dataclasses.replace(self, **settings)
 
+    def bare(self) -> "Config":
+        """The same settings without files of first weights, for a detector whose weights follow from a checkpoint."""
+        return self.replace(backbone_weights="none")
+
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and lists, as they stand in config.json and in a checkpoint."""
         return json.loads(json.dumps(dataclasses.asdict(self)))

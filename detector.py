@@ -103,7 +103,7 @@ class LandmarkDetector(nn.Module):
     @torch.no_grad()
     def non_finite_loss(self, batch, epoch: int, values: Mapping[str, float]) -> NonFiniteLoss:
         """The error that names the terms that are not finite, and the images whose own loss is not."""
-        self.eval()
+        self.eval().config = self.config.replace(test_precision=self.config.precision)  # each image as in training
         each = split_batch(batch, len(batch.name))
         own = [one.name[0] for one in each if not sum(self.loss(one, epoch).values()).isfinite()]
         names = [name for share in gather_shares(own) for name in share]
@@ -114,8 +114,13 @@ class LandmarkDetector(nn.Module):
         )
 
     def autocast(self, device: torch.device) -> contextlib.AbstractContextManager:
-        """Mixed precision as `config.precision` says; the loss is computed outside it, in float32."""
-        return torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(self.config.precision, device))
+        """Mixed precision as `config.precision` says in train mode, `config.test_precision` in eval mode.
+
+        Losses are computed outside it, in float32. Tests are in float32 unless told otherwise: bf16 rounds values near
+        1 to 1/256, which flattens a peak over several pixels; it costs argmax more than a fit over the whole peak.
+        """
+        precision = self.config.precision if self.training else self.config.test_precision
+        return torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(precision, device))
 
 
 class SharedLoss(nn.Module):

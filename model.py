@@ -217,17 +217,6 @@ class FARNet(LandmarkDetector):
         """The peaks of the fine heatmaps; the score is the peak's height, about 1 for a sure landmark."""
         return decode_heatmaps(outputs[1], self.config.decode, self.config.sigma)
 
-    def predict(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """In float32 unless config.test_precision asks for less.
-
-        bf16 rounds values near 1 to 1/256, which flattens a peak over several pixels; it costs argmax more than a fit
-        over the whole peak.
-        """
-        lower = uses_bfloat16(self.config.test_precision, image.device)
-        with torch.autocast(image.device.type, torch.bfloat16, enabled=lower):
-            outputs = self.network(image)
-        return self.decode(outputs)
-
     def for_inference(self) -> "FARNet":
         """The same detector with its network folded (fold_network), unless config.fold_norms is off.
 
@@ -242,4 +231,4 @@ class FARNet(LandmarkDetector):
             for module in folded.modules():
                 if isinstance(module, nn.Conv2d):
                     module.to(torch.bfloat16)
-        return FARNet(self.config.replace(precision=self.config.test_precision), folded).eval()
+        return FARNet(self.config, folded).eval()

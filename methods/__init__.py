@@ -31,7 +31,7 @@ def load_detector(checkpoint: str | Path | dict[str, Any]) -> tuple[LandmarkDete
     state = checkpoint if isinstance(checkpoint, dict) else read_checkpoint(checkpoint)
     cls = method_class(state["method"])
     config = build_config(cls.Config, state["settings"])
-    detector = cls(config.replace(backbone_weights="none"))  # the checkpoint's weights follow: no download
+    detector = cls(config.bare())
     detector.config = config
     try:
         detector.load_state_dict(state["model"])

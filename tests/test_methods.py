@@ -1,5 +1,8 @@
 """What every method must fulfil, whatever it does inside: one line in METHODS and all this runs on it."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import ABBREVIATIONS, METHOD_SETTINGS, make_records, tiny_config, write_records
@@ -7,6 +10,7 @@ from conftest import ABBREVIATIONS, METHOD_SETTINGS, make_records, tiny_config, 
 from annotation import read_annotation
 from config import UserError, build_config
 from data import Sample, make_sample
+from detector import split_batch
 from methods import METHODS, create_detector, load_detector, method_class
 from run_folder import read_checkpoint, save_checkpoint
 from splits import load_data
@@ -17,9 +21,15 @@ pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(params=METHODS)
-def method(request) -> str:
-    """The name of each method in turn."""
+@pytest.fixture(params=[*METHODS, "readme"])
+def method(request, monkeypatch) -> str:
+    """The name of each method in turn, and of the one that the README adds in 20 lines."""
+    if request.param == "readme":
+        text = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+        code = re.search(r"### Add a method.*?```python\n(.*?)```", text, re.S).group(1)
+        names = {}
+        exec(compile(code, "README.md", "exec"), names)
+        monkeypatch.setitem(METHODS, "readme", names["HeatmapUNet"])
     return request.param
 
 
@@ -65,6 +75,17 @@ def test_missing_landmarks_leave_loss_and_gradient_finite(dataset, method):
     loss.backward()
     assert loss.isfinite()
     assert all(parameter.grad.isfinite().all() for parameter in detector.parameters())
+
+
+def test_an_image_without_landmarks_adds_nothing_to_the_loss(dataset, method):
+    config = method_config(dataset, method)
+    torch.manual_seed(0)
+    detector, batch = create_detector(config).eval(), make_batch(config)  # eval: norms do not mix the images
+    batch.landmarks[1] = float("nan")
+    with torch.no_grad():
+        both, alone = detector.loss(batch, 0), detector.loss(split_batch(batch, 2)[0], 0)
+    assert alone.keys() == both.keys()
+    assert all(both[name].item() == pytest.approx(term.item(), rel=1e-5) for name, term in alone.items())
 
 
 @pytest.mark.parametrize("size", [(64, 96), (96, 64)])
