@@ -9,6 +9,7 @@ import random
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 # --- Frames --------------------------------------------------------------------------------------
 # An affine is a (..., 2, 3) array or tensor that maps points (x, y, 1) of one frame to (x, y) of another.
@@ -82,13 +83,14 @@ def decode_heatmaps(heatmaps: Tensor, decode: str, sigma: float) -> tuple[Tensor
     if not heatmaps.sum().isfinite() and not heatmaps.isfinite().all():
         raise ValueError("heatmaps hold nan or infinite values")
     # the first of the rows that hold a maximum, then the column: a maximum over the whole map has to carry its index
-    # along, and over maps in channels_last layout it takes five times as long
-    rows = heatmaps.transpose(1, 2)  # (B, h, N, w)
-    if not heatmaps.is_contiguous():
-        rows = rows.contiguous()
-    row = rows.amax(-1).argmax(1)
+    # along; over maps in channels_last layout pooling takes a twelfth of the time of amax
+    if heatmaps.is_contiguous():
+        rows = heatmaps.amax(-1)
+    else:
+        rows = F.max_pool2d(heatmaps, (1, heatmaps.shape[-1]))[..., 0]
+    row = rows.argmax(-1)
     batch, landmark = (torch.arange(length, device=heatmaps.device) for length in heatmaps.shape[:2])
-    score, column = rows[batch[:, None], row, landmark].max(-1)
+    score, column = heatmaps[batch[:, None], landmark, row].max(-1)
     peak = torch.stack([column, row], -1)
     landmarks = fit_gaussian(heatmaps, peak, sigma) if decode == "subpixel" else peak.float()
     return landmarks, score.float()
