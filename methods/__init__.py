@@ -5,11 +5,12 @@ from typing import Any
 
 from config import Config, UserError, build_config, check_names
 from detector import LandmarkDetector
+from methods.noothout import Noothout
 from methods.unet import UNet
 from model import FARNet
 from run_folder import read_checkpoint
 
-METHODS: dict[str, type[LandmarkDetector]] = {"farnet": FARNet, "unet": UNet}
+METHODS: dict[str, type[LandmarkDetector]] = {"farnet": FARNet, "unet": UNet, "noothout": Noothout}
 
 
 def method_class(name: str) -> type[LandmarkDetector]:

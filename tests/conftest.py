@@ -96,6 +96,7 @@ def tiny_config(folder: Path, **settings) -> Config:
 
 METHOD_SETTINGS = {  # what a method needs beside tiny_config to be small and to learn in few steps
     "farnet": dict(lr=3e-4),
+    "noothout": dict(lr=3e-3, norm="batch", patch_size=8, local_size=16),
     "readme": dict(lr=1e-3),
     "unet": dict(lr=3e-3, backbone="resnet18", norm="batch", label_radius=6, erosion=2, erosion_epochs=1),
 }

@@ -1,0 +1,419 @@
+"""Global-to-local regression and classification of patches: Noothout et al., "Deep Learning-Based Regression and
+Classification for Automatic Landmark Localization in Medical Images", IEEE TMI 2020. Letters and frames: data.py.
+
+D is the number of spatial dimensions. Points are (x, y) or (x, y, z), grids and images (h, w) or (d, h, w): nothing but
+the reading of files stands between this and volumes.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Adam, AdamW, Optimizer
+
+from config import Config, UserError
+from detector import LandmarkDetector
+from model import use_image_statistics
+from run_folder import read_checkpoint
+from utils import apply_affine
+
+CONV = {2: nn.Conv2d, 3: nn.Conv3d}
+NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+POOL = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
+WIDTHS, BLOCKS = (32, 64, 128, 256), (3, 4, 6, 3)  # of the global network's stages, as in ResNet-34
+FARTHEST = 1e5  # px: a vote lies at most so far from its patch, whatever an untrained network says
+
+
+@dataclass(frozen=True)
+class NoothoutConfig(Config):
+    """Both stages at the network size of the other methods; `--preset faithful` is the authors' recipe."""
+
+    method: str = "noothout"
+    backbone_weights: str = "none"  # the networks are the method's own
+    norm: str = "batch"
+    decode: str = "subpixel"  # the mean of votes; there is no other
+    batch_size: int = 4
+    lr: float = 1e-3
+    lr_milestones: tuple[int, ...] = ()
+    amsgrad: bool = True  # Adam's variant, as the authors have it
+    stages: str = "both"  # both, global alone, or local on the frozen global network of global_checkpoint
+    global_checkpoint: str | None = None  # a run's best.pt: the global network starts with its weights
+    chunk: int = 0  # the global network trains on a random square of this many network px; 0: on the whole image
+    patch_size: int = 32  # side of the global network's patches, network px: 8, 16 or 32
+    log_base: float = 10.0  # of the logarithm of displacements
+    class_weight: float = 20.0  # of the classification in the global loss
+    local_size: int = 64  # side of a local network's crop, network px; twice what the global network may be off
+    local_restart_epochs: int = 0  # the local lr falls by a cosine in so many epochs, then in twice as many; 0: plain
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        # 0.1 mm per px as it is (1935 x 2400), 300,000 steps of 4 of 150 images; batch norm, no augmentation
+        "faithful": dict(
+            height=2400, width=1952, keep_aspect=True, chunk=992, local_size=16, local_restart_epochs=263, epochs=7900,
+            watch_every=100, save_every=100,
+        ),
+        "demo": dict(height=384, width=320, patch_size=16, local_size=32, class_weight=20.0),
+    }  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.demand(self.stages in ("both", "global", "local"), "stages", "choose one of both, global, local")
+        self.demand(self.decode == "subpixel", "decode", "votes have a mean, not a maximum; it must be subpixel")
+        self.demand(self.patch_size in (8, 16, 32), "patch_size", "choose one of 8, 16, 32")
+        self.demand(self.log_base > 1, "log_base", "it must be above 1")
+        self.demand(self.class_weight > 0, "class_weight", "it must be above 0")
+        self.demand(self.local_restart_epochs >= 0, "local_restart_epochs", "it must be 0 or above")
+        self.demand(self.local_size >= 4 and self.local_size % 2 == 0, "local_size", "it must be even and at least 4")
+        small = min(self.height, self.width)
+        self.demand(
+            self.chunk == 0 or 64 <= self.chunk <= small and self.chunk % 32 == 0,
+            "chunk", f"it must be 0, or a multiple of 32 from 64 to the input's shorter side, {small}",
+        )  # fmt: skip
+
+    def bare(self) -> "NoothoutConfig":
+        return super().bare().replace(global_checkpoint=None)
+
+
+# --- Patches: targets and votes --------------------------------------------------------------------
+
+
+def on_grid(values: Tensor, axis: int, dims: int) -> Tensor:
+    """Values (..., length) along a point's axis (0 is x) -> (..., 1 or length per axis of a grid), to be broadcast."""
+    return values.reshape(*values.shape[:-1], *(values.shape[-1] if k == dims - 1 - axis else 1 for k in range(dims)))
+
+
+def patch_centres(length: int, patch: int, device: torch.device | None = None) -> Tensor:
+    """The centres of patches that lie side by side from the image's border, along one axis, px."""
+    return patch * torch.arange(length, device=device) + (patch - 1) / 2
+
+
+def class_targets(landmarks: Tensor, grid: Sequence[int], patch: int) -> Tensor:
+    """Landmarks (B, N, D) px -> (B, N, *grid) bool: the patch that holds a landmark. All false for a missing one."""
+    dims = landmarks.shape[-1]
+    cells = ((landmarks + 0.5) / patch).floor()  # a pixel reaches half a px to each side of its centre
+    held = [
+        on_grid(cells[..., axis, None] == torch.arange(grid[dims - 1 - axis], device=landmarks.device), axis, dims)
+        for axis in range(dims)
+    ]
+    return reduce(torch.logical_and, held)
+
+
+def displacement_targets(landmarks: Tensor, grid: Sequence[int], patch: int, base: float) -> Tensor:
+    """Landmarks (B, N, D) px -> (B, N, D, *grid): from each patch's centre, to_log of px; 0 for a missing landmark."""
+    dims = landmarks.shape[-1]
+    each = []
+    for axis in range(dims):
+        centres = patch_centres(grid[dims - 1 - axis], patch, landmarks.device)
+        logs = to_log(landmarks[..., axis, None] - centres, base).nan_to_num(0.0)
+        each.append(on_grid(logs, axis, dims).expand(*landmarks.shape[:2], *grid))
+    return torch.stack(each, 2)
+
+
+def to_log(distance: Tensor, base: float) -> Tensor:
+    """sign(d) log(|d| + 1): small distances finely, large ones coarsely."""
+    return distance.sign() * distance.abs().log1p() / math.log(base)
+
+
+def from_log(value: Tensor, base: float) -> Tensor:
+    """The inverse of to_log, at most FARTHEST."""
+    return value.sign() * (value.abs() * math.log(base)).clamp(max=math.log1p(FARTHEST)).expm1()
+
+
+def count_votes(logits: Tensor, displacements: Tensor, patch: int, base: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The mean of all patches' votes, weighted by the probability that a patch holds the landmark.
+
+    logits (B, N, *grid), displacements (B, N, D, *grid) -> landmarks (B, N, D) px, score (B, N): the greatest
+    probability, spread (B, N) px: the votes' root mean square distance from the landmark, weighted alike.
+    Raises ValueError for votes that are not finite.
+    """
+    dims, grid = displacements.shape[2], logits.shape[2:]
+    votes = from_log(displacements.float(), base)
+    probability = logits.float().sigmoid()
+    if not (votes.sum() + probability.sum()).isfinite():
+        raise ValueError("votes hold nan or infinite values")
+    centres = [
+        on_grid(patch_centres(grid[dims - 1 - axis], patch, logits.device), axis, dims).expand(grid)
+        for axis in range(dims)
+    ]
+    votes = (votes + torch.stack(centres)).flatten(3)
+    weights = F.logsigmoid(logits.float().flatten(2)).softmax(-1)[:, :, None]  # shares of the sum, however small it is
+    landmarks = (weights * votes).sum(-1)
+    spread = (weights * (votes - landmarks[..., None]) ** 2).sum((-2, -1)).sqrt()
+    return landmarks, probability.flatten(2).amax(-1), spread
+
+
+def take_windows(image: Tensor, start: Tensor, side: int) -> Tensor:
+    """Windows (B, N, side, ...) of an image (B, *size) from px (B, N, D) whole numbers on; beyond it, its border."""
+    dims = start.shape[-1]
+    index = []
+    for k, length in enumerate(image.shape[1:]):  # array axes; a point's axes run the other way
+        axis = dims - 1 - k
+        pixels = start[..., axis, None] + torch.arange(side, device=start.device)
+        index.append(on_grid(pixels.clamp(0, length - 1), axis, dims))
+    own = torch.arange(len(image), device=image.device).view(-1, *[1] * (dims + 1))
+    return image[(own, *index)]
+
+
+# --- Networks --------------------------------------------------------------------------------------
+
+
+class ResidualBlock(nn.Module):
+    """Two times 3x3 convolution, norm, ReLU, added to the input, or to its projection where the width changes."""
+
+    def __init__(self, dims: int, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*conv_norm_relu(dims, inputs, outputs, 3), *conv_norm_relu(dims, outputs, outputs, 3))
+        self.shortcut = nn.Identity()
+        if inputs != outputs:
+            self.shortcut = nn.Sequential(CONV[dims](inputs, outputs, 1), NORM[dims](outputs))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.body(features) + self.shortcut(features)
+
+
+def conv_norm_relu(dims: int, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> list:
+    """A convolution that keeps the size (divided by its stride), its norm, ReLU."""
+    conv = CONV[dims](inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups)
+    return [conv, NORM[dims](outputs), nn.ReLU(inplace=True)]
+
+
+def head(dims: int, inputs: int, outputs: int, groups: int = 1) -> nn.Sequential:
+    """Three 1x1 convolutions, the first two as wide as their input and with ReLU."""
+    conv = CONV[dims]
+    return nn.Sequential(
+        conv(inputs, inputs, 1, groups=groups), nn.ReLU(inplace=True),
+        conv(inputs, inputs, 1, groups=groups), nn.ReLU(inplace=True),
+        conv(inputs, outputs, 1, groups=groups),
+    )  # fmt: skip
+
+
+class GlobalNetwork(nn.Module):
+    """(B, 1, *size) -> for every patch logits (B, N, *grid) and displacements (B, N, D, *grid).
+
+    A ResNet-34 of a quarter of the width: 7x7 stem of stride 2, then stages of average pooling, norm, ReLU and residual
+    blocks, so many that a cell of the output is a patch (32 px: four).
+    """
+
+    def __init__(self, num_landmarks: int, patch: int, dims: int = 2) -> None:
+        super().__init__()
+        layers, width = conv_norm_relu(dims, 1, 16, 7, stride=2), 16
+        for stage in range(int(math.log2(patch)) - 1):
+            layers += [POOL[dims](2), NORM[dims](width), nn.ReLU(inplace=True)]
+            for _ in range(BLOCKS[stage]):
+                layers.append(ResidualBlock(dims, width, WIDTHS[stage]))
+                width = WIDTHS[stage]
+        self.trunk = nn.Sequential(*layers)
+        self.class_head = head(dims, width, num_landmarks)
+        self.displacement_head = head(dims, width, num_landmarks * dims)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.trunk(image)
+        logits, displacements = self.class_head(features), self.displacement_head(features)
+        return logits, displacements.unflatten(1, (logits.shape[1], -1))
+
+
+class LocalNetworks(nn.Module):
+    """One small network per landmark, all of them as one with groups; they share no weight.
+
+    (B, N, *side): each landmark's crop -> logits (B, N, *grid) and displacements (B, N, D, *grid) of patches of 2 px.
+    """
+
+    patch = 2
+
+    def __init__(self, num_landmarks: int, dims: int = 2) -> None:
+        super().__init__()
+        n, width = num_landmarks, 1
+        layers: list[nn.Module] = []
+        for wider in (32, 32, 32, 32, None, 64, 64):
+            if wider is None:
+                layers.append(POOL[dims](2))
+            else:
+                layers += conv_norm_relu(dims, n * width, n * wider, 3, groups=n)
+                width = wider
+        self.trunk = nn.Sequential(*layers)
+        self.class_head = head(dims, n * width, n, groups=n)
+        self.displacement_head = head(dims, n * width, n * dims, groups=n)
+
+    def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.trunk(crops)
+        logits, displacements = self.class_head(features), self.displacement_head(features)
+        return logits, displacements.unflatten(1, (logits.shape[1], -1))
+
+
+# --- Method ----------------------------------------------------------------------------------------
+
+
+class Noothout(LandmarkDetector):
+    """Patches of the whole image vote for every landmark, then patches of a crop around each vote again.
+
+    Different from the authors' program: (1) the network-size image by default; its mean over channels, which is its
+    grey up to a factor and a constant that the first norm removes; (2) crops of local_size px, since theirs of 16 px
+    lose a landmark that the global network misses by more than 8, and beyond the image its border instead of zeros;
+    (3) landmarks to fractions of a px, and a patch's centre at the middle of its pixels; (4) missing landmarks count
+    nowhere; (5) random offsets differ in every step, and repeat with the seed; (6) an estimate outside the image is
+    moved to its border; (7) the local networks' rate restarts by epochs, not steps; (8) any number of landmarks.
+    """
+
+    Config = NoothoutConfig
+    config: NoothoutConfig
+
+    def __init__(self, config: NoothoutConfig) -> None:
+        super().__init__(config)
+        self.global_network = GlobalNetwork(config.num_landmarks, config.patch_size)
+        self.local_networks = LocalNetworks(config.num_landmarks) if config.stages != "global" else None
+        if config.norm == "instance":
+            use_image_statistics(self)
+        if config.global_checkpoint is not None:
+            self.global_network.load_state_dict(read_global_weights(config))
+        self.global_network.requires_grad_(config.stages != "local")
+
+    def train(self, mode: bool = True) -> "Noothout":
+        """A frozen global network stays in eval mode: its batch norms learn nothing either."""
+        super().train(mode)
+        if self.config.stages == "local":
+            self.global_network.eval()
+        return self
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) -> the global network's logits (B, N, h, w) and displacements (B, N, 2, h, w)."""
+        with self.autocast(image.device):
+            return self.global_network(image.mean(1, keepdim=True))
+
+    def labels(self, batch, epoch: int) -> tuple[Tensor, Tensor]:
+        """What the global network's outputs are held against."""
+        return self.patch_labels(batch.landmarks, batch.image.shape[2:], self.config.patch_size)
+
+    def patch_labels(self, landmarks: Tensor, size: Sequence[int], patch: int) -> tuple[Tensor, Tensor]:
+        """class_targets and displacement_targets of an image or crop of a size (h, w)."""
+        grid = [length // patch for length in size]
+        classes = class_targets(landmarks, grid, patch)
+        return classes, displacement_targets(landmarks, grid, patch, self.config.log_base)
+
+    def loss(self, batch, epoch: int) -> dict[str, Tensor]:
+        """L1 of displacements and cross-entropy of classes (times class_weight), of each stage that is trained."""
+        annotated, terms = batch.landmarks.isfinite().all(-1), {}
+        if self.config.stages != "local":
+            image, landmarks = batch.image, batch.landmarks
+            if self.config.chunk:
+                image, landmarks = random_chunk(image, landmarks, self.config.chunk)
+            labels = self.patch_labels(landmarks, image.shape[2:], self.config.patch_size)
+            displacement, entropy = patch_loss(self(image), labels, annotated)
+            terms |= {"global_displacement": displacement, "global_class": self.config.class_weight * entropy}
+        if self.local_networks is not None:
+            side = self.config.local_size
+            # the landmark's pixel lies anywhere in its crop
+            offset = torch.randint(side, batch.landmarks.shape).to(batch.image.device)
+            start = batch.landmarks.round().nan_to_num(0.0).long() - offset
+            outputs = self.look_closer(batch.image, start)
+            labels = self.patch_labels(batch.landmarks - start, [side, side], LocalNetworks.patch)
+            displacement, entropy = patch_loss(outputs, labels, annotated)
+            terms |= {"local_displacement": displacement, "local_class": entropy}
+        return terms
+
+    def look_closer(self, image: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+        """The local networks' outputs for an image (B, 3, H, W) and crops that begin at px (B, N, 2)."""
+        crops = take_windows(image.mean(1), start, self.config.local_size)
+        with self.autocast(image.device):
+            return self.local_networks(crops)
+
+    def decode(self, outputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """The global network's votes."""
+        return count_votes(*outputs, self.config.patch_size, self.config.log_base)[:2]
+
+    def predict(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """The votes of the last stage; the score is the greatest probability of its patches."""
+        _, landmarks, score, _ = self.localise(image)
+        return landmarks, score
+
+    def localise(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Global and final landmarks (B, N, 2), their score and the spread of their votes (B, N)."""
+        base = self.config.log_base
+        most = torch.tensor(image.shape[:1:-1], device=image.device) - 1
+        found, score, spread = count_votes(*self(image), self.config.patch_size, base)
+        first = found.clamp(torch.zeros_like(most), most)
+        if self.local_networks is None:
+            return first, first, score, spread
+        start = (first - (self.config.local_size - 1) / 2).round().long()
+        found, score, spread = count_votes(*self.look_closer(image, start), LocalNetworks.patch, base)
+        return first, (start + found).clamp(torch.zeros_like(most), most), score, spread
+
+    def examine(self, batch, epoch: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """predict, beside it the error of the global landmarks and the spread of the final votes, an uncertainty.
+
+        Both in mm, or px of the image file where the spacing is unknown.
+        """
+        first, landmarks, score, spread = self.localise(batch.image)
+        spacing = batch.spacing.nan_to_num(1.0)
+        errors = apply_affine(batch.to_original, first.double().cpu()) - apply_affine(
+            batch.to_original, batch.landmarks.double().cpu()
+        )
+        scale = batch.to_original[:, :, :2].det().abs().sqrt() * spacing
+        measures = {
+            "global_error": errors.norm(dim=-1) * spacing[:, None],
+            "vote_spread": spread.double().cpu() * scale[:, None],
+        }
+        return landmarks, score, measures
+
+    def configure_optimizers(self) -> dict[str, Optimizer]:
+        """One for each stage that is trained. Raises UserError for local stages on no global network."""
+        config = self.config
+        if config.stages == "local" and config.global_checkpoint is None:
+            raise UserError(
+                "setting global_checkpoint: stages local needs a trained global network; give a run's best.pt"
+            )
+        settings: dict[str, Any] = dict(lr=config.lr, fused=config.fused_optimizer, amsgrad=config.amsgrad)
+        kind = Adam
+        if config.optimizer == "adamw":
+            kind = AdamW
+            settings["weight_decay"] = config.weight_decay
+        networks = {"global": self.global_network, "local": self.local_networks}
+        skipped = {"both": None, "global": "local", "local": "global"}[config.stages]
+        return {name: kind(net.parameters(), **settings) for name, net in networks.items() if name != skipped}
+
+    def train_step(self, batch, epoch: int, optimizers: Mapping[str, Optimizer]) -> dict[str, float]:
+        """Both stages at once, which is the same as one after the other: they share no weight."""
+        if self.config.local_restart_epochs and "local" in optimizers:
+            for group in optimizers["local"].param_groups:
+                group["lr"] = group["initial_lr"] * restart_factor(epoch, self.config.local_restart_epochs)
+        return super().train_step(batch, epoch, optimizers)
+
+
+def patch_loss(outputs: tuple[Tensor, Tensor], labels: tuple[Tensor, Tensor], annotated: Tensor) -> tuple:
+    """Mean absolute error of the displacements of all patches and mean cross-entropy, over annotated landmarks."""
+    (logits, displacements), (classes, aims) = outputs, labels
+    count = annotated.sum().clamp(min=1)
+    distance = (displacements.float() - aims).abs().flatten(2).mean(-1)
+    entropy = F.binary_cross_entropy_with_logits(logits.float(), classes.float(), reduction="none").flatten(2).mean(-1)
+    return (distance * annotated).sum() / count, (entropy * annotated).sum() / count
+
+
+def random_chunk(image: Tensor, landmarks: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """A square of each image (B, C, H, W), somewhere, and the landmarks (B, N, 2) in it, which may lie outside."""
+    room = torch.tensor(image.shape[:1:-1]) - side + 1
+    start = (torch.rand(len(image), 1, len(room)) * room).long().to(image.device)
+    chunks = torch.stack([take_windows(channel, start, side)[:, 0] for channel in image.unbind(1)], 1)
+    return chunks, landmarks - start
+
+
+def restart_factor(epoch: int, first: int) -> float:
+    """The learning rate's share in an epoch (from 0): a cosine from 1 to 0 in `first` epochs, then in twice as many."""
+    length = first
+    while epoch >= length:
+        epoch, length = epoch - length, 2 * length
+    return 0.5 * (1 + math.cos(math.pi * epoch / length))
+
+
+def read_global_weights(config: NoothoutConfig) -> dict[str, Tensor]:
+    """The global network in config.global_checkpoint. Raises UserError where it is another kind of network."""
+    state, prefix = read_checkpoint(config.global_checkpoint), "global_network."
+    where = f"setting global_checkpoint: {config.global_checkpoint}"
+    if state["method"] != "noothout":
+        raise UserError(f"{where} is a run of {state['method']}; give one of noothout")
+    for name in ("num_landmarks", "patch_size", "log_base", "norm", "height", "width"):
+        if state["settings"][name] != getattr(config, name):
+            raise UserError(f"{where} was trained with {name} {state['settings'][name]}, not {getattr(config, name)}")
+    return {name.removeprefix(prefix): value for name, value in state["model"].items() if name.startswith(prefix)}

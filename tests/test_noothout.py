@@ -1,0 +1,286 @@
+"""Global-to-local regression and classification: targets, votes and windows by hand, and what its stages change."""
+
+import math
+
+import pytest
+import torch
+from conftest import METHOD_SETTINGS, tiny_config
+from torch import nn
+
+from config import UserError, build_config
+from data import Sample
+from methods.noothout import (
+    GlobalNetwork,
+    LocalNetworks,
+    Noothout,
+    NoothoutConfig,
+    class_targets,
+    count_votes,
+    displacement_targets,
+    from_log,
+    random_chunk,
+    restart_factor,
+    take_windows,
+    to_log,
+)
+from run_folder import save_checkpoint
+
+
+def noothout_config(folder, **settings) -> NoothoutConfig:
+    plain = tiny_config(folder).to_dict() | METHOD_SETTINGS["noothout"] | {"method": "noothout"}
+    return build_config(NoothoutConfig, plain | settings)
+
+
+def make_batch(config, count=2) -> Sample:
+    """Noise with landmarks somewhere, in mm of 0.1 per px of a file twice as large."""
+    size = torch.tensor([config.width, config.height])
+    landmarks = torch.rand(count, config.num_landmarks, 2) * (size - 1)
+    to_original = torch.tensor([[2.0, 0, 0.5], [0, 2, 0.5]]).double().repeat(count, 1, 1)
+    spacing = torch.full((count,), 0.1, dtype=torch.float64)
+    image = torch.randn(count, 3, config.height, config.width)
+    return Sample(image, landmarks, to_original, spacing, [str(i) for i in range(count)])
+
+
+# --- Targets and votes ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("base", [2.0, math.e, 10.0])
+def test_the_logarithm_of_a_displacement_goes_there_and_back(base):
+    distance = torch.linspace(-3000, 3000, 100_001, dtype=torch.float64)
+    assert (from_log(to_log(distance, base), base) - distance).abs().max() < 1e-5
+    single = distance.float()
+    assert ((from_log(to_log(single, base), base) - single).abs() <= 1e-5 * (1 + single.abs())).all()
+    assert to_log(torch.tensor([-9.0, 0, 99]), 10.0).tolist() == pytest.approx([-1, 0, 2])
+
+
+def test_the_vote_of_an_untrained_network_stays_finite():
+    assert from_log(torch.tensor([1e9, -1e9]), 10.0).tolist() == pytest.approx([1e5, -1e5], rel=1e-4)
+
+
+@pytest.mark.parametrize(("x", "cell"), [(-0.5, 0), (15.49, 0), (15.5, 1), (31.49, 1), (31.5, None), (-0.51, None)])
+def test_a_patch_holds_what_lies_on_its_pixels(x, cell):
+    held = class_targets(torch.tensor([[[x, 20.0]]]), (3, 2), 16)[0, 0]
+    assert held.nonzero().tolist() == ([] if cell is None else [[1, cell]])
+
+
+@pytest.mark.parametrize(("size", "patch"), [((64, 96), 32), ((64, 96), 2), ((32, 48, 64), 8)])
+def test_a_field_of_perfect_votes_decodes_to_its_landmarks_in_any_number_of_dimensions(size, patch):
+    torch.manual_seed(0)
+    landmarks = torch.rand(3, 5, len(size)) * (torch.tensor(size[::-1]) - 1)
+    grid = [length // patch for length in size]
+    classes = class_targets(landmarks, grid, patch)
+    displacements = displacement_targets(landmarks, grid, patch, 10.0)
+    assert classes.shape == (3, 5, *grid) and displacements.shape == (3, 5, len(size), *grid)
+    assert (classes.flatten(2).sum(-1) == 1).all()
+    for logits in (classes * 8.0 - 4, torch.zeros(3, 5, *grid)):
+        found, score, spread = count_votes(logits, displacements, patch, 10.0)
+        assert (found - landmarks).abs().max() < 1e-3 and spread.max() < 1e-2
+        assert torch.allclose(score, logits.flatten(2).amax(-1).sigmoid())
+
+
+def test_votes_are_weighted_by_the_probabilities_of_their_patches():
+    logits = torch.tensor([0.8, 0.2]).logit().view(1, 1, 1, 2)  # two patches of 8 px, side by side
+    displacements = torch.zeros(1, 1, 2, 1, 2)  # each votes for its own centre, at x = 3.5 and 11.5
+    displacements[0, 0, 1] = to_log(torch.tensor(2.0), 10.0)  # and 2 px below it
+    found, score, spread = count_votes(logits, displacements, 8, 10.0)
+    assert found[0, 0].tolist() == pytest.approx([0.8 * 3.5 + 0.2 * 11.5, 5.5], abs=1e-5)
+    assert score.item() == pytest.approx(0.8)
+    assert spread.item() == pytest.approx(math.sqrt(0.8 * 1.6**2 + 0.2 * 6.4**2), abs=1e-4)
+
+
+def test_votes_of_patches_that_all_deny_a_landmark_still_have_a_mean():
+    displacements = torch.zeros(1, 1, 2, 1, 2)
+    found, score, _ = count_votes(torch.tensor([-400.0, -400]).view(1, 1, 1, 2), displacements, 8, 10.0)
+    assert found[0, 0].tolist() == [7.5, 3.5] and score.item() == 0
+
+
+def test_votes_that_are_not_finite_are_not_counted():
+    with pytest.raises(ValueError, match="nan or infinite"):
+        count_votes(torch.zeros(1, 1, 2, 2), torch.full((1, 1, 2, 2, 2), float("nan")), 8, 10.0)
+
+
+# --- Windows -------------------------------------------------------------------------------------
+
+
+def test_windows_show_the_image_from_where_they_begin_and_its_border_beyond_it():
+    image = torch.arange(2 * 5 * 7).view(2, 5, 7)
+    start = torch.tensor([[[2, 1], [-2, -1]], [[5, 3], [0, 0]]])
+    windows = take_windows(image, start, 3)
+    assert torch.equal(windows[0, 0], image[0, 1:4, 2:5])
+    assert torch.equal(windows[1, 1], image[1, :3, :3])
+    assert windows[0, 1].tolist() == [[0, 0, 0], [0, 0, 0], [7, 7, 7]]
+    assert windows[1, 0].tolist() == [[61, 62, 62], [68, 69, 69], [68, 69, 69]]
+
+
+def test_windows_of_a_volume():
+    volume = torch.arange(1 * 4 * 5 * 6).view(1, 4, 5, 6)
+    windows = take_windows(volume, torch.tensor([[[3, 2, 1]]]), 2)  # x, y, z
+    assert torch.equal(windows[0, 0], volume[0, 1:3, 2:4, 3:5])
+
+
+def test_a_chunk_moves_its_landmarks_with_its_pixels():
+    torch.manual_seed(0)
+    image, landmarks = torch.zeros(8, 3, 64, 96), torch.tensor([[[40.0, 30.0]]]).repeat(8, 1, 1)
+    image[:, :, 30, 40] = 1
+    chunks, moved = random_chunk(image, landmarks, 32)
+    assert chunks.shape == (8, 3, 32, 32) and len({tuple(at) for at in moved[:, 0].tolist()}) > 4
+    inside = ((moved >= 0) & (moved < 32)).all(-1)[:, 0]
+    assert inside.any() and not inside.all()
+    for chunk, (x, y), there in zip(chunks, moved[:, 0].long().tolist(), inside, strict=True):
+        assert chunk[0, y, x] == 1 if there else chunk.sum() == 0
+
+
+# --- Networks ------------------------------------------------------------------------------------
+
+
+def test_the_local_networks_are_separate_networks_one_per_landmark():
+    torch.manual_seed(0)
+    together, crops = LocalNetworks(3).eval(), torch.randn(2, 3, 16, 16)
+    logits, displacements = together(crops)
+    for n in range(3):
+        alone = LocalNetworks(1).eval()
+        for name, own in alone.state_dict().items():
+            all_of_them = together.state_dict()[name]
+            own.copy_(all_of_them.chunk(3)[n] if all_of_them.ndim else all_of_them)
+        one, two = alone(crops[:, n : n + 1])
+        assert torch.allclose(one[:, 0], logits[:, n], atol=1e-5)
+        assert torch.allclose(two[:, 0], displacements[:, n], atol=1e-5)
+
+
+def test_the_networks_have_the_published_layers():
+    network = GlobalNetwork(19, 32)
+    convolutions = [module for module in network.trunk.modules() if isinstance(module, nn.Conv2d)]
+    assert sum(conv.kernel_size == (3, 3) for conv in convolutions) == 2 * (3 + 4 + 6 + 3)
+    assert sum(conv.kernel_size == (1, 1) for conv in convolutions) == 4  # the width changes in every stage
+    assert network(torch.randn(1, 1, 64, 96))[0].shape == (1, 19, 2, 3)
+    assert network(torch.randn(1, 1, 64, 96))[1].shape == (1, 19, 2, 2, 3)
+    local = [module for module in LocalNetworks(19).trunk.modules() if isinstance(module, nn.Conv2d)]
+    assert [conv.out_channels // 19 for conv in local] == [32, 32, 32, 32, 64, 64]
+
+
+def test_the_networks_take_volumes():
+    assert [out.shape for out in GlobalNetwork(4, 8, dims=3)(torch.randn(2, 1, 16, 24, 32))] == [
+        (2, 4, 2, 3, 4), (2, 4, 3, 2, 3, 4)
+    ]  # fmt: skip
+    assert [out.shape for out in LocalNetworks(4, dims=3)(torch.randn(2, 4, 8, 8, 8))] == [
+        (2, 4, 4, 4, 4), (2, 4, 3, 4, 4, 4)
+    ]  # fmt: skip
+
+
+# --- Method --------------------------------------------------------------------------------------
+
+
+def test_the_loss_of_both_stages_by_hand(tmp_path):
+    torch.manual_seed(0)
+    detector = Noothout(noothout_config(tmp_path, local_size=4))
+    batch = make_batch(detector.config)
+    for network in (detector.global_network, detector.local_networks):
+        for parameter in network.parameters():
+            nn.init.zeros_(parameter)
+        nn.init.constant_(network.class_head[-1].bias, 0.3)
+    terms = detector.loss(batch, 0)
+    yes, no = math.log1p(math.exp(-0.3)), math.log1p(math.exp(0.3))
+    patches = (64 // 8) * (96 // 8)
+    assert terms["global_class"].item() == pytest.approx(20 * (yes + (patches - 1) * no) / patches, rel=1e-5)
+    assert terms["local_class"].item() == pytest.approx((yes + 3 * no) / 4, rel=1e-5)  # each crop holds its landmark
+    centres = torch.stack(torch.meshgrid(torch.arange(8), torch.arange(12), indexing="ij")[::-1], -1) * 8 + 3.5
+    expected = (batch.landmarks[:, :, None, None] - centres).abs().log1p().mean() / math.log(10)
+    assert terms["global_displacement"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_missing_landmark_contributes_nothing(tmp_path):
+    torch.manual_seed(0)
+    detector = Noothout(noothout_config(tmp_path))
+    batch = make_batch(detector.config)
+    batch.landmarks[:, 1] = float("nan")
+    sum(detector.loss(batch, 0).values()).backward()
+    for network in (detector.global_network, detector.local_networks):
+        gradients = network.class_head[-1].bias.grad, network.displacement_head[-1].bias.grad.view(-1, 2)
+        assert all((gradient[1] == 0).all() and (gradient[0] != 0).any() for gradient in gradients)
+    assert not detector.examine(batch, 0)[2]["global_error"][:, 1].isfinite().any()
+
+
+def test_a_step_of_both_stages_is_that_of_the_global_stage_alone(tmp_path):
+    states = []
+    for stages in ("both", "global"):
+        torch.manual_seed(0)
+        detector = Noothout(noothout_config(tmp_path, stages=stages))
+        torch.manual_seed(1)
+        detector.train_step(make_batch(detector.config), 0, detector.configure_optimizers())
+        states.append(detector.global_network.state_dict())
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def test_the_local_stage_leaves_its_frozen_global_network_as_it_was(tmp_path):
+    torch.manual_seed(0)
+    first = Noothout(noothout_config(tmp_path, stages="global"))
+    config = first.config
+    state = {"method": "noothout", "settings": config.to_dict(), "model": first.state_dict()}
+    save_checkpoint(tmp_path / "best.pt", state)
+    local = noothout_config(tmp_path, stages="local", global_checkpoint=str(tmp_path / "best.pt"))
+    detector = Noothout(local).train()
+    before = {name: value.clone() for name, value in detector.state_dict().items()}
+    terms = detector.train_step(make_batch(config), 0, detector.configure_optimizers())
+    assert terms.keys() == {"local_displacement", "local_class"}
+    for name, value in detector.state_dict().items():
+        if name.startswith("global_network"):
+            assert torch.equal(value, first.state_dict()[name])
+    after = detector.state_dict()
+    assert not all(torch.equal(value, after[name]) for name, value in before.items())
+    with pytest.raises(UserError, match="global_checkpoint.*patch_size 8, not 16"):
+        Noothout(local.replace(patch_size=16))
+    with pytest.raises(UserError, match="setting global_checkpoint: stages local needs"):
+        Noothout(local.replace(global_checkpoint=None)).configure_optimizers()
+
+
+def test_the_error_of_the_global_stage_and_the_spread_are_in_mm_of_the_image_file(tmp_path):
+    torch.manual_seed(0)
+    detector = Noothout(noothout_config(tmp_path)).eval()
+    batch = make_batch(detector.config)
+    with torch.inference_mode():
+        first, final, _, spread = detector.localise(batch.image)
+        landmarks, _, measures = detector.examine(batch, 0)
+    assert torch.equal(landmarks, final)
+    distance = (first - batch.landmarks).norm(dim=-1).double()
+    assert torch.allclose(measures["global_error"], 0.2 * distance, rtol=1e-5)
+    assert torch.allclose(measures["vote_spread"], 0.2 * spread.double(), rtol=1e-5)
+
+
+def test_the_local_stage_looks_around_the_global_landmark(tmp_path):
+    torch.manual_seed(0)
+    detector = Noothout(noothout_config(tmp_path)).eval()
+    with torch.inference_mode():
+        first, final, _, _ = detector.localise(torch.randn(2, 3, 64, 96))
+        for parameter in detector.local_networks.parameters():
+            nn.init.zeros_(parameter)  # every patch of a crop votes for itself: their mean is the crop's middle
+        again, middle, _, _ = detector.localise(torch.randn(2, 3, 64, 96))
+    assert not torch.equal(first, final)
+    assert (middle - again).abs().max() <= 0.5  # crops begin at whole px
+
+
+def test_the_local_rate_restarts_in_ever_longer_cosines():
+    factors = [restart_factor(epoch, 10) for epoch in (0, 5, 9, 10, 20, 29, 30, 50, 70)]
+    last = 0.5 * (1 + math.cos(math.pi * 0.9)), 0.5 * (1 + math.cos(math.pi * 0.95))
+    assert factors == pytest.approx([1, 0.5, last[0], 1, 0.5, last[1], 1, 0.5, 1])
+
+
+def test_the_local_rate_is_set_in_training(tmp_path):
+    detector = Noothout(noothout_config(tmp_path, local_restart_epochs=2))
+    optimizers, rates = detector.configure_optimizers(), []
+    for group in optimizers["local"].param_groups:
+        group["initial_lr"] = detector.config.lr
+    for epoch in (0, 1, 2):
+        detector.train_step(make_batch(detector.config), epoch, optimizers)
+        rates.append(optimizers["local"].param_groups[0]["lr"] / detector.config.lr)
+    assert rates == pytest.approx([1, 0.5, 1])
+    assert optimizers["global"].param_groups[0]["lr"] == detector.config.lr
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("stages", "first"), ("decode", "argmax"), ("patch_size", 12), ("log_base", 1.0),
+                           ("class_weight", 0.0), ("local_restart_epochs", -1), ("local_size", 15), ("chunk", 48),
+                           ("chunk", 2048)],
+)  # fmt: skip
+def test_settings_that_cannot_work_are_refused_by_name(setting, value):
+    with pytest.raises(UserError, match=f"setting {setting}"):
+        NoothoutConfig(**{setting: value})
