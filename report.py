@@ -78,7 +78,7 @@ def write_report(
     """summary.json and results.xls beside folder/predictions.csv; returns the summary.
 
     The summary holds the figures of utils.summarise_errors and the unit under "all" and, without the landmarks
-    in `exclude`, under "headline", with the mean of each measure of the method, such as its Dice coefficients.
+    in `exclude`, under "headline", each with "measures": the mean of what else the method measures, such as Dice.
     """
     names, abbreviations, columns, unit = read_predictions(folder / "predictions.csv")
     errors, thresholds = columns["error"], tuple(thresholds)
@@ -89,9 +89,13 @@ def write_report(
     }
     measures = {name: values for name, values in columns.items() if name not in OWN_COLUMNS}
     for part, members in (("headline", kept), ("all", slice(None))):
-        summary[part] |= {name: finite_mean(values[:, members]) for name, values in measures.items()}
-    blank = {part: {k: None if v != v else v for k, v in figures.items()} for part, figures in summary.items()}
-    (folder / "summary.json").write_text(json.dumps(blank, indent=2, ensure_ascii=False), encoding="utf-8")
+        summary[part]["measures"] = {name: finite_mean(values[:, members]) for name, values in measures.items()}
+
+    def blank(figures: Mapping[str, Any]) -> dict[str, Any]:
+        """JSON has no nan."""
+        return {k: blank(v) if isinstance(v, dict) else None if v != v else v for k, v in figures.items()}
+
+    (folder / "summary.json").write_text(json.dumps(blank(summary), indent=2, ensure_ascii=False), encoding="utf-8")
 
     book = xlwt.Workbook(encoding="utf-8")
     write_landmark_sheet(book, abbreviations, landmark_names, errors, thresholds, summary, unit, measures)
@@ -139,7 +143,7 @@ def write_landmark_sheet(book, abbreviations, landmark_names, errors, thresholds
         for end, words in (("", label), ("_low", "95 % interval, low"), ("_high", "95 % interval, high")):
             row += 1
             values = [figures[key + end] for key in (*rates, "MRE", "SD", "median")]
-            values += [None, *(figures[name] for name in measures)] if not end else []
+            values += [None, *figures["measures"].values()] if not end else []
             write_row(sheet, row, [None, part if not end else None, words, figures["n_landmarks"], *values])
     sheet.col(2).width = 256 * 34
     sheet.set_panes_frozen(True)
@@ -180,5 +184,6 @@ def summary_table(summary: Mapping[str, Any], thresholds: Sequence[float]) -> st
             f"(95 % interval {figures['MRE_low']:.2f} to {figures['MRE_high']:.2f}), median {figures['median']:.2f}; "
             f"SDR at {'/'.join(f'{t:g}' for t in thresholds)} {unit}: {' / '.join(rates)} %; "
             f"{figures['n_images']} images, {figures['n_landmarks']} points"
+            + "".join(f"; {name} {value:.2f}" for name, value in figures["measures"].items())
         )
     return "\n".join(lines)
