@@ -133,6 +133,7 @@ class Config:
     overlays: int = 12  # pictures per test set, from the best image to the worst
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+    of_the_weights: ClassVar[tuple[str, ...]] = ("method", "num_landmarks")  # other weights, or none, once they change
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

@@ -40,7 +40,8 @@ class Sample(NamedTuple):
 def network_affine(config: Config, size: tuple[int, int]) -> np.ndarray:
     """The affine (2, 3) from network px to original px of a plain image (width, height): config.crop of it.
 
-    With config.keep_aspect one scale for both axes, the crop in the middle.
+    With config.keep_aspect one scale for both axes, the crop in the middle, to a whole network px: at a scale of 1
+    nothing is blurred.
     """
     left, top, right, bottom = config.crop
     crop = np.array([right - left, bottom - top]) * size
@@ -48,7 +49,8 @@ def network_affine(config: Config, size: tuple[int, int]) -> np.ndarray:
     if config.keep_aspect:
         seen = np.array([config.width, config.height]) * max(crop / (config.width, config.height))
     affine = resize_affine((config.width, config.height), tuple(seen))
-    affine[:, 2] += np.array([left, top]) * size + (crop - seen) / 2
+    scale = affine.diagonal()
+    affine[:, 2] += np.array([left, top]) * size + np.floor((crop - seen) / 2 / scale) * scale
     return affine
 
 

@@ -31,6 +31,7 @@ class LandmarkDetector(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
+        self.seen: dict[str, str] = {}  # fingerprints of images that its first weights were trained on, and "train"
 
     @property
     def size(self) -> int:

@@ -119,13 +119,13 @@ def resolve_tested_config(
 ) -> tuple[Config, dict[str, Any]]:
     """A checkpoint's settings with the changes asked for, and the checkpoint.
 
-    Raises UserError for a change of method or landmarks.
+    Raises UserError for a change of what the weights were made for.
     """
     state = read_checkpoint(options.test)
     cls = method_class(state["method"]).Config
     changes = preset_settings(cls, options.preset)
     changes |= (read_settings(options.config) if options.config else {}) | parse_settings(cls, overrides)
-    for name in ("method", "num_landmarks"):
+    for name in cls.of_the_weights:
         if name in changes and changes[name] != state["settings"][name]:
             raise UserError(
                 f"{options.test} was trained with {name} {state['settings'][name]}, not {changes[name]}; use another "

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from config import Config
+from config import Config, UserError
 from data import make_loader
 from detector import LandmarkDetector
 from evaluate import evaluate, to_device
@@ -183,6 +183,7 @@ def start_or_resume(config: Config, run_dir: Path, device: torch.device) -> Trai
         config = settle_crop(config, data)
         seed_everything(config.seed)
         detector = create_detector(config)
+        refuse_seen_images(detector, data)
     detector.to(device)
     if config.channels_last:
         detector.to(memory_format=torch.channels_last)
@@ -215,10 +216,21 @@ def checkpoint_state(config: Config, data: LandmarkData, detector: LandmarkDetec
         "settings": config.to_dict(),
         "abbreviations": list(data.abbreviations),
         "names": list(data.names),
-        "images": {record.fingerprint: split for split in data.splits for record in data.select(split)},
+        "images": detector.seen | {r.fingerprint: split for split in data.splits for r in data.select(split)},
         "model": detector.state_dict(),
         **state,
     }
+
+
+def refuse_seen_images(detector: LandmarkDetector, data: LandmarkData) -> None:
+    """Raise UserError where first weights were trained on an image that is to validate or test them."""
+    for split in ("val", *data.test_sets):
+        for record in data.select(split):
+            if detector.seen.get(record.fingerprint) == "train":
+                raise UserError(
+                    f"the first weights were trained on {record.name}, which is of {split} here: use the same data, "
+                    "seed, val_fraction, test_fraction and fold as that run"
+                )
 
 
 def moving_average(decay: float) -> Callable:

@@ -34,6 +34,7 @@ def load_detector(checkpoint: str | Path | dict[str, Any]) -> tuple[LandmarkDete
     config = build_config(cls.Config, state["settings"])
     detector = cls(config.bare())
     detector.config = config
+    detector.seen = {image: split for image, split in state["images"].items() if split == "train"}
     try:
         detector.load_state_dict(state["model"])
     except RuntimeError as error:

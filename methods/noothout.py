@@ -1,8 +1,8 @@
 """Global-to-local regression and classification of patches: Noothout et al., "Deep Learning-Based Regression and
 Classification for Automatic Landmark Localization in Medical Images", IEEE TMI 2020. Letters and frames: data.py.
 
-D is the number of spatial dimensions. Points are (x, y) or (x, y, z), grids and images (h, w) or (d, h, w): nothing but
-the reading of files stands between this and volumes.
+D is the number of spatial dimensions: points are (x, y) or (x, y, z), grids and images (h, w) or (d, h, w). Targets,
+votes, windows and networks take either; the method as a whole is for images, like the rest of the repository.
 """
 
 import math
@@ -25,7 +25,7 @@ from utils import apply_affine
 CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 POOL = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
-WIDTHS, BLOCKS = (32, 64, 128, 256), (3, 4, 6, 3)  # of the global network's stages, as in ResNet-34
+WIDTHS, BLOCKS = (32, 64, 128, 256), (3, 4, 6, 3)  # of the global network's stages: half of ResNet-34's, and its own
 FARTHEST = 1e5  # px: a vote lies at most so far from its patch, whatever an untrained network says
 
 
@@ -44,20 +44,22 @@ class NoothoutConfig(Config):
     stages: str = "both"  # both, global alone, or local on the frozen global network of global_checkpoint
     global_checkpoint: str | None = None  # a run's best.pt: the global network starts with its weights
     chunk: int = 0  # the global network trains on a random square of this many network px; 0: on the whole image
-    patch_size: int = 32  # side of the global network's patches, network px: 8, 16 or 32
+    patch_size: int = 32  # side of the global network's patches, network px: 32, or 16 or 8 with 1 or 2 stages fewer
     log_base: float = 10.0  # of the logarithm of displacements
     class_weight: float = 20.0  # of the classification in the global loss
     local_size: int = 64  # side of a local network's crop, network px; twice what the global network may be off
     local_restart_epochs: int = 0  # the local lr falls by a cosine in so many epochs, then in twice as many; 0: plain
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        # 0.1 mm per px as it is (1935 x 2400), 300,000 steps of 4 of 150 images; batch norm, no augmentation
+        # after isbi2015: 1935 x 2400 px as they are; with 150 images 38 steps an epoch, so 10,000 to the first restart
+        # and 310,000 in all (the authors' global network takes 300,000)
         "faithful": dict(
-            height=2400, width=1952, keep_aspect=True, chunk=992, local_size=16, local_restart_epochs=263, epochs=7900,
+            height=2400, width=1952, keep_aspect=True, chunk=992, local_size=16, local_restart_epochs=263, epochs=8153,
             watch_every=100, save_every=100,
         ),
-        "demo": dict(height=384, width=320, patch_size=16, local_size=32, class_weight=20.0),
+        "demo": dict(height=384, width=320, patch_size=16, local_size=32),
     }  # fmt: skip
+    of_the_weights: ClassVar[tuple[str, ...]] = (*Config.of_the_weights, "patch_size", "log_base")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,6 +69,11 @@ class NoothoutConfig(Config):
         self.demand(self.log_base > 1, "log_base", "it must be above 1")
         self.demand(self.class_weight > 0, "class_weight", "it must be above 0")
         self.demand(self.local_restart_epochs >= 0, "local_restart_epochs", "it must be 0 or above")
+        constant = self.lr_schedule == "step" and not self.lr_milestones and not self.warmup_epochs
+        self.demand(
+            constant or not self.local_restart_epochs,
+            "local_restart_epochs", "restarts go with a constant lr: lr_schedule step, no milestones, no warm-up",
+        )  # fmt: skip
         self.demand(self.local_size >= 4 and self.local_size % 2 == 0, "local_size", "it must be even and at least 4")
         small = min(self.height, self.width)
         self.demand(
@@ -127,14 +134,13 @@ def count_votes(logits: Tensor, displacements: Tensor, patch: int, base: float) 
     """The mean of all patches' votes, weighted by the probability that a patch holds the landmark.
 
     logits (B, N, *grid), displacements (B, N, D, *grid) -> landmarks (B, N, D) px, score (B, N): the greatest
-    probability, spread (B, N) px: the votes' root mean square distance from the landmark, weighted alike.
+    probability, spread (B, N, D) px: the votes' standard deviation along each axis, weighted alike.
     Raises ValueError for votes that are not finite.
     """
+    if not (logits.isfinite().all() and displacements.isfinite().all()):
+        raise ValueError("votes hold nan or infinite values")
     dims, grid = displacements.shape[2], logits.shape[2:]
     votes = from_log(displacements.float(), base)
-    probability = logits.float().sigmoid()
-    if not (votes.sum() + probability.sum()).isfinite():
-        raise ValueError("votes hold nan or infinite values")
     centres = [
         on_grid(patch_centres(grid[dims - 1 - axis], patch, logits.device), axis, dims).expand(grid)
         for axis in range(dims)
@@ -142,20 +148,24 @@ def count_votes(logits: Tensor, displacements: Tensor, patch: int, base: float) 
     votes = (votes + torch.stack(centres)).flatten(3)
     weights = F.logsigmoid(logits.float().flatten(2)).softmax(-1)[:, :, None]  # shares of the sum, however small it is
     landmarks = (weights * votes).sum(-1)
-    spread = (weights * (votes - landmarks[..., None]) ** 2).sum((-2, -1)).sqrt()
-    return landmarks, probability.flatten(2).amax(-1), spread
+    spread = (weights * (votes - landmarks[..., None]) ** 2).sum(-1).sqrt()
+    return landmarks, logits.float().flatten(2).amax(-1).sigmoid(), spread
 
 
-def take_windows(image: Tensor, start: Tensor, side: int) -> Tensor:
-    """Windows (B, N, side, ...) of an image (B, *size) from px (B, N, D) whole numbers on; beyond it, its border."""
+def take_windows(image: Tensor, start: Tensor, side: int, source: Tensor | None = None) -> Tensor:
+    """Windows (B, N, side, ...) of an image (B, *size) from px (B, N, D) whole numbers on; beyond it, its border.
+
+    source (B, N): of which image of the batch, otherwise each of its own.
+    """
     dims = start.shape[-1]
     index = []
     for k, length in enumerate(image.shape[1:]):  # array axes; a point's axes run the other way
         axis = dims - 1 - k
         pixels = start[..., axis, None] + torch.arange(side, device=start.device)
         index.append(on_grid(pixels.clamp(0, length - 1), axis, dims))
-    own = torch.arange(len(image), device=image.device).view(-1, *[1] * (dims + 1))
-    return image[(own, *index)]
+    if source is None:
+        source = torch.arange(len(image), device=image.device)[:, None]
+    return image[(source.view(*source.shape, *[1] * dims), *index)]
 
 
 # --- Networks --------------------------------------------------------------------------------------
@@ -181,20 +191,31 @@ def conv_norm_relu(dims: int, inputs: int, outputs: int, kernel: int, stride: in
     return [conv, NORM[dims](outputs), nn.ReLU(inplace=True)]
 
 
-def head(dims: int, inputs: int, outputs: int, groups: int = 1) -> nn.Sequential:
-    """Three 1x1 convolutions, the first two as wide as their input and with ReLU."""
-    conv = CONV[dims]
-    return nn.Sequential(
-        conv(inputs, inputs, 1, groups=groups), nn.ReLU(inplace=True),
-        conv(inputs, inputs, 1, groups=groups), nn.ReLU(inplace=True),
-        conv(inputs, outputs, 1, groups=groups),
-    )  # fmt: skip
+class Head(nn.Module):
+    """Three 1x1 convolutions, the first two as wide as their input and with ReLU; the last always in float32.
+
+    A logarithm rounded to bf16 would move a vote from 100 px away by 2 px.
+    """
+
+    def __init__(self, dims: int, inputs: int, outputs: int, groups: int = 1) -> None:
+        super().__init__()
+        conv = CONV[dims]
+        self.body = nn.Sequential(
+            conv(inputs, inputs, 1, groups=groups), nn.ReLU(inplace=True),
+            conv(inputs, inputs, 1, groups=groups), nn.ReLU(inplace=True),
+        )  # fmt: skip
+        self.last = conv(inputs, outputs, 1, groups=groups)
+
+    def forward(self, features: Tensor) -> Tensor:
+        features = self.body(features)
+        with torch.autocast(features.device.type, enabled=False):
+            return self.last(features.float())
 
 
 class GlobalNetwork(nn.Module):
     """(B, 1, *size) -> for every patch logits (B, N, *grid) and displacements (B, N, D, *grid).
 
-    A ResNet-34 of a quarter of the width: 7x7 stem of stride 2, then stages of average pooling, norm, ReLU and residual
+    A ResNet-34 of half the width: 7x7 stem of stride 2, then stages of average pooling, norm, ReLU and residual
     blocks, so many that a cell of the output is a patch (32 px: four).
     """
 
@@ -207,8 +228,8 @@ class GlobalNetwork(nn.Module):
                 layers.append(ResidualBlock(dims, width, WIDTHS[stage]))
                 width = WIDTHS[stage]
         self.trunk = nn.Sequential(*layers)
-        self.class_head = head(dims, width, num_landmarks)
-        self.displacement_head = head(dims, width, num_landmarks * dims)
+        self.class_head = Head(dims, width, num_landmarks)
+        self.displacement_head = Head(dims, width, num_landmarks * dims)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         features = self.trunk(image)
@@ -235,8 +256,8 @@ class LocalNetworks(nn.Module):
                 layers += conv_norm_relu(dims, n * width, n * wider, 3, groups=n)
                 width = wider
         self.trunk = nn.Sequential(*layers)
-        self.class_head = head(dims, n * width, n, groups=n)
-        self.displacement_head = head(dims, n * width, n * dims, groups=n)
+        self.class_head = Head(dims, n * width, n, groups=n)
+        self.displacement_head = Head(dims, n * width, n * dims, groups=n)
 
     def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
         features = self.trunk(crops)
@@ -250,12 +271,14 @@ class LocalNetworks(nn.Module):
 class Noothout(LandmarkDetector):
     """Patches of the whole image vote for every landmark, then patches of a crop around each vote again.
 
-    Different from the authors' program: (1) the network-size image by default; its mean over channels, which is its
-    grey up to a factor and a constant that the first norm removes; (2) crops of local_size px, since theirs of 16 px
-    lose a landmark that the global network misses by more than 8, and beyond the image its border instead of zeros;
-    (3) landmarks to fractions of a px, and a patch's centre at the middle of its pixels; (4) missing landmarks count
-    nowhere; (5) random offsets differ in every step, and repeat with the seed; (6) an estimate outside the image is
-    moved to its border; (7) the local networks' rate restarts by epochs, not steps; (8) any number of landmarks.
+    Different from the authors' program: (1) the network-size image by default; its mean over channels, which for a grey
+    image is its grey up to a factor and a constant; (2) crops of local_size px, since theirs of 16 px lose a landmark
+    that the global network misses by more than 8, and beyond the image its border instead of zeros; (3) landmarks to
+    fractions of a px, and a patch's centre at the middle of its pixels; (4) missing landmarks count nowhere, and for
+    the local networks neither do those that augmentation has moved out of the image: their crops are another image's;
+    (5) random offsets differ in every step, and repeat with the seed; (6) an estimate outside the image is moved to its
+    border; (7) the local networks' rate restarts by epochs, not steps; (8) images without replacement, in epochs, and
+    one checkpoint of both stages, the best by the final error; (9) any number of landmarks.
     """
 
     Config = NoothoutConfig
@@ -268,7 +291,10 @@ class Noothout(LandmarkDetector):
         if config.norm == "instance":
             use_image_statistics(self)
         if config.global_checkpoint is not None:
-            self.global_network.load_state_dict(read_global_weights(config))
+            state, prefix = read_global_run(config), "global_network."
+            weights = {name.removeprefix(prefix): w for name, w in state["model"].items() if name.startswith(prefix)}
+            self.global_network.load_state_dict(weights)
+            self.seen = {image: split for image, split in state["images"].items() if split == "train"}
         self.global_network.requires_grad_(config.stages != "local")
 
     def train(self, mode: bool = True) -> "Noothout":
@@ -284,7 +310,7 @@ class Noothout(LandmarkDetector):
             return self.global_network(image.mean(1, keepdim=True))
 
     def labels(self, batch, epoch: int) -> tuple[Tensor, Tensor]:
-        """What the global network's outputs are held against."""
+        """What the global network's outputs are held against, for whole images."""
         return self.patch_labels(batch.landmarks, batch.image.shape[2:], self.config.patch_size)
 
     def patch_labels(self, landmarks: Tensor, size: Sequence[int], patch: int) -> tuple[Tensor, Tensor]:
@@ -304,19 +330,25 @@ class Noothout(LandmarkDetector):
             displacement, entropy = patch_loss(self(image), labels, annotated)
             terms |= {"global_displacement": displacement, "global_class": self.config.class_weight * entropy}
         if self.local_networks is not None:
-            side = self.config.local_size
+            side, size = self.config.local_size, batch.landmarks.new_tensor(batch.image.shape[:1:-1])
+            inside = ((batch.landmarks >= -0.5) & (batch.landmarks < size - 0.5)).all(-1)  # not so nan
+            # norms see crops of the landmark alone: where it is missing, that of an image that has it
+            source = torch.where(
+                inside, torch.arange(len(inside), device=inside.device)[:, None], inside.int().argmax(0)
+            )
+            landmarks = batch.landmarks.gather(0, source[..., None].expand_as(batch.landmarks))
             # the landmark's pixel lies anywhere in its crop
-            offset = torch.randint(side, batch.landmarks.shape).to(batch.image.device)
-            start = batch.landmarks.round().nan_to_num(0.0).long() - offset
-            outputs = self.look_closer(batch.image, start)
-            labels = self.patch_labels(batch.landmarks - start, [side, side], LocalNetworks.patch)
-            displacement, entropy = patch_loss(outputs, labels, annotated)
+            offset = torch.randint(side, landmarks.shape).to(landmarks.device)
+            start = landmarks.round().nan_to_num(0.0).long() - offset
+            outputs = self.look_closer(batch.image, start, source)
+            labels = self.patch_labels(landmarks - start, [side, side], LocalNetworks.patch)
+            displacement, entropy = patch_loss(outputs, labels, inside)
             terms |= {"local_displacement": displacement, "local_class": entropy}
         return terms
 
-    def look_closer(self, image: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-        """The local networks' outputs for an image (B, 3, H, W) and crops that begin at px (B, N, 2)."""
-        crops = take_windows(image.mean(1), start, self.config.local_size)
+    def look_closer(self, image: Tensor, start: Tensor, source: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The local networks' outputs for images (B, 3, H, W) and crops from px (B, N, 2) on; see take_windows."""
+        crops = take_windows(image.mean(1), start, self.config.local_size, source)
         with self.autocast(image.device):
             return self.local_networks(crops)
 
@@ -330,12 +362,15 @@ class Noothout(LandmarkDetector):
         return landmarks, score
 
     def localise(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Global and final landmarks (B, N, 2), their score and the spread of their votes (B, N)."""
+        """Global and final landmarks (B, N, 2), the score (B, N) and the spread (B, N, 2) of the final votes.
+
+        With stages global, also in testing what both have learned, the global landmarks are the final ones.
+        """
         base = self.config.log_base
         most = torch.tensor(image.shape[:1:-1], device=image.device) - 1
         found, score, spread = count_votes(*self(image), self.config.patch_size, base)
         first = found.clamp(torch.zeros_like(most), most)
-        if self.local_networks is None:
+        if self.local_networks is None or self.config.stages == "global":
             return first, first, score, spread
         start = (first - (self.config.local_size - 1) / 2).round().long()
         found, score, spread = count_votes(*self.look_closer(image, start), LocalNetworks.patch, base)
@@ -344,17 +379,18 @@ class Noothout(LandmarkDetector):
     def examine(self, batch, epoch: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """predict, beside it the error of the global landmarks and the spread of the final votes, an uncertainty.
 
-        Both in mm, or px of the image file where the spacing is unknown.
+        Both in mm, or px of the image file where the spacing is unknown. Of several views the mean; the final error is
+        that of their mean landmark: `--test CHECKPOINT --stages global` scores the global landmarks in the same way.
         """
         first, landmarks, score, spread = self.localise(batch.image)
         spacing = batch.spacing.nan_to_num(1.0)
         errors = apply_affine(batch.to_original, first.double().cpu()) - apply_affine(
             batch.to_original, batch.landmarks.double().cpu()
         )
-        scale = batch.to_original[:, :, :2].det().abs().sqrt() * spacing
+        steps = batch.to_original[:, :, :2].square().sum(1).sqrt()  # px of the file per network px along each axis
         measures = {
             "global_error": errors.norm(dim=-1) * spacing[:, None],
-            "vote_spread": spread.double().cpu() * scale[:, None],
+            "vote_spread": (spread.double().cpu() * steps[:, None]).norm(dim=-1) * spacing[:, None],
         }
         return landmarks, score, measures
 
@@ -375,10 +411,11 @@ class Noothout(LandmarkDetector):
         return {name: kind(net.parameters(), **settings) for name, net in networks.items() if name != skipped}
 
     def train_step(self, batch, epoch: int, optimizers: Mapping[str, Optimizer]) -> dict[str, float]:
-        """Both stages at once, which is the same as one after the other: they share no weight."""
+        """Both stages at once: they share no weight, so each learns as if it were alone."""
         if self.config.local_restart_epochs and "local" in optimizers:
             for group in optimizers["local"].param_groups:
-                group["lr"] = group["initial_lr"] * restart_factor(epoch, self.config.local_restart_epochs)
+                first = group.setdefault("initial_lr", group["lr"])
+                group["lr"] = first * restart_factor(epoch, self.config.local_restart_epochs)
         return super().train_step(batch, epoch, optimizers)
 
 
@@ -407,13 +444,15 @@ def restart_factor(epoch: int, first: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * epoch / length))
 
 
-def read_global_weights(config: NoothoutConfig) -> dict[str, Tensor]:
-    """The global network in config.global_checkpoint. Raises UserError where it is another kind of network."""
-    state, prefix = read_checkpoint(config.global_checkpoint), "global_network."
+def read_global_run(config: NoothoutConfig) -> dict[str, Any]:
+    """The checkpoint in config.global_checkpoint. Raises UserError where its global network sees something else."""
+    state = read_checkpoint(config.global_checkpoint)
     where = f"setting global_checkpoint: {config.global_checkpoint}"
     if state["method"] != "noothout":
         raise UserError(f"{where} is a run of {state['method']}; give one of noothout")
-    for name in ("num_landmarks", "patch_size", "log_base", "norm", "height", "width"):
-        if state["settings"][name] != getattr(config, name):
-            raise UserError(f"{where} was trained with {name} {state['settings'][name]}, not {getattr(config, name)}")
-    return {name.removeprefix(prefix): value for name, value in state["model"].items() if name.startswith(prefix)}
+    settings = config.to_dict()
+    for name in ("num_landmarks", "patch_size", "log_base", "norm", "height", "width", "keep_aspect", "crop"):
+        theirs = state["settings"].get(name, "unknown")
+        if theirs != settings[name]:
+            raise UserError(f"{where} was trained with {name} {theirs}, not {settings[name]}")
+    return state

@@ -1,5 +1,6 @@
 """Global-to-local regression and classification: targets, votes and windows by hand, and what its stages change."""
 
+import copy
 import math
 
 import pytest
@@ -7,8 +8,8 @@ import torch
 from conftest import METHOD_SETTINGS, tiny_config
 from torch import nn
 
-from config import UserError, build_config
-from data import Sample
+from config import UserError, build_config, preset_settings
+from data import Sample, network_affine
 from methods.noothout import (
     GlobalNetwork,
     LocalNetworks,
@@ -23,7 +24,8 @@ from methods.noothout import (
     take_windows,
     to_log,
 )
-from run_folder import save_checkpoint
+from run_folder import read_checkpoint, save_checkpoint
+from train import train
 
 
 def noothout_config(folder, **settings) -> NoothoutConfig:
@@ -85,7 +87,7 @@ def test_votes_are_weighted_by_the_probabilities_of_their_patches():
     found, score, spread = count_votes(logits, displacements, 8, 10.0)
     assert found[0, 0].tolist() == pytest.approx([0.8 * 3.5 + 0.2 * 11.5, 5.5], abs=1e-5)
     assert score.item() == pytest.approx(0.8)
-    assert spread.item() == pytest.approx(math.sqrt(0.8 * 1.6**2 + 0.2 * 6.4**2), abs=1e-4)
+    assert spread[0, 0].tolist() == pytest.approx([math.sqrt(0.8 * 1.6**2 + 0.2 * 6.4**2), 0], abs=1e-4)
 
 
 def test_votes_of_patches_that_all_deny_a_landmark_still_have_a_mean():
@@ -94,9 +96,14 @@ def test_votes_of_patches_that_all_deny_a_landmark_still_have_a_mean():
     assert found[0, 0].tolist() == [7.5, 3.5] and score.item() == 0
 
 
-def test_votes_that_are_not_finite_are_not_counted():
-    with pytest.raises(ValueError, match="nan or infinite"):
-        count_votes(torch.zeros(1, 1, 2, 2), torch.full((1, 1, 2, 2, 2), float("nan")), 8, 10.0)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_votes_that_are_not_finite_are_not_counted(value):
+    logits, displacements = torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2, 2)
+    for broken in (logits, displacements):
+        broken.view(-1)[1] = value
+        with pytest.raises(ValueError, match="nan or infinite"):
+            count_votes(logits, displacements, 8, 10.0)
+        broken.view(-1)[1] = 0
 
 
 # --- Windows -------------------------------------------------------------------------------------
@@ -110,6 +117,12 @@ def test_windows_show_the_image_from_where_they_begin_and_its_border_beyond_it()
     assert torch.equal(windows[1, 1], image[1, :3, :3])
     assert windows[0, 1].tolist() == [[0, 0, 0], [0, 0, 0], [7, 7, 7]]
     assert windows[1, 0].tolist() == [[61, 62, 62], [68, 69, 69], [68, 69, 69]]
+
+
+def test_windows_may_be_those_of_another_image_of_the_batch():
+    image = torch.arange(2 * 5 * 7).view(2, 5, 7)
+    windows = take_windows(image, torch.tensor([[[2, 1]], [[0, 0]]]), 3, source=torch.tensor([[1], [0]]))
+    assert torch.equal(windows[0, 0], image[1, 1:4, 2:5]) and torch.equal(windows[1, 0], image[0, :3, :3])
 
 
 def test_windows_of_a_volume():
@@ -177,7 +190,7 @@ def test_the_loss_of_both_stages_by_hand(tmp_path):
     for network in (detector.global_network, detector.local_networks):
         for parameter in network.parameters():
             nn.init.zeros_(parameter)
-        nn.init.constant_(network.class_head[-1].bias, 0.3)
+        nn.init.constant_(network.class_head.last.bias, 0.3)
     terms = detector.loss(batch, 0)
     yes, no = math.log1p(math.exp(-0.3)), math.log1p(math.exp(0.3))
     patches = (64 // 8) * (96 // 8)
@@ -195,9 +208,43 @@ def test_a_missing_landmark_contributes_nothing(tmp_path):
     batch.landmarks[:, 1] = float("nan")
     sum(detector.loss(batch, 0).values()).backward()
     for network in (detector.global_network, detector.local_networks):
-        gradients = network.class_head[-1].bias.grad, network.displacement_head[-1].bias.grad.view(-1, 2)
+        gradients = network.class_head.last.bias.grad, network.displacement_head.last.bias.grad.view(-1, 2)
         assert all((gradient[1] == 0).all() and (gradient[0] != 0).any() for gradient in gradients)
     assert not detector.examine(batch, 0)[2]["global_error"][:, 1].isfinite().any()
+
+
+def test_the_local_norms_see_no_crop_of_a_landmark_that_is_missing_or_outside(tmp_path):
+    torch.manual_seed(0)
+    detector = Noothout(noothout_config(tmp_path, local_size=8))
+    batch = make_batch(detector.config)
+    batch.landmarks[:, :] = torch.tensor([40.0, 30.0])
+    batch.image[1] = 100.0  # what the second image shows would change the running mean
+    statistics = []
+    for where in (float("nan"), -1.0, 96.0):
+        network = copy.deepcopy(detector)
+        batch.landmarks[1, 2] = torch.tensor([where, 30.0])
+        torch.manual_seed(1)
+        network.loss(batch, 0)
+        statistics.append(network.local_networks.trunk[1].running_mean.view(4, -1))
+    assert all(torch.equal(one, statistics[0]) for one in statistics)
+    assert (statistics[0][2].abs() < 1).all() and (statistics[0][:2].abs().amax(1) > 1).all()
+
+
+@pytest.mark.parametrize("settings", [dict(), dict(chunk=64)])
+def test_bf16_and_float32_votes_agree(tmp_path, settings):
+    torch.manual_seed(0)
+    detector = Noothout(noothout_config(tmp_path, **settings))
+    batch = make_batch(detector.config)
+    optimizers = detector.configure_optimizers()
+    for _ in range(3):
+        detector.train_step(batch, 0, optimizers)
+    detector.eval()
+    found = []
+    for precision in ("fp32", "bf16"):
+        detector.config = detector.config.replace(test_precision=precision)
+        with torch.inference_mode():
+            found.append(torch.cat(detector.localise(batch.image)[:2]))
+    assert not torch.equal(*found) and (found[0] - found[1]).abs().max() < 2
 
 
 def test_a_step_of_both_stages_is_that_of_the_global_stage_alone(tmp_path):
@@ -211,11 +258,77 @@ def test_a_step_of_both_stages_is_that_of_the_global_stage_alone(tmp_path):
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
+@pytest.mark.parametrize(
+    "settings", [dict(precision="bf16"), dict(channels_last=True), dict(accumulate=2), dict(norm="instance"),
+                 dict(optimizer="adamw", weight_decay=0.1), dict(chunk=64), dict(stages="global", chunk=64)],
+)  # fmt: skip
+def test_a_step_lowers_the_loss_under_every_setting_of_training(tmp_path, settings):
+    torch.manual_seed(0)
+    detector = Noothout(noothout_config(tmp_path, **settings)).train()
+    batch, optimizers = make_batch(detector.config), detector.configure_optimizers()
+    losses = [sum(detector.train_step(batch, 0, optimizers).values()) for _ in range(12)]
+    assert losses[-1] < 0.9 * losses[0]
+    assert torch.isfinite(detector.eval().predict(batch.image)[0]).all()
+
+
+@pytest.mark.parametrize("presets", [["faithful"], ["isbi2015", "faithful"], ["demo"], ["isbi2015", "modern", "cpu"]])
+def test_every_preset_makes_a_recipe(presets):
+    config = build_config(NoothoutConfig, preset_settings(NoothoutConfig, presets))
+    assert config.method == "noothout" and (config.local_size == 16) == ("faithful" in presets)
+
+
+def test_the_faithful_recipe_sees_a_cephalogram_pixel_by_pixel():
+    config = build_config(NoothoutConfig, preset_settings(NoothoutConfig, ["isbi2015", "faithful"]))
+    affine = network_affine(config, (1935, 2400))
+    assert affine[:, :2].tolist() == [[1, 0], [0, 1]] and affine[:, 2].tolist() == [-9, 0]
+    images, steps = 150, 4
+    assert config.epochs * math.ceil(images / steps) == 309_814  # 10,000 + 20,000 + ... + 160,000, but for rounding
+
+
+def test_global_weights_that_have_seen_a_test_image_are_refused(dataset, tmp_path):
+    settings = dict(img_dir=str(dataset / "imgs"), json_path=str(dataset / "json" / "data.json"), epochs=1)
+    first = noothout_config(dataset, **settings, stages="global")
+    (tmp_path / "first").mkdir()
+    train(first, tmp_path / "first")
+    checkpoint = str(tmp_path / "first" / "last.pt")
+    local = first.replace(stages="local", global_checkpoint=checkpoint, local_size=16, save_every=1)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(UserError, match="which is of .* here"):
+        train(local.replace(seed=1), tmp_path / "other")
+    for name, all_epochs in (("straight", [2]), ("stopped", [1, 2])):
+        (tmp_path / name).mkdir()
+        for epochs in all_epochs:
+            train(local.replace(epochs=epochs), tmp_path / name)
+            if epochs == 1:  # what was read from it is in the run's own checkpoint
+                (tmp_path / "first").rename(tmp_path / "gone")
+            elif name == "straight":
+                before = read_checkpoint(checkpoint)["model"]
+    states = [read_checkpoint(tmp_path / name / "last.pt") for name in ("straight", "stopped")]
+    assert all(torch.equal(value, states[1]["model"][name]) for name, value in states[0]["model"].items())
+    for name, value in before.items():
+        if name.startswith("global_network"):
+            assert torch.equal(value, states[0]["model"][name])
+    assert states[0]["images"] == states[1]["images"]
+
+
+def test_the_global_landmarks_of_both_stages_can_be_tested_on_their_own(tmp_path):
+    torch.manual_seed(0)
+    detector = Noothout(noothout_config(tmp_path)).eval()
+    batch = make_batch(detector.config)
+    with torch.inference_mode():
+        first = detector.localise(batch.image)[0]
+        detector.config = detector.config.replace(stages="global")
+        assert torch.equal(detector.predict(batch.image)[0], first)
+        landmarks, _, measures = detector.examine(batch, 0)
+    errors = (landmarks - batch.landmarks).norm(dim=-1).double() * 0.2
+    assert torch.allclose(measures["global_error"], errors, rtol=1e-5)
+
+
 def test_the_local_stage_leaves_its_frozen_global_network_as_it_was(tmp_path):
     torch.manual_seed(0)
     first = Noothout(noothout_config(tmp_path, stages="global"))
     config = first.config
-    state = {"method": "noothout", "settings": config.to_dict(), "model": first.state_dict()}
+    state = {"method": "noothout", "settings": config.to_dict(), "images": {}, "model": first.state_dict()}
     save_checkpoint(tmp_path / "best.pt", state)
     local = noothout_config(tmp_path, stages="local", global_checkpoint=str(tmp_path / "best.pt"))
     detector = Noothout(local).train()
@@ -243,7 +356,7 @@ def test_the_error_of_the_global_stage_and_the_spread_are_in_mm_of_the_image_fil
     assert torch.equal(landmarks, final)
     distance = (first - batch.landmarks).norm(dim=-1).double()
     assert torch.allclose(measures["global_error"], 0.2 * distance, rtol=1e-5)
-    assert torch.allclose(measures["vote_spread"], 0.2 * spread.double(), rtol=1e-5)
+    assert torch.allclose(measures["vote_spread"], 0.2 * spread.double().norm(dim=-1), rtol=1e-5)
 
 
 def test_the_local_stage_looks_around_the_global_landmark(tmp_path):
@@ -265,10 +378,8 @@ def test_the_local_rate_restarts_in_ever_longer_cosines():
 
 
 def test_the_local_rate_is_set_in_training(tmp_path):
-    detector = Noothout(noothout_config(tmp_path, local_restart_epochs=2))
+    detector = Noothout(noothout_config(tmp_path, local_restart_epochs=2, lr_milestones=[]))
     optimizers, rates = detector.configure_optimizers(), []
-    for group in optimizers["local"].param_groups:
-        group["initial_lr"] = detector.config.lr
     for epoch in (0, 1, 2):
         detector.train_step(make_batch(detector.config), epoch, optimizers)
         rates.append(optimizers["local"].param_groups[0]["lr"] / detector.config.lr)
@@ -284,3 +395,5 @@ def test_the_local_rate_is_set_in_training(tmp_path):
 def test_settings_that_cannot_work_are_refused_by_name(setting, value):
     with pytest.raises(UserError, match=f"setting {setting}"):
         NoothoutConfig(**{setting: value})
+    with pytest.raises(UserError, match="setting local_restart_epochs: 3 is not allowed; restarts go with a constant"):
+        NoothoutConfig(local_restart_epochs=3, lr_schedule="cosine")
