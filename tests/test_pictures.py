@@ -60,7 +60,7 @@ def test_pictures_of_an_image_epoch_by_epoch_become_an_animation(tmp_path):
     animate_progress(tmp_path)
     with Image.open(tmp_path / "progress.gif") as film, Image.open(tmp_path / "progress" / names[0]) as picture:
         assert film.n_frames == 3 and film.size == (picture.width // 2, picture.height // 2)
-        assert film.info["duration"] == 100
+        assert film.info["duration"] == 1000
 
 
 def test_no_pictures_are_no_animation(tmp_path):
