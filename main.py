@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import Any, NoReturn
@@ -34,7 +35,7 @@ from config import (
 from data import make_loader
 from evaluate import evaluate
 from machine import join_processes, keep_freed_memory, leave_processes, on_first_process, process_rank, resolve_device
-from methods import create_detector, load_detector, method_class
+from methods import METHODS, create_detector, load_detector, method_class
 from pictures import draw_overlays
 from report import pool_predictions, summary_table, write_predictions, write_report
 from run_folder import create_run_folder, discard_unstarted, read_checkpoint, source_commit, start_log, write_provenance
@@ -57,13 +58,20 @@ class Parser(argparse.ArgumentParser):
 def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str | None]]:
     """The options, and the settings given as --<setting> VALUE (or --<setting>=VALUE) as text; none without VALUE."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--preset", nargs="+", default=[], metavar="P", help=f"any of {', '.join(PRESETS)}; later wins")
+    presets = dict.fromkeys(name for cls in METHODS.values() for name in (*PRESETS, *cls.Config.presets))
+    parser.add_argument("--preset", nargs="+", default=[], metavar="P", help=f"any of {', '.join(presets)}; later wins")
     parser.add_argument("--config", metavar="FILE.json", help="settings by name, e.g. a run's config.json")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--resume", metavar="RUN", help="folder of a run to go on with")
     action.add_argument("--test", metavar="CHECKPOINT", help="test this best.pt or last.pt, no training")
-    parser.epilog = "Every setting of config.py is an option too: " + " ".join(
-        f"--{name}" for name in setting_types(Config)
+    shared = setting_types(Config)
+    groups = {"every setting of config.py is an option too": list(shared)}
+    for method, cls in METHODS.items():
+        groups[f"and of --method {method}"] = [name for name in setting_types(cls.Config) if name not in shared]
+    parser.epilog = "\n\n".join(
+        textwrap.fill(f"{words}: {' '.join(f'--{name}' for name in names)}", 110, break_on_hyphens=False)
+        for words, names in groups.items()
+        if names
     )
     options, rest = parser.parse_known_args(arguments)
     overrides: dict[str, str | None] = {}

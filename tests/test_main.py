@@ -13,7 +13,8 @@ from conftest import ABBREVIATIONS, make_records, tiny_config, write_records
 from PIL import Image
 
 import main
-from config import UserError
+from config import UserError, setting_types
+from methods import METHODS
 from report import read_predictions
 from run_folder import read_checkpoint, save_checkpoint
 
@@ -334,7 +335,9 @@ def test_the_help_names_every_setting(capsys):
     with pytest.raises(SystemExit):
         main.parse_arguments(["--help"])
     text = capsys.readouterr().out
-    assert "--ewc_alpha" in text and "--preset" in text and "isbi2015" in text
+    for cls in METHODS.values():
+        assert all(f"--{name}" in text for name in setting_types(cls.Config))
+    assert "isbi2015" in text and "faithful" in text
 
 
 def test_an_unknown_setting_in_a_file_is_refused(tmp_path):
