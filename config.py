@@ -128,7 +128,7 @@ class Config:
     # Output
     run_dir: str | None = None  # none: runs/<method>-<time>; must not exist yet
     save_every: int = 1  # epochs between two last.pt (about 740 MB with the optimiser's state)
-    watch_every: int = 10  # epochs between two pictures of the first validation image; 0: none
+    watch_every: int = 10  # epochs between two pictures of the first validation (or training) image; 0: none
     gif: bool = False  # an animation of these pictures
     overlays: int = 12  # pictures per test set, from the best image to the worst
 
@@ -257,7 +257,8 @@ def check_combinations(config: Config) -> None:
         demand(getattr(config, name) <= 1, name, "it must be a fraction, at most 1")
     for name in ("val_fraction", "test_fraction"):
         demand(0 <= getattr(config, name) < 1, name, "it must be at least 0 and below 1")
-    demand(config.watch_every > 0 or not config.gif, "gif", "there are no pictures to animate; set watch_every")
+    pictures = 0 < config.watch_every <= config.epochs
+    demand(pictures or not config.gif, "gif", "there are no pictures to animate; set watch_every to at most epochs")
     demand(config.folds != 1, "folds", "it must be 0 (no cross-validation) or at least 2")
     demand(config.fold <= config.folds, "fold", f"it must be at most folds, {config.folds}")
     demand(not (config.folds and config.split == "same"), "folds", "split same tests on the training images")

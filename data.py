@@ -40,7 +40,7 @@ class Sample(NamedTuple):
 def network_affine(config: Config, size: tuple[int, int]) -> np.ndarray:
     """The affine (2, 3) from network px to original px of a plain image (width, height): config.crop of it.
 
-    With config.keep_aspect one scale for both axes, the crop in the middle, to a whole network px: at a scale of 1
+    With config.keep_aspect one scale for both axes, the crop in the middle; at a scale of 1 to a whole px, so that
     nothing is blurred.
     """
     left, top, right, bottom = config.crop
@@ -49,8 +49,10 @@ def network_affine(config: Config, size: tuple[int, int]) -> np.ndarray:
     if config.keep_aspect:
         seen = np.array([config.width, config.height]) * max(crop / (config.width, config.height))
     affine = resize_affine((config.width, config.height), tuple(seen))
-    scale = affine.diagonal()
-    affine[:, 2] += np.array([left, top]) * size + np.floor((crop - seen) / 2 / scale) * scale
+    margin = (crop - seen) / 2
+    if config.keep_aspect and np.allclose(affine.diagonal(), 1):
+        margin = np.floor(margin + 1e-6)
+    affine[:, 2] += np.array([left, top]) * size + margin
     return affine
 
 
@@ -105,10 +107,9 @@ def undo_displacement(points: np.ndarray, displacement: np.ndarray) -> np.ndarra
 
 
 def read_for_network(config: Config, record: Record) -> np.ndarray:
-    """A record's image; the part of it that the network sees is not larger than twice the network's input."""
-    left, top, right, bottom = config.crop
-    size = (round(config.width / (right - left)), round(config.height / (bottom - top)))
-    return shrink_image(read_image(record.path), size)
+    """A record's image, shrunk to at most twice the resolution of the network's input."""
+    width, height = np.round(record.size / network_affine(config, record.size).diagonal()).astype(int).tolist()
+    return shrink_image(read_image(record.path), (max(1, width), max(1, height)))
 
 
 def make_sample(

@@ -31,7 +31,7 @@ class LandmarkDetector(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.seen: dict[str, str] = {}  # fingerprints of images that its first weights were trained on, and "train"
+        self.seen: dict[str, str] = {}  # fingerprints of images that its first weights have seen, and "train" or "val"
 
     @property
     def size(self) -> int:

@@ -71,12 +71,13 @@ def warp_image(
 ) -> np.ndarray:
     """An image (h, w[, 3]) seen through an affine (network px -> its px), as (H, W[, 3]); size = (W, H).
 
-    A plain resize averages areas. Everything else is one bilinear warp, of an image larger than `size` to twice that
-    size, of which areas are then averaged: an augmented image is as smooth as a plain one. Outside the image: 0.
+    A plain resize averages areas. Everything else is one bilinear warp, where it shrinks the image to twice the size,
+    of which areas are then averaged: an augmented image is as smooth as a plain one. Outside the image: 0.
     displacement: (H, W, 2) network px, added to a network pixel before the affine.
     """
     image_size = (image.shape[1], image.shape[0])
-    shrinks = size[0] <= image_size[0] and size[1] <= image_size[1]
+    scales = np.linalg.norm(to_source[:, :2], axis=0)
+    shrinks = bool((scales > 1 - 1e-9).all() and (scales > 1 + 1e-9).any())
     if displacement is None and np.allclose(to_source, resize_affine(size, image_size), atol=1e-9):
         return cv2.resize(image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
     drawn_size = (2 * size[0], 2 * size[1]) if shrinks else size

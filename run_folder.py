@@ -174,3 +174,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
         raise UserError(f"{path} is no checkpoint of this repository; give a best.pt or last.pt of a run")
     return state
+
+
+def seen_images(state: dict[str, Any]) -> dict[str, str]:
+    """The images of a checkpoint that its weights were trained ("train") or chosen ("val") on, by fingerprint."""
+    if state["settings"].get("split") == "same":
+        return dict.fromkeys(state["images"], "train")
+    return {image: split for image, split in state["images"].items() if split in ("train", "val")}

@@ -111,8 +111,12 @@ def train(config: Config, run_dir: Path) -> LandmarkData:
             row |= {f"val_{name}": value for name, value in figures.items() if name != "SD"}
             row |= {f"val_{name}": finite_mean(values) for name, values in predictions.measures.items()}
             row |= {f"val_error_{n}": finite_mean(one) for n, one in zip(data.abbreviations, errors.T, strict=True)}
-            if first and config.watch_every and (epoch + 1) % config.watch_every == 0:
-                draw_progress(run_dir, epoch + 1, data.select("val")[0], predictions.landmarks[0], data.unit)
+        if config.watch_every and (epoch + 1) % config.watch_every == 0:
+            watched = (data.select("val") or data.select("train"))[:1]
+            if val_loader is None:
+                predictions = evaluate(training.tested, make_loader(config, watched, train=False), device, epoch)
+            if first:
+                draw_progress(run_dir, epoch + 1, watched[0], predictions.landmarks[0], data.unit)
         row["seconds"] = round(time.perf_counter() - epoch_started, 2)
         rows.append(row)
         if first:
@@ -223,13 +227,16 @@ def checkpoint_state(config: Config, data: LandmarkData, detector: LandmarkDetec
 
 
 def refuse_seen_images(detector: LandmarkDetector, data: LandmarkData) -> None:
-    """Raise UserError where first weights were trained on an image that is to validate or test them."""
+    """Raise UserError where first weights were trained or chosen on an image that is to test them."""
+    if detector.config.split == "same":
+        return
     for split in ("val", *data.test_sets):
         for record in data.select(split):
-            if detector.seen.get(record.fingerprint) == "train":
+            before = detector.seen.get(record.fingerprint, split)
+            if before != split:
                 raise UserError(
-                    f"the first weights were trained on {record.name}, which is of {split} here: use the same data, "
-                    "seed, val_fraction, test_fraction and fold as that run"
+                    f"the run of the first weights had {record.name} in {before}, it is of {split} here: use the same "
+                    "data, split, seed, val_fraction, test_fraction and fold"
                 )
 
 

@@ -8,7 +8,7 @@ from detector import LandmarkDetector
 from methods.noothout import Noothout
 from methods.unet import UNet
 from model import FARNet
-from run_folder import read_checkpoint
+from run_folder import read_checkpoint, seen_images
 
 METHODS: dict[str, type[LandmarkDetector]] = {"farnet": FARNet, "unet": UNet, "noothout": Noothout}
 
@@ -34,7 +34,7 @@ def load_detector(checkpoint: str | Path | dict[str, Any]) -> tuple[LandmarkDete
     config = build_config(cls.Config, state["settings"])
     detector = cls(config.bare())
     detector.config = config
-    detector.seen = {image: split for image, split in state["images"].items() if split == "train"}
+    detector.seen = seen_images(state)
     try:
         detector.load_state_dict(state["model"])
     except RuntimeError as error:

@@ -1,32 +1,30 @@
 """Global-to-local regression and classification of patches: Noothout et al., "Deep Learning-Based Regression and
 Classification for Automatic Landmark Localization in Medical Images", IEEE TMI 2020. Letters and frames: data.py.
 
-D is the number of spatial dimensions: points are (x, y) or (x, y, z), grids and images (h, w) or (d, h, w). Targets,
-votes, windows and networks take either; the method as a whole is for images, like the rest of the repository.
+The networks, and their targets and votes (patches.py), are written for D spatial dimensions, 2 or 3; the method as a
+whole is for images, like the rest of the repository.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim import Adam, AdamW, Optimizer
 
 from config import Config, UserError
 from detector import LandmarkDetector
+from methods.patches import class_targets, count_votes, displacement_targets, patch_loss, random_chunk, take_windows
 from model import use_image_statistics
-from run_folder import read_checkpoint
+from run_folder import read_checkpoint, seen_images
 from utils import apply_affine
 
 CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 POOL = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
 WIDTHS, BLOCKS = (32, 64, 128, 256), (3, 4, 6, 3)  # of the global network's stages: half of ResNet-34's, and its own
-FARTHEST = 1e5  # px: a vote lies at most so far from its patch, whatever an untrained network says
 
 
 @dataclass(frozen=True)
@@ -84,89 +82,6 @@ class NoothoutConfig(Config):
 
     def bare(self) -> "NoothoutConfig":
         return super().bare().replace(global_checkpoint=None)
-
-
-# --- Patches: targets and votes --------------------------------------------------------------------
-
-
-def on_grid(values: Tensor, axis: int, dims: int) -> Tensor:
-    """Values (..., length) along a point's axis (0 is x) -> (..., 1 or length per axis of a grid), to be broadcast."""
-    return values.reshape(*values.shape[:-1], *(values.shape[-1] if k == dims - 1 - axis else 1 for k in range(dims)))
-
-
-def patch_centres(length: int, patch: int, device: torch.device | None = None) -> Tensor:
-    """The centres of patches that lie side by side from the image's border, along one axis, px."""
-    return patch * torch.arange(length, device=device) + (patch - 1) / 2
-
-
-def class_targets(landmarks: Tensor, grid: Sequence[int], patch: int) -> Tensor:
-    """Landmarks (B, N, D) px -> (B, N, *grid) bool: the patch that holds a landmark. All false for a missing one."""
-    dims = landmarks.shape[-1]
-    cells = ((landmarks + 0.5) / patch).floor()  # a pixel reaches half a px to each side of its centre
-    held = [
-        on_grid(cells[..., axis, None] == torch.arange(grid[dims - 1 - axis], device=landmarks.device), axis, dims)
-        for axis in range(dims)
-    ]
-    return reduce(torch.logical_and, held)
-
-
-def displacement_targets(landmarks: Tensor, grid: Sequence[int], patch: int, base: float) -> Tensor:
-    """Landmarks (B, N, D) px -> (B, N, D, *grid): from each patch's centre, to_log of px; 0 for a missing landmark."""
-    dims = landmarks.shape[-1]
-    each = []
-    for axis in range(dims):
-        centres = patch_centres(grid[dims - 1 - axis], patch, landmarks.device)
-        logs = to_log(landmarks[..., axis, None] - centres, base).nan_to_num(0.0)
-        each.append(on_grid(logs, axis, dims).expand(*landmarks.shape[:2], *grid))
-    return torch.stack(each, 2)
-
-
-def to_log(distance: Tensor, base: float) -> Tensor:
-    """sign(d) log(|d| + 1): small distances finely, large ones coarsely."""
-    return distance.sign() * distance.abs().log1p() / math.log(base)
-
-
-def from_log(value: Tensor, base: float) -> Tensor:
-    """The inverse of to_log, at most FARTHEST."""
-    return value.sign() * (value.abs() * math.log(base)).clamp(max=math.log1p(FARTHEST)).expm1()
-
-
-def count_votes(logits: Tensor, displacements: Tensor, patch: int, base: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The mean of all patches' votes, weighted by the probability that a patch holds the landmark.
-
-    logits (B, N, *grid), displacements (B, N, D, *grid) -> landmarks (B, N, D) px, score (B, N): the greatest
-    probability, spread (B, N, D) px: the votes' standard deviation along each axis, weighted alike.
-    Raises ValueError for votes that are not finite.
-    """
-    if not (logits.isfinite().all() and displacements.isfinite().all()):
-        raise ValueError("votes hold nan or infinite values")
-    dims, grid = displacements.shape[2], logits.shape[2:]
-    votes = from_log(displacements.float(), base)
-    centres = [
-        on_grid(patch_centres(grid[dims - 1 - axis], patch, logits.device), axis, dims).expand(grid)
-        for axis in range(dims)
-    ]
-    votes = (votes + torch.stack(centres)).flatten(3)
-    weights = F.logsigmoid(logits.float().flatten(2)).softmax(-1)[:, :, None]  # shares of the sum, however small it is
-    landmarks = (weights * votes).sum(-1)
-    spread = (weights * (votes - landmarks[..., None]) ** 2).sum(-1).sqrt()
-    return landmarks, logits.float().flatten(2).amax(-1).sigmoid(), spread
-
-
-def take_windows(image: Tensor, start: Tensor, side: int, source: Tensor | None = None) -> Tensor:
-    """Windows (B, N, side, ...) of an image (B, *size) from px (B, N, D) whole numbers on; beyond it, its border.
-
-    source (B, N): of which image of the batch, otherwise each of its own.
-    """
-    dims = start.shape[-1]
-    index = []
-    for k, length in enumerate(image.shape[1:]):  # array axes; a point's axes run the other way
-        axis = dims - 1 - k
-        pixels = start[..., axis, None] + torch.arange(side, device=start.device)
-        index.append(on_grid(pixels.clamp(0, length - 1), axis, dims))
-    if source is None:
-        source = torch.arange(len(image), device=image.device)[:, None]
-    return image[(source.view(*source.shape, *[1] * dims), *index)]
 
 
 # --- Networks --------------------------------------------------------------------------------------
@@ -295,7 +210,7 @@ class Noothout(LandmarkDetector):
             state, prefix = read_global_run(config), "global_network."
             weights = {name.removeprefix(prefix): w for name, w in state["model"].items() if name.startswith(prefix)}
             self.global_network.load_state_dict(weights)
-            self.seen = {image: split for image, split in state["images"].items() if split == "train"}
+            self.seen = seen_images(state)
         self.global_network.requires_grad_(config.stages != "local")
 
     def train(self, mode: bool = True) -> "Noothout":
@@ -418,23 +333,6 @@ class Noothout(LandmarkDetector):
                 first = group.setdefault("initial_lr", group["lr"])
                 group["lr"] = first * restart_factor(epoch, self.config.local_restart_epochs)
         return super().train_step(batch, epoch, optimizers)
-
-
-def patch_loss(outputs: tuple[Tensor, Tensor], labels: tuple[Tensor, Tensor], annotated: Tensor) -> tuple:
-    """Mean absolute error of the displacements of all patches and mean cross-entropy, over annotated landmarks."""
-    (logits, displacements), (classes, aims) = outputs, labels
-    count = annotated.sum().clamp(min=1)
-    distance = (displacements.float() - aims).abs().flatten(2).mean(-1)
-    entropy = F.binary_cross_entropy_with_logits(logits.float(), classes.float(), reduction="none").flatten(2).mean(-1)
-    return (distance * annotated).sum() / count, (entropy * annotated).sum() / count
-
-
-def random_chunk(image: Tensor, landmarks: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """A square of each image (B, C, H, W), somewhere, and the landmarks (B, N, 2) in it, which may lie outside."""
-    room = torch.tensor(image.shape[:1:-1]) - side + 1
-    start = (torch.rand(len(image), 1, len(room)) * room).long().to(image.device)
-    chunks = torch.stack([take_windows(channel, start, side)[:, 0] for channel in image.unbind(1)], 1)
-    return chunks, landmarks - start
 
 
 def restart_factor(epoch: int, first: int) -> float:

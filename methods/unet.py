@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from backbone import read_backbone_weights
-from config import Config, UserError
+from config import Config, UserError, check_names
 from detector import LandmarkDetector
 from model import use_image_statistics
 from utils import decode_heatmaps
@@ -28,7 +28,7 @@ class UNetConfig(Config):
     height: int = 512
     width: int = 512
     keep_aspect: bool = True
-    backbone: str = "resnet101"  # encoder: a ResNet or VGG that segmentation-models-pytorch and torchvision both have
+    backbone: str = "resnet101"  # any encoder of segmentation-models-pytorch; with weights a ResNet or VGG
     norm: str = "batch"
     decode: str = "subpixel"  # subpixel: centroid of the peak's component; argmax: the first maximum, as the authors do
     epochs: int = 350
@@ -41,10 +41,11 @@ class UNetConfig(Config):
     absent: str = "ignore"  # a landmark not annotated: ignore (it counts nowhere), or empty (its label is empty)
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        # 1260 steps instead of 7000: a smaller encoder, smaller batches, the same share of epochs for each radius
+        # a smaller encoder, smaller batches and six radii of ten epochs
         "demo": dict(
             backbone="resnet34", batch_size=2, epochs=60, label_radius=24, erosion=4, erosion_epochs=10
         ),
+        "cpu": dict(backbone="resnet34", norm="batch", label_radius=48, erosion=8, erosion_epochs=5),  # six radii
     }  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -125,8 +126,10 @@ class UNet(LandmarkDetector):
 
     Different from the authors' program: (1) the positive weight (S - n) / n from the pixels n that a label really has
     among the S of the input, and a limit to it by setting; (2) missing landmarks count nowhere, or have an empty label
-    by setting; (3) the centroid of the peak's component, since a first maximum lies at the upper rim of a flat diamond,
-    by setting; (4) any size and any schedule; (5) errors in mm in the original frame.
+    by setting; what is missing says data.json, where the authors take coordinates below 100 px for it; (3) the centroid
+    of the peak's component, since a first maximum lies at the upper rim of a flat diamond, by setting; (4) any size and
+    any schedule; (5) errors in mm in the original frame; (6) no validation loss, which by their own count is of another
+    kind than that of training. A landmark that augmentation moves out of the image keeps what its diamond leaves there.
     """
 
     Config = UNetConfig
@@ -177,9 +180,12 @@ class UNet(LandmarkDetector):
 
 def create_network(config: UNetConfig) -> segmentation_models_pytorch.Unet:
     """The U-Net with its encoder's first weights. Raises UserError for an encoder or weights that cannot be had."""
-    known = sorted(name for name in get_encoder_names() if name.startswith(("resnet", "vgg")))
-    if config.backbone not in known:
-        raise UserError(f"setting backbone: {config.backbone!r} is not known; choose one of {', '.join(known)}")
+    check_names([config.backbone], sorted(get_encoder_names()), "backbone")
+    if config.backbone_weights != "none" and not config.backbone.startswith(("resnet", "vgg")):
+        raise UserError(
+            f"setting backbone_weights: torchvision's are read for ResNets and VGGs, not for {config.backbone}; "
+            "set it to none"
+        )
     network = segmentation_models_pytorch.Unet(config.backbone, encoder_weights=None, classes=config.num_landmarks)
     if config.backbone_weights != "none":
         try:

@@ -159,6 +159,7 @@ def test_a_setting_without_a_value_or_a_stray_word_is_refused():
 
 
 def test_a_setting_that_is_true_or_false_is_true_without_a_value():
-    with pytest.raises(UserError, match="setting gif"):
-        resolve("--gif", "--watch_every", "0")
-    assert resolve("--gif").gif and resolve("--gif", "--epochs", "3").gif and not resolve("--gif", "false").gif
+    for settings in (("--watch_every", "0"), ("--epochs", "3")):
+        with pytest.raises(UserError, match="setting gif"):
+            resolve("--gif", *settings)
+    assert resolve("--gif").gif and resolve("--gif", "--epochs", "30").gif and not resolve("--gif", "false").gif

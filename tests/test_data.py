@@ -81,6 +81,29 @@ def test_a_cropped_image_and_its_landmark_stay_together(tmp_path, augmented):
     assert np.abs(blob_centre(image) - apply_affine(invert_affine(to_original), centre[None])[0]).max() < 0.03
 
 
+def test_an_image_that_needs_no_scaling_is_shown_pixel_by_pixel(tmp_path):
+    config = tiny_config(tmp_path, keep_aspect=True, height=192, width=160)
+    for original in ((160, 192), (151, 192), (160, 101)):  # odd margins, too
+        affine = network_affine(config, original)
+        assert np.allclose(affine[:, :2], np.eye(2)) and np.allclose(affine[:, 2], np.round(affine[:, 2]), atol=1e-9)
+        image = np.random.default_rng(0).random(original[::-1]).astype(np.float32)
+        shown = warp_image(image, affine, (160, 192))
+        left, top = np.round(-affine[:, 2]).astype(int)
+        assert np.allclose(shown[top : top + original[1], left : left + original[0]], image, atol=1e-6)
+        assert np.isclose(shown.sum(), image.sum(), rtol=1e-5)
+
+
+def test_fine_stripes_of_an_elongated_image_are_averaged_not_sampled(dataset):
+    write_records(dataset, make_records(dataset, size=(400, 1600)))
+    record = load_data(tiny_config(dataset)).records[0]
+    stripes = (np.arange(1600)[:, None] // 3 + np.arange(400) // 3) % 2 * 255
+    cv2.imwrite(str(record.path), stripes.astype(np.uint8))
+    config = tiny_config(dataset, keep_aspect=True, height=192, width=160)  # 8.3 px become one
+    sample = make_sample(config, record)
+    inside = sample.image[0, 10:-10, 60:100]
+    assert inside.std() < 0.1 * 0.5 / 0.229  # a tenth of the stripes' own, in normalised intensities
+
+
 @pytest.mark.parametrize("original", [(600, 720), (720, 300), (150, 150)])
 def test_an_image_that_keeps_its_aspect_lies_in_the_middle_and_its_landmark_with_it(tmp_path, original):
     config, size = tiny_config(tmp_path, keep_aspect=True, height=192, width=160), np.array([160, 192])

@@ -64,7 +64,9 @@ def test_the_loss_reaches_every_parameter(dataset, method):
     terms = detector.loss(make_batch(config), 0)
     sum(terms.values()).backward()
     assert all(term.ndim == 0 and term.dtype == torch.float32 for term in terms.values())
-    assert [name for name, parameter in detector.named_parameters() if parameter.grad is None] == []
+    reached = {name for name, parameter in detector.named_parameters() if parameter.grad is not None}
+    assert reached == {name for name, _ in detector.named_parameters()}
+    assert all(parameter.grad.any() for parameter in detector.parameters())
 
 
 def test_missing_landmarks_leave_loss_and_gradient_finite(dataset, method):
@@ -90,6 +92,24 @@ def test_an_image_without_landmarks_adds_nothing_to_the_loss(dataset, method):
     both, alone = losses
     assert alone.keys() == both.keys()
     assert all(both[name].item() == pytest.approx(term.item(), rel=1e-5) for name, term in alone.items())
+
+
+def test_both_precisions_are_those_of_the_settings(dataset, method):
+    torch.manual_seed(0)
+    config = method_config(dataset, method)
+    detector, image = create_detector(config), make_batch(config).image
+    with torch.no_grad():
+        plain = detector.eval().predict(image)[1]
+        detector.config = config.replace(test_precision="bf16")
+        assert not torch.equal(detector.predict(image)[1], plain)
+        detector.config = config.replace(precision="bf16")
+        assert torch.equal(detector.predict(image)[1], plain)
+        losses = []
+        for precision in ("fp32", "bf16"):
+            detector.train().config = config.replace(precision=precision)
+            torch.manual_seed(1)
+            losses.append(sum(detector.loss(make_batch(config), 0).values()).item())
+    assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=0.05)
 
 
 @pytest.mark.parametrize("size", [(64, 96), (96, 64)])

@@ -5,7 +5,7 @@ import torchvision
 from conftest import METHOD_SETTINGS, tiny_config
 from scipy import ndimage
 
-from config import UserError, build_config
+from config import UserError, build_config, preset_settings
 from data import Sample
 from methods.unet import UNet, UNetConfig, decode_components, dice_coefficients, draw_diamonds, label_radius
 
@@ -111,6 +111,11 @@ def test_a_missing_landmark_counts_nowhere_or_has_an_empty_label_as_the_setting_
     detector.config = detector.config.replace(absent="ignore")
     dice = detector.examine(one, 0)[2]["dice"]
     assert dice.isfinite().tolist() == [[True, False]]
+    detector.config = detector.config.replace(absent="empty")
+    bias = detector.network.segmentation_head[0].bias
+    for value, expected in ((-50.0, 1.0), (50.0, 0.0)):  # an empty mask of an absent landmark is right
+        torch.nn.init.constant_(bias, value)
+        assert detector.examine(one, 0)[2]["dice"][0, 1].item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_encoder_weights_are_read_from_a_torchvision_file(tmp_path):
@@ -125,8 +130,35 @@ def test_encoder_weights_are_read_from_a_torchvision_file(tmp_path):
 
 
 def test_an_unknown_encoder_is_refused_with_the_list(tmp_path):
-    with pytest.raises(UserError, match="choose one of resnet101"):
-        UNet(unet_config(tmp_path, backbone="densenet121"))
+    with pytest.raises(UserError, match="did you mean resnet34"):
+        UNet(unet_config(tmp_path, backbone="resnet33"))
+    with pytest.raises(UserError, match="not for densenet121"):
+        UNet(unet_config(tmp_path, backbone="densenet121", backbone_weights="imagenet"))
+
+
+@pytest.mark.parametrize("backbone", ["resnet101", "vgg16_bn", "densenet121"])
+def test_encoders_of_every_kind_learn(tmp_path, backbone):
+    torch.manual_seed(0)
+    detector = UNet(unet_config(tmp_path, backbone=backbone, num_landmarks=2)).train()
+    batch, optimizers = make_batch(torch.tensor([[[30.0, 20.0], [60.0, 40.0]]]).repeat(2, 1, 1)), None
+    optimizers = detector.configure_optimizers()
+    losses = [detector.train_step(batch, 0, optimizers)["entropy"] for _ in range(8)]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("presets", [[], ["demo"], ["isbi2015", "modern", "cpu"]])
+def test_every_recipe_ends_with_small_labels(presets):
+    config = build_config(UNetConfig, preset_settings(UNetConfig, presets))
+    first, last = (label_radius(config, epoch) for epoch in (0, config.epochs - 1))
+    assert first >= 24 and last <= first / 5
+
+
+def test_a_missing_landmark_leaves_the_weights_of_its_own_channel_alone(tmp_path):
+    torch.manual_seed(0)
+    detector = UNet(unet_config(tmp_path, num_landmarks=2)).train()
+    sum(detector.loss(make_batch(torch.tensor([[[30.0, 20.0], [float("nan")] * 2]] * 2)), 0).values()).backward()
+    gradient = detector.network.segmentation_head[0].weight.grad
+    assert gradient[0].any() and not gradient[1].any()
 
 
 @pytest.mark.parametrize(

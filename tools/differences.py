@@ -119,7 +119,7 @@ def measure_network(detector: LandmarkDetector, data: LandmarkData) -> list[tupl
 
     def test(change: Callable[[Tensor], Tensor] = lambda image: image, train_mode: bool = False, **settings) -> str:
         habit = Habit(detector, change, train_mode)
-        habit.detector.config = config.replace(**settings)
+        habit.detector.config = config.replace(precision=config.test_precision, **settings)  # in train mode, too
         return headline(evaluate(habit, loader, device).errors(), data, config)
 
     ours = test()

@@ -1,0 +1,116 @@
+"""What patches of an image say of landmarks: their targets, their votes, and windows of an image (noothout.py).
+
+D is the number of spatial dimensions: points are (x, y) or (x, y, z), grids and images (h, w) or (d, h, w).
+"""
+
+import math
+from collections.abc import Sequence
+from functools import reduce
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+FARTHEST = 1e5  # px: a vote lies at most so far from its patch, whatever an untrained network says
+
+# --- Targets and votes ---------------------------------------------------------------------------
+
+
+def on_grid(values: Tensor, axis: int, dims: int) -> Tensor:
+    """Values (..., length) along a point's axis (0 is x) -> (..., 1 or length per axis of a grid), to be broadcast."""
+    return values.reshape(*values.shape[:-1], *(values.shape[-1] if k == dims - 1 - axis else 1 for k in range(dims)))
+
+
+def patch_centres(length: int, patch: int, device: torch.device | None = None) -> Tensor:
+    """The centres of patches that lie side by side from the image's border, along one axis, px."""
+    return patch * torch.arange(length, device=device) + (patch - 1) / 2
+
+
+def class_targets(landmarks: Tensor, grid: Sequence[int], patch: int) -> Tensor:
+    """Landmarks (B, N, D) px -> (B, N, *grid) bool: the patch that holds a landmark. All false for a missing one."""
+    dims = landmarks.shape[-1]
+    cells = ((landmarks + 0.5) / patch).floor()  # a pixel reaches half a px to each side of its centre
+    held = [
+        on_grid(cells[..., axis, None] == torch.arange(grid[dims - 1 - axis], device=landmarks.device), axis, dims)
+        for axis in range(dims)
+    ]
+    return reduce(torch.logical_and, held)
+
+
+def displacement_targets(landmarks: Tensor, grid: Sequence[int], patch: int, base: float) -> Tensor:
+    """Landmarks (B, N, D) px -> (B, N, D, *grid): from each patch's centre, to_log of px; 0 for a missing landmark."""
+    dims = landmarks.shape[-1]
+    each = []
+    for axis in range(dims):
+        centres = patch_centres(grid[dims - 1 - axis], patch, landmarks.device)
+        logs = to_log(landmarks[..., axis, None] - centres, base).nan_to_num(0.0)
+        each.append(on_grid(logs, axis, dims).expand(*landmarks.shape[:2], *grid))
+    return torch.stack(each, 2)
+
+
+def to_log(distance: Tensor, base: float) -> Tensor:
+    """sign(d) log(|d| + 1): small distances finely, large ones coarsely."""
+    return distance.sign() * distance.abs().log1p() / math.log(base)
+
+
+def from_log(value: Tensor, base: float) -> Tensor:
+    """The inverse of to_log, at most FARTHEST."""
+    return value.sign() * (value.abs() * math.log(base)).clamp(max=math.log1p(FARTHEST)).expm1()
+
+
+def count_votes(logits: Tensor, displacements: Tensor, patch: int, base: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The mean of all patches' votes, weighted by the probability that a patch holds the landmark.
+
+    logits (B, N, *grid), displacements (B, N, D, *grid) -> landmarks (B, N, D) px, score (B, N): the greatest
+    probability, spread (B, N, D) px: the votes' standard deviation along each axis, weighted alike.
+    Raises ValueError for votes that are not finite.
+    """
+    if not (logits.isfinite().all() and displacements.isfinite().all()):
+        raise ValueError("votes hold nan or infinite values")
+    dims, grid = displacements.shape[2], logits.shape[2:]
+    votes = from_log(displacements.float(), base)
+    centres = [
+        on_grid(patch_centres(grid[dims - 1 - axis], patch, logits.device), axis, dims).expand(grid)
+        for axis in range(dims)
+    ]
+    votes = (votes + torch.stack(centres)).flatten(3)
+    weights = F.logsigmoid(logits.float().flatten(2)).softmax(-1)[:, :, None]  # shares of the sum, however small it is
+    landmarks = (weights * votes).sum(-1)
+    spread = (weights * (votes - landmarks[..., None]) ** 2).sum(-1).sqrt()
+    return landmarks, logits.float().flatten(2).amax(-1).sigmoid(), spread
+
+
+def patch_loss(outputs: tuple[Tensor, Tensor], labels: tuple[Tensor, Tensor], annotated: Tensor) -> tuple:
+    """Mean absolute error of the displacements of all patches and mean cross-entropy, over annotated landmarks."""
+    (logits, displacements), (classes, aims) = outputs, labels
+    count = annotated.sum().clamp(min=1)
+    distance = (displacements.float() - aims).abs().flatten(2).mean(-1)
+    entropy = F.binary_cross_entropy_with_logits(logits.float(), classes.float(), reduction="none").flatten(2).mean(-1)
+    return (distance * annotated).sum() / count, (entropy * annotated).sum() / count
+
+
+# --- Windows -------------------------------------------------------------------------------------
+
+
+def take_windows(image: Tensor, start: Tensor, side: int, source: Tensor | None = None) -> Tensor:
+    """Windows (B, N, side, ...) of an image (B, *size) from px (B, N, D) whole numbers on; beyond it, its border.
+
+    source (B, N): of which image of the batch, otherwise each of its own.
+    """
+    dims = start.shape[-1]
+    index = []
+    for k, length in enumerate(image.shape[1:]):  # array axes; a point's axes run the other way
+        axis = dims - 1 - k
+        pixels = start[..., axis, None] + torch.arange(side, device=start.device)
+        index.append(on_grid(pixels.clamp(0, length - 1), axis, dims))
+    if source is None:
+        source = torch.arange(len(image), device=image.device)[:, None]
+    return image[(source.view(*source.shape, *[1] * dims), *index)]
+
+
+def random_chunk(image: Tensor, landmarks: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """A square of each image (B, C, H, W), somewhere, and the landmarks (B, N, 2) in it, which may lie outside."""
+    room = torch.tensor(image.shape[:1:-1]) - side + 1
+    start = (torch.rand(len(image), 1, len(room)) * room).long().to(image.device)
+    chunks = torch.stack([take_windows(channel, start, side)[:, 0] for channel in image.unbind(1)], 1)
+    return chunks, landmarks - start
