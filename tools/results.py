@@ -18,7 +18,7 @@ from config import UserError
 from report import read_predictions
 from utils import paired_difference
 
-PLACES = ("img_dir", "json_path", "run_dir")  # settings that say where things lay on that machine: not kept
+PLACES = ("img_dir", "json_path", "run_dir", "global_checkpoint")  # where things lay on that machine: not kept
 FILES = (*PLACES, "backbone_weights", "config", "resume", "test")  # arguments whose value may be a path
 
 
@@ -37,7 +37,7 @@ def read_run(run_dir: Path, test_set: str, against: Path | None = None) -> dict[
     trained = [run_dir / "metrics.csv", *run_dir.glob("fold*/metrics.csv")]
     seconds = [second for path in trained if path.exists() for second in epoch_seconds(path)]
     for name in PLACES:
-        provenance["settings"].pop(name)
+        provenance["settings"].pop(name, None)
     if provenance["settings"]["backbone_weights"] not in ("imagenet", "none"):
         provenance["settings"]["backbone_weights"] = "FILE"
     if against is not None:
