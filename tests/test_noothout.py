@@ -2,6 +2,9 @@
 
 import copy
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -176,6 +179,26 @@ def test_weights_have_seen_what_trained_and_what_chose_them():
     images = {"a": "train", "b": "val", "c": "test"}
     assert seen_images({"settings": {"split": "auto"}, "images": images}) == {"a": "train", "b": "val"}
     assert seen_images({"settings": {"split": "same"}, "images": {"a": "test"}}) == {"a": "train"}
+
+
+WHOLE = """
+import resource
+import torch
+from config import build_config, preset_settings
+from methods.noothout import Noothout, NoothoutConfig
+config = build_config(NoothoutConfig, preset_settings(NoothoutConfig, ["isbi2015", "faithful"]))
+with torch.inference_mode():
+    landmarks, _ = Noothout(config).eval().predict(torch.randn(1, 3, config.height, config.width))
+print(landmarks.shape[1], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss is in kB on Linux alone")
+def test_a_whole_cephalogram_takes_less_than_2_gb():
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run([sys.executable, "-c", WHOLE], cwd=root, capture_output=True, text=True, check=True)
+    num_landmarks, gigabytes = done.stdout.split()
+    assert int(num_landmarks) == 19 and float(gigabytes) < 2
 
 
 def test_global_weights_that_have_seen_a_test_image_are_refused(dataset, tmp_path):
