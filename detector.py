@@ -31,6 +31,7 @@ class LandmarkDetector(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
+        self.abbreviations: tuple[str, ...] | None = None  # the landmarks that its first weights find; none: any
         self.seen: dict[str, str] = {}  # fingerprints of images that its first weights have seen, and "train" or "val"
 
     @property

@@ -187,7 +187,7 @@ def start_or_resume(config: Config, run_dir: Path, device: torch.device) -> Trai
         config = settle_crop(config, data)
         seed_everything(config.seed)
         detector = create_detector(config)
-        refuse_seen_images(detector, data)
+        check_first_weights(detector, data)
     detector.to(device)
     if config.channels_last:
         detector.to(memory_format=torch.channels_last)
@@ -226,8 +226,11 @@ def checkpoint_state(config: Config, data: LandmarkData, detector: LandmarkDetec
     }
 
 
-def refuse_seen_images(detector: LandmarkDetector, data: LandmarkData) -> None:
-    """Raise UserError where first weights were trained or chosen on an image that is to test them."""
+def check_first_weights(detector: LandmarkDetector, data: LandmarkData) -> None:
+    """Raise UserError where first weights find other landmarks, or have seen an image that is to test them."""
+    if detector.abbreviations not in (None, tuple(data.abbreviations)):
+        theirs = ", ".join(detector.abbreviations)
+        raise UserError(f"the first weights find other landmarks, or in another order: {theirs}")
     if detector.config.split == "same":
         return
     for split in ("val", *data.test_sets):

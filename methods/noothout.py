@@ -210,7 +210,7 @@ class Noothout(LandmarkDetector):
             state, prefix = read_global_run(config), "global_network."
             weights = {name.removeprefix(prefix): w for name, w in state["model"].items() if name.startswith(prefix)}
             self.global_network.load_state_dict(weights)
-            self.seen = seen_images(state)
+            self.seen, self.abbreviations = seen_images(state), tuple(state["abbreviations"])
         self.global_network.requires_grad_(config.stages != "local")
 
     def train(self, mode: bool = True) -> "Noothout":

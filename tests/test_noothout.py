@@ -211,6 +211,10 @@ def test_global_weights_that_have_seen_a_test_image_are_refused(dataset, tmp_pat
     (tmp_path / "other").mkdir()
     with pytest.raises(UserError, match="it is of .* here: use the same data"):
         train(local.replace(seed=1), tmp_path / "other")
+    state = read_checkpoint(checkpoint)
+    save_checkpoint(tmp_path / "turned.pt", state | {"abbreviations": state["abbreviations"][::-1]})
+    with pytest.raises(UserError, match="other landmarks, or in another order"):
+        train(local.replace(global_checkpoint=str(tmp_path / "turned.pt")), tmp_path / "other")
     for name, all_epochs in (("straight", [2]), ("stopped", [1, 2])):
         (tmp_path / name).mkdir()
         for epochs in all_epochs:
@@ -244,7 +248,13 @@ def test_the_local_stage_leaves_its_frozen_global_network_as_it_was(tmp_path):
     torch.manual_seed(0)
     first = Noothout(noothout_config(tmp_path, stages="global"))
     config = first.config
-    state = {"method": "noothout", "settings": config.to_dict(), "images": {}, "model": first.state_dict()}
+    state = {
+        "method": "noothout",
+        "settings": config.to_dict(),
+        "images": {},
+        "abbreviations": [],
+        "model": first.state_dict(),
+    }
     save_checkpoint(tmp_path / "best.pt", state)
     local = noothout_config(tmp_path, stages="local", global_checkpoint=str(tmp_path / "best.pt"))
     detector = Noothout(local).train()
