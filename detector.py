@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -61,10 +61,14 @@ class LandmarkDetector(nn.Module):
 
     def configure_optimizers(self) -> dict[str, Optimizer]:
         """One Adam or AdamW over all parameters; called when they are on their device."""
-        settings = dict(lr=self.config.lr, fused=self.config.fused_optimizer)
+        return {self.config.optimizer: self.make_optimizer(self.parameters())}
+
+    def make_optimizer(self, parameters: Iterable[Tensor], **settings: Any) -> Optimizer:
+        """The optimiser that config asks for, over some parameters; settings: torch's own, beside config's."""
+        settings |= dict(lr=self.config.lr, fused=self.config.fused_optimizer)
         if self.config.optimizer == "adamw":
-            return {"adamw": AdamW(self.parameters(), weight_decay=self.config.weight_decay, **settings)}
-        return {"adam": Adam(self.parameters(), **settings)}
+            return AdamW(parameters, weight_decay=self.config.weight_decay, **settings)
+        return Adam(parameters, **settings)
 
     def for_inference(self) -> "LandmarkDetector":
         """A detector that predicts the same, up to rounding, and may be faster; it cannot be trained."""

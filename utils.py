@@ -186,13 +186,13 @@ def error_figures(errors: np.ndarray, thresholds: tuple[float, ...]) -> dict[str
     return {name: float(value) for name, value in figures.items()}
 
 
-# --- Seeds ---------------------------------------------------------------------------------------
-
-
 def finite_mean(values: np.ndarray) -> float:
     """The mean of the values that are known; nan where none is."""
     known = values[np.isfinite(values)]
     return float(known.mean()) if known.size else math.nan
+
+
+# --- Seeds ---------------------------------------------------------------------------------------
 
 
 def seed_everything(*seeds: int) -> None:

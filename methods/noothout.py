@@ -1,8 +1,8 @@
 """Global-to-local regression and classification of patches: Noothout et al., "Deep Learning-Based Regression and
 Classification for Automatic Landmark Localization in Medical Images", IEEE TMI 2020. Letters and frames: data.py.
 
-The networks, and their targets and votes (patches.py), are written for D spatial dimensions, 2 or 3; the method as a
-whole is for images, like the rest of the repository.
+Its networks (patch_networks.py), targets and votes (patches.py) are written for D spatial dimensions, 2 or 3; the
+method as a whole is for images, like the rest of the repository.
 """
 
 import math
@@ -11,20 +11,16 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Adam, AdamW, Optimizer
+from torch import Tensor
+from torch.optim import Optimizer
 
 from config import Config, UserError
 from detector import LandmarkDetector
+from methods.patch_networks import GlobalNetwork, LocalNetworks
 from methods.patches import class_targets, count_votes, displacement_targets, patch_loss, random_chunk, take_windows
 from model import use_image_statistics
 from run_folder import read_checkpoint, seen_images
 from utils import apply_affine
-
-CONV = {2: nn.Conv2d, 3: nn.Conv3d}
-NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
-POOL = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
-WIDTHS, BLOCKS = (32, 64, 128, 256), (3, 4, 6, 3)  # of the global network's stages: half of ResNet-34's, and its own
 
 
 @dataclass(frozen=True)
@@ -84,103 +80,6 @@ class NoothoutConfig(Config):
         return super().bare().replace(global_checkpoint=None)
 
 
-# --- Networks --------------------------------------------------------------------------------------
-
-
-class ResidualBlock(nn.Module):
-    """Two times 3x3 convolution, norm, ReLU, added to the input, or to its projection where the width changes."""
-
-    def __init__(self, dims: int, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(*conv_norm_relu(dims, inputs, outputs, 3), *conv_norm_relu(dims, outputs, outputs, 3))
-        self.shortcut = nn.Identity()
-        if inputs != outputs:
-            self.shortcut = nn.Sequential(CONV[dims](inputs, outputs, 1), NORM[dims](outputs))
-
-    def forward(self, features: Tensor) -> Tensor:
-        return self.body(features) + self.shortcut(features)
-
-
-def conv_norm_relu(dims: int, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> list:
-    """A convolution that keeps the size (divided by its stride), its norm, ReLU."""
-    conv = CONV[dims](inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups)
-    return [conv, NORM[dims](outputs), nn.ReLU(inplace=True)]
-
-
-class Head(nn.Module):
-    """Three 1x1 convolutions, the first two as wide as their input and with ReLU; the last always in float32.
-
-    A logarithm rounded to bf16 would move a vote from 100 px away by 2 px.
-    """
-
-    def __init__(self, dims: int, inputs: int, outputs: int, groups: int = 1) -> None:
-        super().__init__()
-        conv = CONV[dims]
-        self.body = nn.Sequential(
-            conv(inputs, inputs, 1, groups=groups), nn.ReLU(inplace=True),
-            conv(inputs, inputs, 1, groups=groups), nn.ReLU(inplace=True),
-        )  # fmt: skip
-        self.last = conv(inputs, outputs, 1, groups=groups)
-
-    def forward(self, features: Tensor) -> Tensor:
-        features = self.body(features)
-        with torch.autocast(features.device.type, enabled=False):
-            return self.last(features.float())
-
-
-class GlobalNetwork(nn.Module):
-    """(B, 1, *size) -> for every patch logits (B, N, *grid) and displacements (B, N, D, *grid).
-
-    A ResNet-34 of half the width: 7x7 stem of stride 2, then stages of average pooling, norm, ReLU and residual
-    blocks, so many that a cell of the output is a patch (32 px: four).
-    """
-
-    def __init__(self, num_landmarks: int, patch: int, dims: int = 2) -> None:
-        super().__init__()
-        layers, width = conv_norm_relu(dims, 1, 16, 7, stride=2), 16
-        for stage in range(int(math.log2(patch)) - 1):
-            layers += [POOL[dims](2), NORM[dims](width), nn.ReLU(inplace=True)]
-            for _ in range(BLOCKS[stage]):
-                layers.append(ResidualBlock(dims, width, WIDTHS[stage]))
-                width = WIDTHS[stage]
-        self.trunk = nn.Sequential(*layers)
-        self.class_head = Head(dims, width, num_landmarks)
-        self.displacement_head = Head(dims, width, num_landmarks * dims)
-
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.trunk(image)
-        logits, displacements = self.class_head(features), self.displacement_head(features)
-        return logits, displacements.unflatten(1, (logits.shape[1], -1))
-
-
-class LocalNetworks(nn.Module):
-    """One small network per landmark, all of them as one with groups; they share no weight.
-
-    (B, N, *side): each landmark's crop -> logits (B, N, *grid) and displacements (B, N, D, *grid) of patches of 2 px.
-    """
-
-    patch = 2
-
-    def __init__(self, num_landmarks: int, dims: int = 2) -> None:
-        super().__init__()
-        n, width = num_landmarks, 1
-        layers: list[nn.Module] = []
-        for wider in (32, 32, 32, 32, None, 64, 64):
-            if wider is None:
-                layers.append(POOL[dims](2))
-            else:
-                layers += conv_norm_relu(dims, n * width, n * wider, 3, groups=n)
-                width = wider
-        self.trunk = nn.Sequential(*layers)
-        self.class_head = Head(dims, n * width, n, groups=n)
-        self.displacement_head = Head(dims, n * width, n * dims, groups=n)
-
-    def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.trunk(crops)
-        logits, displacements = self.class_head(features), self.displacement_head(features)
-        return logits, displacements.unflatten(1, (logits.shape[1], -1))
-
-
 # --- Method ----------------------------------------------------------------------------------------
 
 
@@ -226,7 +125,7 @@ class Noothout(LandmarkDetector):
             return self.global_network(image.mean(1, keepdim=True))
 
     def labels(self, batch, epoch: int) -> tuple[Tensor, Tensor]:
-        """What the global network's outputs are held against, for whole images."""
+        """What the global network's outputs are held against."""
         return self.patch_labels(batch.landmarks, batch.image.shape[2:], self.config.patch_size)
 
     def patch_labels(self, landmarks: Tensor, size: Sequence[int], patch: int) -> tuple[Tensor, Tensor]:
@@ -239,11 +138,11 @@ class Noothout(LandmarkDetector):
         """L1 of displacements and cross-entropy of classes (times class_weight), of each stage that is trained."""
         annotated, terms = batch.landmarks.isfinite().all(-1), {}
         if self.config.stages != "local":
-            image, landmarks = batch.image, batch.landmarks
+            seen = batch
             if self.config.chunk:
-                image, landmarks = random_chunk(image, landmarks, self.config.chunk)
-            labels = self.patch_labels(landmarks, image.shape[2:], self.config.patch_size)
-            displacement, entropy = patch_loss(self(image), labels, annotated)
+                image, landmarks = random_chunk(batch.image, batch.landmarks, self.config.chunk)
+                seen = batch._replace(image=image, landmarks=landmarks)
+            displacement, entropy = patch_loss(self(seen.image), self.labels(seen, epoch), annotated)
             terms |= {"global_displacement": displacement, "global_class": self.config.class_weight * entropy}
         if self.local_networks is not None:
             side, size = self.config.local_size, batch.landmarks.new_tensor(batch.image.shape[:1:-1])
@@ -317,14 +216,9 @@ class Noothout(LandmarkDetector):
             raise UserError(
                 "setting global_checkpoint: stages local needs a trained global network; give a run's best.pt"
             )
-        settings: dict[str, Any] = dict(lr=config.lr, fused=config.fused_optimizer, amsgrad=config.amsgrad)
-        kind = Adam
-        if config.optimizer == "adamw":
-            kind = AdamW
-            settings["weight_decay"] = config.weight_decay
         networks = {"global": self.global_network, "local": self.local_networks}
-        skipped = {"both": None, "global": "local", "local": "global"}[config.stages]
-        return {name: kind(net.parameters(), **settings) for name, net in networks.items() if name != skipped}
+        trained = networks if config.stages == "both" else [config.stages]
+        return {name: self.make_optimizer(networks[name].parameters(), amsgrad=config.amsgrad) for name in trained}
 
     def train_step(self, batch, epoch: int, optimizers: Mapping[str, Optimizer]) -> dict[str, float]:
         """Both stages at once: they share no weight, so each learns as if it were alone."""

@@ -140,7 +140,7 @@ def test_an_unknown_encoder_is_refused_with_the_list(tmp_path):
 def test_encoders_of_every_kind_learn(tmp_path, backbone):
     torch.manual_seed(0)
     detector = UNet(unet_config(tmp_path, backbone=backbone, num_landmarks=2)).train()
-    batch, optimizers = make_batch(torch.tensor([[[30.0, 20.0], [60.0, 40.0]]]).repeat(2, 1, 1)), None
+    batch = make_batch(torch.tensor([[[30.0, 20.0], [60.0, 40.0]]]).repeat(2, 1, 1))
     optimizers = detector.configure_optimizers()
     losses = [detector.train_step(batch, 0, optimizers)["entropy"] for _ in range(8)]
     assert losses[-1] < losses[0]

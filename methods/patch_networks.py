@@ -1,0 +1,107 @@
+"""The networks that ask every patch of an image for landmarks: of the whole image, and of a crop around each landmark.
+
+As in noothout.py's paper, for D spatial dimensions, 2 or 3.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+CONV = {2: nn.Conv2d, 3: nn.Conv3d}
+NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+POOL = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
+WIDTHS, BLOCKS = (32, 64, 128, 256), (3, 4, 6, 3)  # of the global network's stages: half of ResNet-34's, and its own
+
+
+class ResidualBlock(nn.Module):
+    """Two times 3x3 convolution, norm, ReLU, added to the input, or to its projection where the width changes."""
+
+    def __init__(self, dims: int, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*conv_norm_relu(dims, inputs, outputs, 3), *conv_norm_relu(dims, outputs, outputs, 3))
+        self.shortcut = nn.Identity()
+        if inputs != outputs:
+            self.shortcut = nn.Sequential(CONV[dims](inputs, outputs, 1), NORM[dims](outputs))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.body(features) + self.shortcut(features)
+
+
+def conv_norm_relu(dims: int, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> list:
+    """A convolution that keeps the size (divided by its stride), its norm, ReLU."""
+    conv = CONV[dims](inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups)
+    return [conv, NORM[dims](outputs), nn.ReLU(inplace=True)]
+
+
+class Head(nn.Module):
+    """Three 1x1 convolutions, the first two as wide as their input and with ReLU; the last always in float32.
+
+    A logarithm rounded to bf16 would move a vote from 100 px away by 2 px.
+    """
+
+    def __init__(self, dims: int, inputs: int, outputs: int, groups: int = 1) -> None:
+        super().__init__()
+        conv = CONV[dims]
+        self.body = nn.Sequential(
+            conv(inputs, inputs, 1, groups=groups), nn.ReLU(inplace=True),
+            conv(inputs, inputs, 1, groups=groups), nn.ReLU(inplace=True),
+        )  # fmt: skip
+        self.last = conv(inputs, outputs, 1, groups=groups)
+
+    def forward(self, features: Tensor) -> Tensor:
+        features = self.body(features)
+        with torch.autocast(features.device.type, enabled=False):
+            return self.last(features.float())
+
+
+class PatchNetwork(nn.Module):
+    """Images -> for every patch logits (B, N, *grid) and displacements (B, N, D, *grid): a trunk and two heads."""
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.trunk(images)
+        logits, displacements = self.class_head(features), self.displacement_head(features)
+        return logits, displacements.unflatten(1, (logits.shape[1], -1))
+
+
+class GlobalNetwork(PatchNetwork):
+    """For an image (B, 1, *size).
+
+    A ResNet-34 of half the width: 7x7 stem of stride 2, then stages of average pooling, norm, ReLU and residual
+    blocks, so many that a cell of the output is a patch (32 px: four).
+    """
+
+    def __init__(self, num_landmarks: int, patch: int, dims: int = 2) -> None:
+        super().__init__()
+        layers, width = conv_norm_relu(dims, 1, 16, 7, stride=2), 16
+        for stage in range(int(math.log2(patch)) - 1):
+            layers += [POOL[dims](2), NORM[dims](width), nn.ReLU(inplace=True)]
+            for _ in range(BLOCKS[stage]):
+                layers.append(ResidualBlock(dims, width, WIDTHS[stage]))
+                width = WIDTHS[stage]
+        self.trunk = nn.Sequential(*layers)
+        self.class_head = Head(dims, width, num_landmarks)
+        self.displacement_head = Head(dims, width, num_landmarks * dims)
+
+
+class LocalNetworks(PatchNetwork):
+    """One small network per landmark, all of them as one with groups; they share no weight.
+
+    For crops (B, N, *side), each landmark's own; patches of 2 px.
+    """
+
+    patch = 2
+
+    def __init__(self, num_landmarks: int, dims: int = 2) -> None:
+        super().__init__()
+        n, width = num_landmarks, 1
+        layers: list[nn.Module] = []
+        for wider in (32, 32, 32, 32, None, 64, 64):
+            if wider is None:
+                layers.append(POOL[dims](2))
+            else:
+                layers += conv_norm_relu(dims, n * width, n * wider, 3, groups=n)
+                width = wider
+        self.trunk = nn.Sequential(*layers)
+        self.class_head = Head(dims, n * width, n, groups=n)
+        self.displacement_head = Head(dims, n * width, n * dims, groups=n)
