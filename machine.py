@@ -76,14 +76,25 @@ def keep_freed_memory() -> bool:
     return bool(libc.mallopt(mmap_max, 0) and libc.mallopt(trim_threshold, -1))  # no block apart; never give back
 
 
+def peak_memory() -> int | None:
+    """Most bytes of memory this process has held at once so far; None where the system does not tell.
+
+    On Linux from /proc: getrusage's ru_maxrss there begins with the peak of whichever process started this one.
+    """
+    status = Path("/proc/self/status")
+    for line in status.read_text().splitlines() if status.exists() else []:
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    if resource is None:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, others KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
 def memory_text(device: torch.device) -> str:
     """Peak memory of this process so far: the device's, or the host's on a CPU."""
-    if device.type == "cuda":
-        return f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f}GB"
-    if resource is None:
-        return "?"
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.1f}GB"
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
+    return "?" if peak is None else f"{peak / 2**30:.1f}GB"
 
 
 def describe_hardware(device: torch.device) -> str:

@@ -1,5 +1,7 @@
 import platform
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,11 +13,14 @@ from machine import (
     merge_shares,
     on_first_process,
     own_share,
+    peak_memory,
     process_count,
     process_rank,
     resolve_device,
     uses_bfloat16,
 )  # fmt: skip
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_bf16_follows_the_setting():
@@ -50,3 +55,13 @@ def test_under_torchrun_a_process_without_a_gpu_of_its_own_is_refused(monkeypatc
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UserError, match="more processes on this machine than its 2 GPUs"):
         resolve_device("auto")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only /proc tells a process's own peak")
+def test_the_peak_of_memory_is_this_process_own():
+    held = bytearray(1 << 30)  # and touched, being zeroed by Python or by the system on its first use
+    held[:: 1 << 12] = b"\1" * (1 << 18)
+    assert peak_memory() > 1 << 30
+    code = "from machine import peak_memory; print(peak_memory())"
+    child = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert 0 < int(child.stdout) < 1 << 30  # importing torch takes less
