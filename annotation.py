@@ -31,6 +31,7 @@ class Record:
     name: str  # imagePath
     path: Path  # the image file
     landmarks: np.ndarray  # (N, 2) float64 (x, y) original px, nan where not annotated
+    occluded: np.ndarray  # (N,) bool: annotated though something hides it
     spacing: float = math.nan  # mm per original px
     split: str | None = None
     patient: str | None = None
@@ -49,7 +50,8 @@ def read_annotation(
     The landmarks are those of most records, in the order of the first of these, unless `abbreviations` fixes
     them.
     Format: a list of {"imagePath", "points": [{"pointName", "pointAbbreviation", "X", "Y"}, ...]} with
-    optional "spacing" (mm per px), "split", "patient"; X and Y null, or "visible" false, for a missing landmark.
+    optional "spacing" (mm per px), "split", "patient"; X and Y null, or "visible" false, for a missing landmark;
+    "occluded" true for one that is annotated though something hides it.
     """
     file = Path(config.json_path)
     try:
@@ -119,7 +121,14 @@ def check_points(
 def read_record(where: str, entry: dict, points: list[dict], img_dir: Path) -> Record:
     """A record with its points in the order given, (x, y) original px. Raises UserError for a bad value."""
     landmarks = np.full((len(points), 2), math.nan)
+    occluded = np.zeros(len(points), bool)
     for row, point in enumerate(points):
+        hidden = point.get("occluded", False)
+        if hidden not in (True, False):
+            raise UserError(
+                f"{where}: point {point['pointAbbreviation']!r}: occluded is {hidden!r}; expected true or false"
+            )
+        occluded[row] = hidden
         values = [point.get("X"), point.get("Y")]
         if values == [None, None] or point.get("visible", True) in (False, 0):
             continue
@@ -141,6 +150,7 @@ def read_record(where: str, entry: dict, points: list[dict], img_dir: Path) -> R
         name=entry["imagePath"],
         path=img_dir / entry["imagePath"],
         landmarks=landmarks,
+        occluded=occluded,
         spacing=math.nan if spacing is None else float(spacing),
         split=split,
         patient=None if patient is None else str(patient),

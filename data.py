@@ -35,6 +35,7 @@ class Sample(NamedTuple):
     to_original: Tensor  # (2, 3) float64 affine, network px -> original px
     spacing: Tensor  # () float64 mm per original px, nan if unknown
     name: str  # imagePath of the record
+    occluded: Tensor | None = None  # (N,) bool: annotated though something hides it
 
 
 def network_affine(config: Config, size: tuple[int, int]) -> np.ndarray:
@@ -145,6 +146,7 @@ def make_sample(
         to_original=torch.from_numpy(to_original),
         spacing=torch.tensor(record.spacing, dtype=torch.float64),
         name=record.name,
+        occluded=torch.from_numpy(record.occluded),
     )
 
 

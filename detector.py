@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Adam, AdamW, Optimizer
+from torch.optim import Adam, AdamW, Optimizer, RMSprop
 
 from config import Config, UserError
 from machine import gather_shares, mean_over_processes, process_count, uses_bfloat16
@@ -65,10 +65,21 @@ class LandmarkDetector(nn.Module):
 
     def make_optimizer(self, parameters: Iterable[Tensor], **settings: Any) -> Optimizer:
         """The optimiser that config asks for, over some parameters; settings: torch's own, beside config's."""
-        settings |= dict(lr=self.config.lr, fused=self.config.fused_optimizer)
-        if self.config.optimizer == "adamw":
-            return AdamW(parameters, weight_decay=self.config.weight_decay, **settings)
+        config = self.config
+        if config.optimizer == "rmsprop":  # torch has it in groups of parameters, but not in one kernel
+            return RMSprop(parameters, lr=config.lr, foreach=config.fused_optimizer, **settings)
+        settings |= dict(lr=config.lr, fused=config.fused_optimizer)
+        if config.optimizer == "adamw":
+            return AdamW(parameters, weight_decay=config.weight_decay, **settings)
         return Adam(parameters, **settings)
+
+    def last_features(self) -> nn.Module:
+        """The module whose output (B, C, h, w), over the whole image, outputs are made of; for explain.py.
+
+        Here the last convolution that does not give a map per landmark; a method overrides it that runs another last.
+        """
+        convolutions = [module for module in self.modules() if isinstance(module, nn.Conv2d)]
+        return [module for module in convolutions if module.out_channels != self.config.num_landmarks][-1]
 
     def for_inference(self) -> "LandmarkDetector":
         """A detector that predicts the same, up to rounding, and may be faster; it cannot be trained."""
@@ -84,6 +95,7 @@ class LandmarkDetector(nn.Module):
     def train_step(self, batch, epoch: int, optimizers: Mapping[str, Optimizer]) -> dict[str, float]:
         """One optimiser step on the sum of the loss terms, in config.accumulate parts; returns their values.
 
+        Other figures of a step may stand among them under the names of utils.is_loss_term.
         Over several processes each has its part of the batch, and values and gradients are means over processes.
         Raises NonFiniteLoss, on all of them, before a weight is changed if a term is nan or infinite.
         """
@@ -141,13 +153,9 @@ class SharedLoss(nn.Module):
 
 
 def split_batch(batch, parts: int) -> list:
-    """A batch (data.Sample) in at most `parts` batches of about the same size; image, landmarks and name only."""
+    """A batch (data.Sample) in at most `parts` batches of about the same size; what a batch lacks, so do they."""
     size = math.ceil(len(batch.name) / parts)
     return [
-        batch._replace(
-            image=batch.image[start : start + size],
-            landmarks=batch.landmarks[start : start + size],
-            name=batch.name[start : start + size],
-        )
+        type(batch)(*(None if column is None else column[start : start + size] for column in batch))
         for start in range(0, len(batch.name), size)
     ]

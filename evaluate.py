@@ -23,6 +23,7 @@ class Predictions(NamedTuple):
     score: np.ndarray  # (I, N)
     spacing: np.ndarray  # (I,) mm per original px, nan where unknown
     measures: Mapping[str, np.ndarray] = {}  # (I, N) by name: what else the method measures (LandmarkDetector.examine)
+    occluded: np.ndarray | None = None  # (I, N) bool: annotated though something hides it
 
     def errors(self) -> np.ndarray:
         """(I, N) radial errors in mm, or in px where the spacing is unknown."""
@@ -55,6 +56,7 @@ def evaluate(detector: LandmarkDetector, loader: DataLoader, device: torch.devic
         score=np.stack([figures["score"] for _, _, figures in results]),
         spacing=np.array([record.spacing for record, _, _ in results]),
         measures={name: np.stack([each[name] for _, _, each in results]) for name in results[0][2] if name != "score"},
+        occluded=np.stack([record.occluded for record, _, _ in results]),
     )
 
 

@@ -15,7 +15,7 @@ import xlwt
 
 from utils import error_figures, finite_mean, summarise_errors
 
-OWN_COLUMNS = ("x", "y", "x_true", "y_true", "error", "score")  # every method's; the others are a method's measures
+OWN_COLUMNS = ("x", "y", "x_true", "y_true", "error", "score", "occluded")  # the others are a method's measures
 
 # --- The record ----------------------------------------------------------------------------------
 
@@ -23,21 +23,24 @@ OWN_COLUMNS = ("x", "y", "x_true", "y_true", "error", "score")  # every method's
 def write_predictions(path: Path, predictions, abbreviations: Sequence[str], unit: str) -> None:
     """predictions.csv of evaluate.Predictions: image, landmark, x, y, x_true, y_true, error_<unit>, score, measures.
 
-    Coordinates in original px; truth, error and a measure are blank where they are not known.
+    Coordinates in original px; truth, error and a measure are blank where they are not known. Where data.json marks
+    occluded landmarks, also which they are (1).
     """
-    errors = predictions.errors()
+    errors, further = predictions.errors(), dict(predictions.measures)
+    if predictions.occluded is not None and predictions.occluded.any():
+        further = {"occluded": predictions.occluded} | further
 
     def text(value: float) -> str:
         return f"{value:.4f}" if math.isfinite(value) else ""
 
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        head = ["image", "landmark", "x", "y", "x_true", "y_true", f"error_{unit}", "score", *predictions.measures]
+        head = ["image", "landmark", "x", "y", "x_true", "y_true", f"error_{unit}", "score", *further]
         writer.writerow(head)
         for i, name in enumerate(predictions.names):
             for n, abbreviation in enumerate(abbreviations):
                 values = [*predictions.landmarks[i, n], *predictions.truth[i, n], errors[i, n], predictions.score[i, n]]
-                values += [measure[i, n] for measure in predictions.measures.values()]
+                values += [measure[i, n] for measure in further.values()]
                 writer.writerow([name, abbreviation, *map(text, values)])
 
 
@@ -78,7 +81,8 @@ def write_report(
     """summary.json and results.xls beside folder/predictions.csv; returns the summary.
 
     The summary holds the figures of utils.summarise_errors and the unit under "all" and, without the landmarks
-    in `exclude`, under "headline", each with "measures": the mean of what else the method measures, such as Dice.
+    in `exclude`, under "headline", each with "measures": the mean of what else the method measures, such as Dice;
+    where there are occluded landmarks, also under "occluded", for these alone.
     """
     names, abbreviations, columns, unit = read_predictions(folder / "predictions.csv")
     errors, thresholds = columns["error"], tuple(thresholds)
@@ -88,8 +92,12 @@ def write_report(
         "all": summarise_errors(errors, thresholds) | {"unit": unit},
     }
     measures = {name: values for name, values in columns.items() if name not in OWN_COLUMNS}
-    for part, members in (("headline", kept), ("all", slice(None))):
-        summary[part]["measures"] = {name: finite_mean(values[:, members]) for name, values in measures.items()}
+    parts: dict[str, Any] = {"headline": (slice(None), kept), "all": slice(None)}
+    if "occluded" in columns:
+        hidden = parts["occluded"] = columns["occluded"] == 1
+        summary["occluded"] = summarise_errors(np.where(hidden, errors, math.nan), thresholds) | {"unit": unit}
+    for part, members in parts.items():
+        summary[part]["measures"] = {name: finite_mean(values[members]) for name, values in measures.items()}
 
     def blank(figures: Mapping[str, Any]) -> dict[str, Any]:
         """JSON has no nan."""
@@ -138,8 +146,7 @@ def write_landmark_sheet(book, abbreviations, landmark_names, errors, thresholds
         values += [own.max() if own.size else None, *(finite_mean(each[:, row - 1]) for each in measures.values())]
         write_row(sheet, row, [row, abbreviation, name, own.size, *values])
     for part, figures in summary.items():
-        label = f"without {', '.join(figures['without'])}" if figures.get("without") else "all landmarks"
-        row += 1
+        row, label = row + 1, part_words(part, figures)
         for end, words in (("", label), ("_low", "95 % interval, low"), ("_high", "95 % interval, high")):
             row += 1
             values = [figures[key + end] for key in (*rates, "MRE", "SD", "median")]
@@ -148,6 +155,13 @@ def write_landmark_sheet(book, abbreviations, landmark_names, errors, thresholds
     sheet.col(2).width = 256 * 34
     sheet.set_panes_frozen(True)
     sheet.set_horz_split_pos(1)
+
+
+def part_words(part: str, figures: Mapping[str, Any]) -> str:
+    """Which landmarks a part of the summary is about."""
+    if part == "occluded":
+        return "what something hides"
+    return f"without {', '.join(figures['without'])}" if figures.get("without") else "all landmarks"
 
 
 def write_image_sheet(book, names, errors, kept, thresholds, unit) -> None:
@@ -178,9 +192,8 @@ def summary_table(summary: Mapping[str, Any], thresholds: Sequence[float]) -> st
     lines = []
     for part, figures in summary.items():
         unit, rates = figures["unit"], [f"{figures[f'SDR_{t}']:.1f}" for t in map(float, thresholds)]
-        without = f"without {', '.join(figures['without'])}" if figures.get("without") else "all landmarks"
         lines.append(
-            f"{part} ({without}): MRE {figures['MRE']:.2f} +- {figures['SD']:.2f} {unit} "
+            f"{part} ({part_words(part, figures)}): MRE {figures['MRE']:.2f} +- {figures['SD']:.2f} {unit} "
             f"(95 % interval {figures['MRE_low']:.2f} to {figures['MRE_high']:.2f}), median {figures['median']:.2f}; "
             f"SDR at {'/'.join(f'{t:g}' for t in thresholds)} {unit}: {' / '.join(rates)} %; "
             f"{figures['n_images']} images, {figures['n_landmarks']} points"

@@ -250,3 +250,15 @@ def test_spacing_in_some_records_only_is_refused(dataset):
 
 def test_a_ruler_that_is_not_among_the_landmarks_is_refused(dataset):
     assert "set spacing to mm per px" in refusal(dataset, make_records(dataset), ruler=("R1", "R9"))
+
+
+def test_occluded_landmarks_are_marked_and_keep_their_place(tmp_path):
+    records = make_records(tmp_path)
+    before = load_data(tiny_config(write_records(tmp_path, records).parents[1])).records[1].landmarks
+    records[1]["points"][3]["occluded"] = True
+    write_records(tmp_path, records)
+    data = load_data(tiny_config(tmp_path))
+    assert data.records[1].occluded.tolist() == [False, False, False, True]
+    assert not data.records[0].occluded.any() and np.array_equal(data.records[1].landmarks, before)
+    records[1]["points"][3]["occluded"] = "yes"
+    assert "point 'B': occluded is 'yes'; expected true or false" in refusal(tmp_path, records)

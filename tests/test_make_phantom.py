@@ -19,7 +19,7 @@ WITH_QUOTATION_MARK = {"Gl’", "N’", "Pog’", "Gn’", "Me’"}
 @cache
 def drawn(index: int):
     """Picture and landmarks (52, 2) px of one phantom, drawn once for all tests."""
-    return make_phantom.draw_phantom(SEED, index)
+    return make_phantom.draw_phantom(SEED, index)[:2]
 
 
 @cache
@@ -40,7 +40,7 @@ def run(monkeypatch, *arguments) -> int:
 
 
 def test_same_seed_and_index_draw_the_same_picture_and_points():
-    picture, points = make_phantom.draw_phantom(SEED, 1)
+    picture, points, _ = make_phantom.draw_phantom(SEED, 1)
     assert np.array_equal(picture, drawn(1)[0])
     assert np.array_equal(points, drawn(1)[1])
 
@@ -108,3 +108,29 @@ def test_second_run_into_the_same_folder_is_refused_and_leaves_the_file(tmp_path
     assert run(monkeypatch, "--out", tmp_path, "--count", 1, "--seed", 5) == 2
     assert (file.read_bytes(), file.stat().st_mtime_ns) == before
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("index", [1, 2, 3])
+def test_an_implant_hides_one_to_three_landmarks_of_the_same_head(index):
+    plain, points = drawn(index)
+    picture, same, occluded = make_phantom.draw_phantom(SEED, index, implants=True)
+    assert np.array_equal(points, same) and 1 <= occluded.sum() <= 3 and not occluded[:2].any()
+    columns, rows = np.round(points).astype(int).T
+    lighter = picture.astype(int) - plain
+    changed = np.abs(lighter) > 40
+    assert changed.mean() < 0.03  # a plate of at most 24 x 14 mm, elsewhere at most some grain
+    for x, y, hidden in zip(columns, rows, occluded, strict=True):
+        if hidden:  # nothing of the head shines through
+            around = picture[y - 2 : y + 3, x - 2 : x + 3]
+            assert around.min() > 200
+        else:
+            assert not changed[y, x]
+
+
+def test_what_an_implant_hides_stands_in_the_annotation(tmp_path, monkeypatch):
+    assert run(monkeypatch, "--out", tmp_path, "--count", 2, "--implants") == 0
+    records = json.loads((tmp_path / "json" / "data.json").read_text(encoding="utf-8"))
+    for index, record in enumerate(records, 1):
+        _, _, occluded = make_phantom.draw_phantom(SEED, index, implants=True)
+        assert [bool(point.get("occluded")) for point in record["points"]] == occluded.tolist()
+        assert np.allclose(coordinates(record), drawn(index)[1], atol=6e-4)

@@ -135,3 +135,20 @@ def test_a_report_of_300_landmarks_fits_into_xls(tmp_path):
     write_predictions(tmp_path / "predictions.csv", predictions, abbreviations, "mm")
     write_report(tmp_path, abbreviations, (), THRESHOLDS, {})
     assert len(sheets(tmp_path)["landmarks"]) > 300
+
+
+def test_what_something_hides_has_figures_of_its_own(tmp_path):
+    hidden = np.array([[False, True, False], [False, False, True]])  # the last one is hidden and not annotated
+    write_predictions(tmp_path / "predictions.csv", make_predictions()._replace(occluded=hidden), ABBREVIATIONS, "mm")
+    summary = write_report(tmp_path, NAMES, ("R1",), THRESHOLDS, {})
+    assert summary["occluded"]["MRE"] == 2.0 and summary["occluded"]["n_landmarks"] == 1
+    assert summary["headline"]["n_landmarks"] == 3 and summary["all"]["measures"] == {}
+    assert "occluded (what something hides): MRE 2.00" in summary_table(summary, THRESHOLDS)
+    assert any(row[1:3] == ["occluded", "what something hides"] for row in sheets(tmp_path)["landmarks"])
+
+
+def test_where_nothing_is_known_to_be_hidden_the_report_does_not_speak_of_it(tmp_path):
+    nothing = np.zeros((2, 3), bool)
+    write_predictions(tmp_path / "predictions.csv", make_predictions()._replace(occluded=nothing), ABBREVIATIONS, "mm")
+    assert "occluded" not in (tmp_path / "predictions.csv").read_text(encoding="utf-8")
+    assert "occluded" not in write_report(tmp_path, NAMES, ("R1",), THRESHOLDS, {})

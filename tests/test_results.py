@@ -2,8 +2,12 @@ import json
 import shutil
 import sys
 
+import numpy as np
 import pytest
 
+from config import UserError
+from evaluate import Predictions
+from report import read_predictions, write_predictions, write_report
 from tools import results
 
 
@@ -57,3 +61,23 @@ def test_a_folder_without_that_report_is_refused(trained_run, name, monkeypatch,
     monkeypatch.setattr(sys, "argv", ["results", str(folder), "--set", "test7"])
     assert results.main() == 2
     assert "give a finished run" in capsys.readouterr().err
+
+
+def test_a_part_of_the_report_is_compared_over_its_own_landmarks(trained_run, tmp_path):
+    runs = [shutil.copytree(trained_run, tmp_path / name, ignore=shutil.ignore_patterns("*.pt")) for name in "ab"]
+    names, abbreviations, columns, unit = read_predictions(runs[0] / "test" / "predictions.csv")
+    points = [np.stack([columns[x], columns[y]], -1) for x, y in (("x", "y"), ("x_true", "y_true"))]
+    hidden = np.zeros(points[0].shape[:2], bool)
+    hidden[:, 2] = True
+    for run, shift in zip(runs, (1.0, 3.0), strict=True):  # landmark A, hidden, is off by 1 and by 3 px of 0.5 mm
+        found = np.where(hidden[..., None], points[1] + (shift, 0), points[0])
+        spacing = np.full(len(names), 0.5)
+        predictions = Predictions(names, found, points[1], columns["score"], spacing, occluded=hidden)
+        write_predictions(run / "test" / "predictions.csv", predictions, abbreviations, unit)
+        write_report(run / "test", abbreviations, ("R1", "R2"), (2.0,), {})
+    result = results.read_run(runs[1], "test", "occluded", against=runs[0])
+    assert result["occluded"]["MRE"] == pytest.approx(1.5) and result["against"]["difference"] == pytest.approx(1.0)
+    assert results.table_row(result, "occluded").startswith("| b | 1.50 (1.50 to 1.50) |")
+    assert results.read_run(runs[1], "test", "all", runs[0])["against"]["difference"] == pytest.approx(0.25)
+    with pytest.raises(UserError, match="no part of the report 'occluded'"):
+        results.read_run(trained_run, "test", "occluded")

@@ -53,7 +53,9 @@ def random_batch(config: Config, device: torch.device) -> Sample:
         image = image.to(memory_format=torch.channels_last)
     size = torch.tensor([config.width, config.height])
     landmarks = torch.rand(config.batch_size, config.num_landmarks, 2, generator=generator) * size
-    return Sample(image, landmarks.to(device), None, None, ["noise"] * config.batch_size)
+    to_original = torch.eye(2, 3, dtype=torch.float64).repeat(config.batch_size, 1, 1)
+    spacing, occluded = torch.ones(config.batch_size, dtype=torch.float64), torch.zeros(landmarks.shape[:2]) > 0
+    return Sample(image, landmarks.to(device), to_original, spacing, ["noise"] * config.batch_size, occluded)
 
 
 def forward_gflops(detector: LandmarkDetector, image: Tensor) -> float:

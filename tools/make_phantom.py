@@ -1,9 +1,10 @@
 """Draw the bundled data set: lateral skull radiographs of people who do not exist, with 52 landmarks each.
 
-    python -m tools.make_phantom [--out CustomDataSet] [--count 60] [--seed 0] [--force]
+    python -m tools.make_phantom [--out CustomDataSet] [--count 60] [--seed 0] [--implants] [--force]
 
 A mean head in mm is varied in shape and pose, drawn as layers of attenuation and exposed like a film; a landmark
-is a point of the drawn geometry, so its position is exact. Picture i depends on (seed, i) alone.
+is a point of the drawn geometry, so its position is exact. Picture i depends on (seed, i) alone; with --implants it is
+the same head, of which a metal plate hides one to three landmarks ("occluded" in data.json).
 
 Frames, both (x, y), x forward (the face looks right), y down: *head* mm, origin at sella; *picture* px, pixel
 centres at integers, 0.3 mm per px. The ruler is part of the machine and does not turn or grow with the head.
@@ -254,6 +255,23 @@ def draw_ruler(film: Film, generator: np.random.Generator) -> tuple[np.ndarray, 
     return top + first * along, top + (first + 10) * along
 
 
+def draw_implant(film: Film, landmarks: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Add an opaque plate that hides one to three of the landmarks (N, 2), picture px; which of them (N,)."""
+    while True:
+        length, width = generator.uniform((14, 8), (24, 14)) / SPACING  # its long and short side, px
+        turn = rotation(generator.uniform(0, 180))
+        centre = landmarks[generator.integers(len(landmarks))] + generator.normal(0, 2 / SPACING, 2)
+        across = np.abs((landmarks - centre) @ turn)  # along its own axes
+        hidden, touched = ((across < np.array([length, width]) / 2 + rim / SPACING).all(1) for rim in (-1, 1))
+        if 1 <= hidden.sum() <= 3 and (hidden == touched).all():  # none within a mm of its rim
+            break
+    corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * (length, width) / 2
+    plate = Film(np.eye(2, 3))  # drawn in picture px
+    plate.fill(centre + corners @ turn.T, 8.0, 0.4)
+    film.attenuation += plate.attenuation
+    return hidden
+
+
 # --- Exposure ------------------------------------------------------------------------------------
 
 
@@ -294,8 +312,8 @@ def expose(film: Film, generator: np.random.Generator) -> np.ndarray:
     return picture
 
 
-def draw_phantom(seed: int, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """Picture `index` of a data set: grey (HEIGHT, WIDTH) uint8, and landmarks (52, 2) (x, y) picture px."""
+def draw_phantom(seed: int, index: int, implants: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Picture `index` of a data set: grey (HEIGHT, WIDTH) uint8, landmarks (52, 2) (x, y) px, occluded (52,)."""
     generator = np.random.default_rng((seed, index))
     points = vary_shape(generator)
     film = Film(draw_pose(points, generator))
@@ -303,21 +321,25 @@ def draw_phantom(seed: int, index: int) -> tuple[np.ndarray, np.ndarray]:
     ruler = draw_ruler(film, generator)
     names = [name for _, name, _ in LANDMARKS[2:]]
     head = np.array([points[name] for name in names]) @ film.to_picture[:, :2].T + film.to_picture[:, 2]
-    return expose(film, generator), np.vstack([ruler, head])
+    occluded = np.zeros(len(head), bool)
+    if implants:  # by random numbers of its own: all else stays as it is without
+        occluded = draw_implant(film, head, np.random.default_rng((seed, index, 1)))
+    return expose(film, generator), np.vstack([ruler, head]), np.concatenate([[False, False], occluded])
 
 
-def write_data_set(out: Path, count: int, seed: int) -> None:
+def write_data_set(out: Path, count: int, seed: int, implants: bool = False) -> None:
     """imgs/phantom_NNN.jpg and json/data.json under `out`."""
     for folder in ("imgs", "json"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     records = []
     for index in tqdm(range(1, count + 1), "drawing", disable=None):
-        picture, landmarks = draw_phantom(seed, index)
+        picture, landmarks, occluded = draw_phantom(seed, index, implants)
         name = f"phantom_{index:03d}.jpg"
         (out / "imgs" / name).write_bytes(cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 88])[1].tobytes())
         points = [
             {"pointName": title, "pointAbbreviation": name, "X": round(float(x), 3), "Y": round(float(y), 3)}
-            for (title, name, _), (x, y) in zip(LANDMARKS, landmarks, strict=True)
+            | ({"occluded": True} if hidden else {})
+            for (title, name, _), (x, y), hidden in zip(LANDMARKS, landmarks, occluded, strict=True)
         ]
         records.append({"imagePath": name, "points": points})
     text = json.dumps(records, indent=1, ensure_ascii=False)
@@ -330,13 +352,14 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("CustomDataSet"))
     parser.add_argument("--count", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--implants", action="store_true", help="hide one to three landmarks of each picture")
     parser.add_argument("--force", action="store_true", help="draw over an existing data set")
     options = parser.parse_args()
     target = options.out / "json" / "data.json"
     if target.exists() and not options.force:
         print(f"error: {target} exists already; give another --out, or --force to draw over it", file=sys.stderr)
         return 2
-    write_data_set(options.out, options.count, options.seed)
+    write_data_set(options.out, options.count, options.seed, options.implants)
     return 0
 
 

@@ -1,9 +1,10 @@
 """Runs as rows of a table, and as one JSON file that says how each was made.
 
-    python -m tools.results RUN... [--set test1] [--against RUN] [--out results/NAME.json]
+    python -m tools.results RUN... [--set test1] [--part all] [--against RUN] [--out results/NAME.json]
 
-Prints a Markdown row per run: the headline figures of a test set with 95 % intervals. Of a cross-validation, --set
-pooled is all folds together. With --against, also how much larger the MRE is than that run's, on the same images.
+Prints a Markdown row per run: the headline figures of a test set with 95 % intervals; --part all or occluded: of all
+landmarks, or of those that something hides. Of a cross-validation, --set pooled is all folds together. With --against,
+also how much larger the MRE is than that run's, on the same images.
 """
 
 import argparse
@@ -14,7 +15,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from config import UserError
+import numpy as np
+
+from config import UserError, check_names
 from report import read_predictions
 from utils import paired_difference
 
@@ -22,8 +25,8 @@ PLACES = ("img_dir", "json_path", "run_dir", "global_checkpoint")  # where thing
 FILES = (*PLACES, "backbone_weights", "config", "resume", "test")  # arguments whose value may be a path
 
 
-def read_run(run_dir: Path, test_set: str, against: Path | None = None) -> dict[str, Any]:
-    """How a run was made and what it reached; against: another run, for the difference of their headline MRE.
+def read_run(run_dir: Path, test_set: str, part: str = "headline", against: Path | None = None) -> dict[str, Any]:
+    """How a run was made and what it reached; against: another run, for the difference of their MRE in a part.
 
     Raises UserError for a folder without that report.
     """
@@ -34,6 +37,7 @@ def read_run(run_dir: Path, test_set: str, against: Path | None = None) -> dict[
         raise UserError(
             f"{error.filename} does not exist: give a finished run, and with --set one of its test sets"
         ) from None
+    check_names([part], summary, "part of the report")
     trained = [run_dir / "metrics.csv", *run_dir.glob("fold*/metrics.csv")]
     seconds = [second for path in trained if path.exists() for second in epoch_seconds(path)]
     for name in PLACES:
@@ -42,7 +46,7 @@ def read_run(run_dir: Path, test_set: str, against: Path | None = None) -> dict[
         provenance["settings"]["backbone_weights"] = "FILE"
     if against is not None:
         summary["against"] = {"run": against.name} | compare(
-            run_dir, against, test_set, provenance["settings"]["report_exclude"]
+            run_dir, against, test_set, part, provenance["settings"]["report_exclude"]
         )
     processes = provenance.get("processes", 1)
     start = ["torchrun", f"--nproc_per_node={processes}"] if processes > 1 else ["python"]
@@ -56,8 +60,8 @@ def read_run(run_dir: Path, test_set: str, against: Path | None = None) -> dict[
     }
 
 
-def compare(run_dir: Path, against: Path, test_set: str, excluded: tuple[str, ...]) -> dict[str, float]:
-    """The paired difference of two runs' headline MRE; nothing where images or landmarks are not the same."""
+def compare(run_dir: Path, against: Path, test_set: str, part: str, excluded: tuple[str, ...]) -> dict[str, float]:
+    """The paired difference of two runs' MRE in a part; nothing where images or landmarks are not the same."""
     names, abbreviations, columns, _ = read_predictions(run_dir / test_set / "predictions.csv")
     try:
         other_names, other_abbreviations, other_columns, _ = read_predictions(against / test_set / "predictions.csv")
@@ -65,8 +69,11 @@ def compare(run_dir: Path, against: Path, test_set: str, excluded: tuple[str, ..
         raise UserError(f"{error.filename} does not exist: give a finished run with that test set") from None
     if (names, abbreviations) != (other_names, other_abbreviations):
         return {}
-    headline = [name not in excluded for name in abbreviations]
-    return paired_difference(columns["error"][:, headline], other_columns["error"][:, headline])
+    if part == "occluded":
+        hidden = columns["occluded"] == 1
+        return paired_difference(*(np.where(hidden, each["error"], np.nan) for each in (columns, other_columns)))
+    kept = [part == "all" or name not in excluded for name in abbreviations]
+    return paired_difference(columns["error"][:, kept], other_columns["error"][:, kept])
 
 
 def without_paths(argv: list[str]) -> list[str]:
@@ -89,9 +96,9 @@ def epoch_seconds(metrics: Path) -> list[float]:
         return [float(row["seconds"]) for row in csv.DictReader(file)]
 
 
-def table_row(result: dict[str, Any]) -> str:
-    """The headline figures of a run as a Markdown row."""
-    figures = result["headline"]
+def table_row(result: dict[str, Any], part: str = "headline") -> str:
+    """The figures of a part of a run's report as a Markdown row."""
+    figures = result[part]
     rates = [name for name in figures if name.startswith("SDR_") and not name.endswith(("_low", "_high"))]
     first, others = rates[0], " / ".join(f"{figures[name]:.1f}" for name in rates[1:])
     cells = [
@@ -113,23 +120,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--set", default="test", help="the test set")
+    parser.add_argument("--part", default="headline", choices=("headline", "all", "occluded"), help="which landmarks")
     parser.add_argument("--against", type=Path, metavar="RUN", help="the run to compare with")
     parser.add_argument("--out", type=Path, help="a JSON file of all of them")
     options = parser.parse_args()
     try:
-        results = [read_run(run_dir, options.set, options.against) for run_dir in options.runs]
+        results = [read_run(run_dir, options.set, options.part, options.against) for run_dir in options.runs]
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    figures = [name for name in results[0]["headline"] if name.startswith("SDR_") and name.count("_") == 1]
+    figures = [name for name in results[0][options.part] if name.startswith("SDR_") and name.count("_") == 1]
     rates = " / ".join(name.removeprefix("SDR_").removesuffix(".0") for name in figures[1:])
-    unit = results[0]["headline"]["unit"]
+    unit = results[0][options.part]["unit"]
     first = figures[0].removeprefix("SDR_").removesuffix(".0")
     columns = ["run", f"MRE, {unit} (95 % interval)", f"SDR {first} {unit}, %", f"SDR {rates} {unit}, %", "training"]
     columns += [f"MRE against {options.against.name}, {unit}"] if options.against else []
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for result in results:
-        print(table_row(result))
+        print(table_row(result, options.part))
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
