@@ -34,9 +34,10 @@ from config import (
 )
 from data import make_loader
 from evaluate import evaluate
+from explain import draw_explanations
 from machine import join_processes, keep_freed_memory, leave_processes, on_first_process, process_rank, resolve_device
 from methods import METHODS, create_detector, load_detector, method_class
-from pictures import draw_overlays
+from pictures import draw_overlays, draw_rates
 from report import pool_predictions, summary_table, write_predictions, write_report
 from run_folder import create_run_folder, discard_unstarted, read_checkpoint, source_commit, start_log, write_provenance
 from splits import LandmarkData, load_data
@@ -45,7 +46,19 @@ from train import train
 log = logging.getLogger("farnet")
 
 # What may change when a run goes on: where and how long it runs, not what is trained.
-RESUMABLE = ("epochs", "device", "workers", "save_every", "watch_every", "gif", "overlays", "img_dir", "json_path")
+RESUMABLE = (
+    "epochs",
+    "device",
+    "workers",
+    "save_every",
+    "watch_every",
+    "gif",
+    "overlays",
+    "explain",
+    "explain_landmarks",
+    "img_dir",
+    "json_path",
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -165,6 +178,11 @@ def test(config: Config, run_dir: Path, data: LandmarkData, state: dict[str, Any
         write_predictions(folder / "predictions.csv", predictions, data.abbreviations, data.unit)
         summary = write_report(folder, data.names, config.report_exclude, config.sdr_thresholds, provenance)
         draw_overlays(folder, records, config.overlays)
+        draw_rates(folder, config.sdr_thresholds)
+        if config.explain:
+            whole, _ = load_detector(state)
+            whole.config = config
+            draw_explanations(folder, records, whole.to(device))
         log.info("test set %s, report in %s\n%s", test_set, folder, summary_table(summary, config.sdr_thresholds))
     log.info("tested in %.1f min", (time.perf_counter() - started) / 60)
 
@@ -206,6 +224,7 @@ def run_folds(config: Config, run_dir: Path) -> None:
         provenance = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
         summary = write_report(pooled, data.names, config.report_exclude, config.sdr_thresholds, provenance)
         draw_overlays(pooled, data.records, config.overlays)
+        draw_rates(pooled, config.sdr_thresholds)
         table = summary_table(summary, config.sdr_thresholds)
         log.info("%d folds together, report in %s\n%s", config.folds, pooled, table)
 

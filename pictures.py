@@ -1,10 +1,11 @@
-"""What people look at: predictions.csv -> overlays, metrics.csv -> curves, one image epoch by epoch -> an animation."""
+"""What people look at: predictions.csv -> overlays and rates, metrics.csv -> curves, one image epoch by epoch."""
 
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -12,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from annotation import Record
 from images import read_image
 from report import read_predictions
-from utils import finite_mean, radial_errors
+from utils import apply_affine, compose_affines, finite_mean, is_loss_term, radial_errors, resize_affine
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402  (the backend comes first)
@@ -60,19 +61,75 @@ def draw_overlays(folder: Path, records: Sequence[Record], most: int) -> None:
     """
     names, _, columns, unit = read_predictions(folder / "predictions.csv")
     by_name = {record.name: record for record in records}
-    with np.errstate(invalid="ignore"):
-        counts = np.isfinite(columns["error"]).sum(1)
-        means = np.nansum(columns["error"], 1) / np.maximum(counts, 1)
-    order = np.argsort(means, kind="stable")
-    chosen = sorted(set(np.linspace(0, len(order) - 1, min(most, len(order))).round().astype(int)))
     (folder / "overlays").mkdir(exist_ok=True)
-    for rank in chosen:
-        index = order[rank]
-        name = names[index]
-        caption = f"{name}   MRE {means[index]:.2f} {unit}   " if counts[index] else f"{name}   "
+    for rank, index in spread_of_images(columns["error"], most):
+        name, mean = names[index], finite_mean(columns["error"][index])
+        caption = f"{name}   MRE {mean:.2f} {unit}   " if math.isfinite(mean) else f"{name}   "
         points = [np.stack([columns[x][index], columns[y][index]], -1) for x, y in (("x", "y"), ("x_true", "y_true"))]
         picture = draw_overlay(read_image(by_name[name].path), *points, caption)
-        picture.save(folder / "overlays" / f"{rank + 1:03d}_{Path(name).stem}.png")
+        picture.save(folder / "overlays" / f"{rank:03d}_{Path(name).stem}.png")
+
+
+def spread_of_images(errors: np.ndarray, most: int) -> list[tuple[int, int]]:
+    """Up to `most` images spread from the smallest mean error to the largest: rank, from 1, and row of errors (I, N).
+
+    An image without a known error ranks first.
+    """
+    means = np.array([finite_mean(row) for row in errors])
+    order = np.argsort(np.nan_to_num(means, nan=0.0), kind="stable")
+    chosen = sorted(set(np.linspace(0, len(order) - 1, min(most, len(order))).round().astype(int)))
+    return [(int(rank) + 1, int(order[rank])) for rank in chosen]
+
+
+def draw_activations(
+    record: Record, maps: np.ndarray, to_original: np.ndarray, points: Mapping[str, np.ndarray]
+) -> Image.Image:
+    """A sheet with a picture for each landmark: its map (h, w) in 0..1 over the image, and where it was found, and is.
+
+    to_original: the affine (2, 3) from px of the maps; points: of each landmark, by abbreviation, the detected and the
+    true one (2, 2), original px.
+    """
+    image = read_image(record.path).astype(np.uint8)
+    width, height = 300, round(300 * image.shape[0] / image.shape[1])
+    shrink = resize_affine(record.size, (width, height))
+    small = Image.fromarray(image).convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+    columns = math.ceil(math.sqrt(len(maps)))
+    font = ImageFont.load_default(size=14)
+    sheet = Image.new("RGB", (columns * width, math.ceil(len(maps) / columns) * (height + 20)))
+    for place, (own, (name, pair)) in enumerate(zip(maps, points.items(), strict=True)):
+        spread = cv2.warpAffine(own, compose_affines(to_original, shrink), (width, height), flags=cv2.INTER_LINEAR)
+        colours = np.concatenate([pyplot.get_cmap("inferno")(spread)[..., :3], 0.75 * spread[..., None]], -1)
+        tile = Image.alpha_composite(small.convert("RGBA"), Image.fromarray((255 * colours).astype(np.uint8), "RGBA"))
+        draw = ImageDraw.Draw(tile)
+        for point, colour in zip(pair, (RED, BLUE), strict=True):
+            if np.isfinite(point).all():
+                x, y = apply_affine(shrink, point[None])[0]
+                for dx, dy in ((1, 0), (-1, 0), (0, 1), (0, -1)):  # a cross with an open middle, for the map to show
+                    draw.line([x + 4 * dx, y + 4 * dy, x + 9 * dx, y + 9 * dy], fill=colour)
+        corner = (place % columns * width, place // columns * (height + 20))
+        sheet.paste(tile.convert("RGB"), (corner[0], corner[1] + 20))
+        ImageDraw.Draw(sheet).text((corner[0] + 4, corner[1] + 1), name, fill=(255, 255, 255), font=font)
+    return sheet
+
+
+def draw_rates(folder: Path, thresholds: Sequence[float]) -> None:
+    """folder/rates.png beside predictions.csv: a bar per landmark, the share of images within each threshold."""
+    _, abbreviations, columns, unit = read_predictions(folder / "predictions.csv")
+    errors, thresholds = columns["error"], sorted(thresholds)
+    shares = [[100 * finite_mean(np.where(np.isfinite(e), e <= t, np.nan)) for e in errors.T] for t in thresholds]
+    figure, axis = pyplot.subplots(figsize=(max(5, 0.22 * len(abbreviations) + 2), 4))
+    shades = pyplot.get_cmap("Blues")(np.linspace(0.9, 0.25, len(thresholds)))
+    for number in reversed(range(len(thresholds))):  # the widest first, so that the others stand before it
+        label = f"within {thresholds[number]:g} {unit}"
+        axis.bar(range(len(abbreviations)), shares[number], 0.8, color=shades[number], label=label)
+    axis.set(ylabel="landmarks found (%)", ylim=(0, 100), xlim=(-0.6, len(abbreviations) - 0.4))
+    axis.set_xticks(range(len(abbreviations)), abbreviations, rotation=90, fontsize=8)
+    axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(thresholds), fontsize=8, frameon=False)
+    axis.grid(axis="y", alpha=0.3)
+    axis.set_axisbelow(True)
+    figure.tight_layout()
+    figure.savefig(folder / "rates.png", dpi=110)
+    pyplot.close(figure)
 
 
 def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path, unit: str) -> None:
@@ -89,8 +146,15 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path, unit: str) -> Non
         if n.startswith("val_") and not n.startswith(("val_error_", "val_MRE", "val_median", "val_SDR"))
     ]
     loss = [name for name in names if name not in ("epoch", "lr", "seconds") and not name.startswith("val_")]
+    figures = [name for name in loss if not is_loss_term(name)]
+    loss = [name for name in loss if name not in figures]
     loss = loss[:-1] if len(loss) == 2 else loss  # a single term is the loss
+    below = [name for name in loss if any(row.get(name, math.nan) < 0 for row in rows)]
+    loss = [name for name in loss if name not in below]
     panels = [(loss, "training loss", "log"), (errors, f"validation error ({unit})", "log")]
+    panels += [(below, "training loss below 0", "linear")]
+    panels += [([n for n in figures if n.startswith("accuracy_")], "accuracy in training", "linear")]
+    panels += [([n for n in figures if n.startswith("gradient_")], "norm of gradients in training", "log")]
     panels += [(landmarks, f"validation error of each landmark ({unit})", "log"), (others, "validation", "linear")]
     panels = [panel for panel in panels if panel[0]]
     columns = min(2, len(panels))
@@ -101,10 +165,14 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path, unit: str) -> Non
         worst = sorted(members, key=lambda name: -np.nan_to_num(rows[-1][name]))[:5] if many else members
         for name in members:
             style = {} if name in worst else {"color": "0.7", "linewidth": 0.6, "zorder": 1}
-            text = name.removeprefix("val_").removeprefix("error_") if name in worst else None
+            words = name.removeprefix("val_").removeprefix("error_").removeprefix("accuracy_").removeprefix("gradient_")
+            text = words if name in worst else None
             axis.plot(epochs, [row.get(name, math.nan) for row in rows], label=text, **style)
+        if not any(row.get(name, math.nan) > 0 for row in rows for name in members):
+            scale = "linear"
         axis.set(xlabel="epoch", ylabel=label, yscale=scale)
-        axis.legend(title="worst now" if many and len(members) > 5 else None)
+        crowded = {"fontsize": 8, "ncols": 2} if not many and len(members) > 4 else {}
+        axis.legend(title="worst now" if many and len(members) > 5 else None, framealpha=0.6, **crowded)
         axis.grid(alpha=0.3)
         axis.yaxis.set_major_formatter("{x:g}")
         if scale == "log":  # numbers at 1, 2, 5; over a short way at all ten, over a long one at 1

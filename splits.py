@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from annotation import Record, read_annotation, read_images, read_spacing, shorten
-from config import Config, UserError
+from config import Config, UserError, check_names
 
 log = logging.getLogger("farnet")
 
@@ -59,6 +59,7 @@ def load_data(
     Raises UserError, one line that names file, record and point, for everything that is wrong.
     """
     abbreviations, names, records = read_annotation(config, abbreviations)
+    check_names(config.explain_landmarks, abbreviations, "landmark")
     records = read_spacing(config, abbreviations, read_images(config, abbreviations, records))
     named = {record.name: index for index, record in enumerate(records)}
     if splits is None:

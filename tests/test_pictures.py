@@ -6,7 +6,19 @@ from conftest import make_records, tiny_config, write_records
 from PIL import Image
 
 from evaluate import Predictions
-from pictures import BLUE, RED, YELLOW, animate_progress, draw_curves, draw_overlay, draw_overlays, draw_progress
+from pictures import (
+    BLUE,
+    RED,
+    YELLOW,
+    animate_progress,
+    draw_activations,
+    draw_curves,
+    draw_overlay,
+    draw_overlays,
+    draw_progress,
+    draw_rates,
+    spread_of_images,
+)  # fmt: skip
 from report import write_predictions
 from splits import load_data
 
@@ -41,7 +53,13 @@ ERRORS = ("val_MRE", "val_median")
 
 
 @pytest.mark.parametrize(
-    ("columns", "panels"), [((), 1), (ERRORS, 2), ((*ERRORS, "val_error_A", "val_error_S", "val_dice"), 4)]
+    ("columns", "panels"),
+    [
+        ((), 1),
+        (ERRORS, 2),
+        ((*ERRORS, "val_error_A", "val_error_S", "val_dice"), 4),
+        (("accuracy_P_fake", "gradient_P", *ERRORS), 4),
+    ],
 )
 def test_curves_have_a_panel_for_each_kind_of_figure(tmp_path, columns, panels):
     rows = [{"epoch": e, "lr": 0.1, "coarse": 1 / e, "loss": 2 / e, "seconds": 1.0} for e in (1, 2, 3)]
@@ -66,3 +84,42 @@ def test_pictures_of_an_image_epoch_by_epoch_become_an_animation(tmp_path):
 def test_no_pictures_are_no_animation(tmp_path):
     animate_progress(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_images_are_spread_from_the_best_to_the_worst_whatever_is_missing():
+    errors = np.array([[3.0, math.nan], [1.0, 2.0], [math.nan, math.nan], [9.0, 9.0]])
+    assert spread_of_images(errors, 9) == [(1, 2), (2, 1), (3, 0), (4, 3)]
+    assert spread_of_images(errors, 2) == [(1, 2), (4, 3)] and spread_of_images(errors, 0) == []
+
+
+def test_an_activation_lies_over_the_place_in_the_image_that_it_belongs_to(tmp_path):
+    write_records(tmp_path, make_records(tmp_path, size=(240, 192)))
+    record = load_data(tiny_config(tmp_path)).records[0]
+    maps = np.zeros((2, 48, 60), np.float32)
+    maps[0, 30:33, 40:43] = 1  # a map of a quarter of the size; its px (41, 31) is the image's (165.5, 125.5)
+    nowhere, here = np.full(2, math.nan), np.array([20.0, 100.0])
+    points = {"A": np.stack([here, nowhere]), "B": np.stack([nowhere, nowhere])}
+    sheet = np.asarray(draw_activations(record, maps, np.array([[4, 0, 1.5], [0, 4, 1.5]]), points)).astype(int)
+    assert sheet.shape == (240 + 20, 2 * 300, 3)
+    first, second = sheet[20:, :300], sheet[20:, 300:]
+    y, x = np.nonzero(np.abs(first - second).sum(-1) > 60)
+    cross = (np.abs(x - 25) < 11) & (np.abs(y - 125) < 11)  # at 5/4 of its place in the image
+    assert tuple(first[125, 31]) == RED
+    assert x[~cross].mean() == pytest.approx(166 * 1.25 - 0.5, abs=0.7)
+    assert y[~cross].mean() == pytest.approx(126 * 1.25 - 0.5, abs=0.7)
+
+
+def test_the_rates_have_a_bar_for_each_landmark_also_where_none_is_annotated(tmp_path):
+    truth = np.zeros((3, 2, 2))
+    truth[:, 1] = math.nan
+    found = truth + np.array([1.0, 3.0, 5.0])[:, None, None] * (1, 0)
+    write_predictions(
+        tmp_path / "predictions.csv",
+        Predictions(list("abc"), found, truth, np.ones((3, 2)), np.ones(3)),
+        ["A", "B"],
+        "mm",
+    )
+    draw_rates(tmp_path, (2.0, 4.0))
+    with Image.open(tmp_path / "rates.png") as picture:
+        colours = {colour for _, colour in picture.convert("RGB").getcolors(100_000)}
+    assert len([c for c in colours if c[2] > c[0] + 40]) >= 2  # two shades of blue

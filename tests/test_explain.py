@@ -1,0 +1,90 @@
+import numpy as np
+import pytest
+import torch
+from conftest import TinyDetector, make_records, tiny_config, write_records
+from PIL import Image
+from test_methods import make_batch, method, method_config  # noqa: F401  (a fixture)
+from torch import nn
+
+import main
+from config import UserError
+from detector import LandmarkDetector
+from explain import activation_maps
+from methods import create_detector
+from utils import decode_heatmaps
+
+
+class TwoFeatures(LandmarkDetector):
+    """Features that are the image's channels 0 and 1, and two landmarks: their sum, and the first less the second."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.features = nn.Conv2d(3, 2, 1, bias=False)
+        self.features.weight.data = torch.tensor([[1.0, 0, 0], [0, 1, 0]])[..., None, None]
+        self.head = nn.Conv2d(2, 4, 1, bias=False)
+        self.head.weight.data = torch.tensor([[1.0, 1.0], [1.0, -1.0], [0, 0], [0, 0]])[..., None, None]
+
+    def forward(self, image):
+        return self.head(self.features(image))
+
+    def decode(self, outputs):
+        return decode_heatmaps(outputs, "argmax", 1.0)
+
+
+def test_an_activation_map_is_the_features_weighted_by_the_scores_mean_gradient(tmp_path):
+    detector = TwoFeatures(tiny_config(tmp_path)).eval()
+    assert detector.last_features() is detector.features  # the head gives a map per landmark
+    image = torch.rand(1, 3, 6, 8)
+    maps = activation_maps(detector, image, [1, 0, 2])
+    both, first_alone = image[0, 0] + image[0, 1], (image[0, 0] - image[0, 1]).clamp(min=0)
+    assert torch.allclose(maps[0], first_alone / first_alone.max(), atol=1e-6)
+    assert torch.allclose(maps[1], both / both.max(), atol=1e-6)
+    assert not maps[2].any()  # nothing speaks for a landmark that has no weights
+
+
+def test_every_method_can_be_explained(dataset, method):  # noqa: F811
+    torch.manual_seed(0)
+    config = method_config(dataset, method)
+    detector, batch = create_detector(config).eval(), make_batch(config)
+    maps = activation_maps(detector, batch.image[:1], range(4))
+    assert maps.shape[0] == 4 and maps.isfinite().all() and maps.min() >= 0
+    assert maps.amax((-2, -1)).max() == 1
+    another = activation_maps(detector, batch.image[1:], range(4))
+    assert another.shape == maps.shape and not torch.equal(another, maps)
+
+
+def test_a_run_explains_the_images_and_landmarks_asked_for(tmp_path):
+    write_records(tmp_path, make_records(tmp_path))
+    folder = tmp_path / "run"
+    settings = tiny_config(tmp_path).replace(method="unet", backbone="resnet18", epochs=1).to_dict()
+    names = (
+        "img_dir",
+        "json_path",
+        "num_landmarks",
+        "height",
+        "width",
+        "backbone",
+        "backbone_weights",
+        "workers",
+        "device",
+    )
+    arguments = [word for name in names for word in (f"--{name}", str(settings[name]))]
+    more = "--method unet --epochs 1 --batch_size 2 --split same --explain 2 --explain_landmarks A,R1".split()
+    main.run([*arguments, *more, "--run_dir", str(folder)])
+    pictures = sorted((folder / "test" / "explanations").iterdir())
+    assert [path.name[:4] for path in pictures] == ["001_", "006_"]
+    with Image.open(pictures[0]) as sheet:
+        assert np.asarray(sheet).shape == (250 + 20, 2 * 300, 3)
+    assert (folder / "test" / "rates.png").exists()
+
+
+def test_a_landmark_to_explain_that_is_none_is_refused_before_training(tmp_path, capsys):
+    write_records(tmp_path, make_records(tmp_path))
+    config = tiny_config(tmp_path, explain=1, explain_landmarks=("Q",))
+    with pytest.raises(UserError, match="there is no landmark 'Q'"):
+        main.load_data(config)
+
+
+def test_tiny_detectors_features_are_its_first_convolution(tmp_path):
+    detector = TinyDetector(tiny_config(tmp_path))
+    assert detector.last_features() is detector.network[0]
