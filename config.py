@@ -33,6 +33,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     "hand": dict(num_landmarks=37, height=512, width=512, spacing=None, report_exclude=()),
     # AASCE 2019 spines: 68 landmarks, tall pictures, no spacing
     "spine": dict(num_landmarks=68, height=1024, width=512, spacing=None, report_exclude=()),
+    # radiographs of legs: six landmarks, padded to a square; 0.143 mm/px of the original files
+    "legs": dict(
+        num_landmarks=6, height=256, width=256, keep_aspect=True, spacing=0.143, report_exclude=(),
+        sdr_thresholds=(2.0, 4.0, 10.0, 20.0),
+    ),
     # what the field has learned since 2021, each a setting of its own
     "modern": dict(
         crop_margin=0.05, rotation=8.0, scaling=0.12, shift=0.04, elastic=0.005, intensity=0.3, blur=1.0, cutout=0.25,
@@ -102,7 +107,7 @@ class Config:
     lr_schedule: str = "step"  # step: x0.1 at each milestone; cosine: down to 0 at the last epoch
     lr_milestones: tuple[int, ...] = (200,)  # epochs, for lr_schedule step
     warmup_epochs: int = 0  # epochs of linear rise to lr
-    optimizer: str = "adam"  # adam or adamw (decoupled weight decay)
+    optimizer: str = "adam"  # adam, adamw (decoupled weight decay) or rmsprop
     weight_decay: float = 0.0  # of adamw
     ema: float = 0.0  # decay per step of the moving average of the weights that is tested; 0: the weights themselves
     precision: str = "fp32"  # fp32, bf16 (mixed, loss in fp32), or auto: bf16 where the device is fast at it
@@ -131,6 +136,8 @@ class Config:
     watch_every: int = 10  # epochs between two pictures of the first validation (or training) image; 0: none
     gif: bool = False  # an animation of these pictures
     overlays: int = 12  # pictures per test set, from the best image to the worst
+    explain: int = 0  # likewise, of what the last convolution saw of each landmark (gradient-weighted activation maps)
+    explain_landmarks: tuple[str, ...] = ()  # abbreviations of the landmarks to explain; none: all
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
     of_the_weights: ClassVar[tuple[str, ...]] = ("method", "num_landmarks")  # other weights, or none, once they change
@@ -241,6 +248,7 @@ def check_combinations(config: Config) -> None:
         "workers",
         "warmup_epochs",
         "overlays",
+        "explain",
         "watch_every",
         "seed",
         "elastic",
@@ -269,7 +277,7 @@ def check_combinations(config: Config) -> None:
     demand(config.ema < 1, "ema", "it must be below 1, e.g. 0.99")
     demand(config.val_fraction + config.test_fraction < 1, "test_fraction", "with val_fraction it must leave images")
     choices = {
-        "split": ("auto", "same"), "norm": ("batch", "instance"), "optimizer": ("adam", "adamw"),
+        "split": ("auto", "same"), "norm": ("batch", "instance"), "optimizer": ("adam", "adamw", "rmsprop"),
         "decode": ("argmax", "subpixel"), "lr_schedule": ("step", "cosine"), "precision": ("fp32", "bf16", "auto"),
         "test_precision": ("fp32", "bf16", "auto"),
     }  # fmt: skip

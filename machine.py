@@ -7,13 +7,13 @@ import ctypes
 import os
 import platform
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed
-from torch import nn
+from torch import Tensor, nn
 
 from config import UserError
 
@@ -166,6 +166,17 @@ def mean_over_processes(values: Mapping[str, float]) -> dict[str, float]:
     total = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
     torch.distributed.all_reduce(total)
     return dict(zip(values, (total / process_count()).tolist(), strict=True))
+
+
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """Replace the gradients of some parameters by their means over the processes, in one exchange."""
+    if process_count() > 1:
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        together = torch.cat([gradient.flatten() for gradient in gradients])
+        torch.distributed.all_reduce(together)
+        parts = (together / process_count()).split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view(gradient.shape))
 
 
 def share_buffers(module: nn.Module) -> None:

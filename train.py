@@ -39,7 +39,7 @@ from methods import create_detector, load_detector
 from pictures import animate_progress, draw_curves, draw_progress
 from run_folder import read_checkpoint, save_checkpoint, write_provenance, write_text
 from splits import LandmarkData, load_data
-from utils import error_figures, finite_mean, seed_everything
+from utils import error_figures, finite_mean, is_loss_term, seed_everything
 
 log = logging.getLogger("farnet")
 
@@ -102,7 +102,7 @@ def train(config: Config, run_dir: Path) -> LandmarkData:
 
         # validation and record
         row: dict[str, Any] = {"epoch": epoch + 1, "lr": config.lr * learning_rate_factor(config, epoch), **terms}
-        row["loss"] = sum(terms.values())
+        row["loss"] = sum(value for name, value in terms.items() if is_loss_term(name))
         share_buffers(training.tested)  # a CPU's batch norm has seen the images of its own process alone
         if val_loader is not None:  # its share of a process may be empty
             predictions = evaluate(training.tested, val_loader, device, epoch)

@@ -177,6 +177,15 @@ def paired_difference(errors: np.ndarray, others: np.ndarray, seed: int = 0, res
     return {"difference": float(sums.sum() / counts.sum()), "low": float(low), "high": float(high)}
 
 
+def network_errors(landmarks: Tensor, truth: Tensor, to_original: Tensor, spacing: Tensor) -> Tensor:
+    """Radial errors (B, N) of landmarks (B, N, 2), both network px: in mm, or px of the file where spacing is nan.
+
+    to_original (B, 2, 3) and spacing (B,) as in data.Sample; on the host, float64; nan where not annotated.
+    """
+    found, true = (apply_affine(to_original, points.double().cpu()) for points in (landmarks, truth))
+    return (found - true).norm(dim=-1) * spacing.nan_to_num(1.0)[:, None]
+
+
 def error_figures(errors: np.ndarray, thresholds: tuple[float, ...]) -> dict[str, float]:
     """MRE, SD, median and SDR (per cent with error <= threshold) of a flat array of errors; nan if empty."""
     if errors.size == 0:
@@ -184,6 +193,11 @@ def error_figures(errors: np.ndarray, thresholds: tuple[float, ...]) -> dict[str
     figures = {"MRE": errors.mean(), "SD": errors.std(), "median": np.median(errors)}
     figures |= {f"SDR_{threshold}": 100 * (errors <= threshold).mean() for threshold in thresholds}
     return {name: float(value) for name, value in figures.items()}
+
+
+def is_loss_term(name: str) -> bool:
+    """Whether a value of a training step is a loss term, and not an accuracy or the norm of a gradient."""
+    return not name.startswith(("accuracy_", "gradient_"))
 
 
 def finite_mean(values: np.ndarray) -> float:

@@ -6,11 +6,14 @@ from typing import Any
 from config import Config, UserError, build_config, check_names
 from detector import LandmarkDetector
 from methods.noothout import Noothout
+from methods.posenet import PoseNet
 from methods.unet import UNet
 from model import FARNet
 from run_folder import read_checkpoint, seen_images
 
-METHODS: dict[str, type[LandmarkDetector]] = {"farnet": FARNet, "unet": UNet, "noothout": Noothout}
+METHODS: dict[str, type[LandmarkDetector]] = {
+    "farnet": FARNet, "unet": UNet, "noothout": Noothout, "posenet": PoseNet,
+}  # fmt: skip
 
 
 def method_class(name: str) -> type[LandmarkDetector]:

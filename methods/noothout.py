@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from config import Config, UserError
@@ -20,7 +20,7 @@ from methods.patch_networks import GlobalNetwork, LocalNetworks
 from methods.patches import class_targets, count_votes, displacement_targets, patch_loss, random_chunk, take_windows
 from model import use_image_statistics
 from run_folder import read_checkpoint, seen_images
-from utils import apply_affine
+from utils import network_errors
 
 
 @dataclass(frozen=True)
@@ -171,6 +171,10 @@ class Noothout(LandmarkDetector):
         """The global network's votes."""
         return count_votes(*outputs, self.config.patch_size, self.config.log_base)[:2]
 
+    def last_features(self) -> nn.Module:
+        """What the global network's heads read: decode counts its votes."""
+        return self.global_network.trunk
+
     def predict(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """The votes of the last stage; the score is the greatest probability of its patches."""
         _, landmarks, score, _ = self.localise(image)
@@ -198,14 +202,11 @@ class Noothout(LandmarkDetector):
         that of their mean landmark: `--test CHECKPOINT --stages global` scores the global landmarks in the same way.
         """
         first, landmarks, score, spread = self.localise(batch.image)
-        spacing = batch.spacing.nan_to_num(1.0)
-        errors = apply_affine(batch.to_original, first.double().cpu()) - apply_affine(
-            batch.to_original, batch.landmarks.double().cpu()
-        )
         steps = batch.to_original[:, :, :2].square().sum(1).sqrt()  # px of the file per network px along each axis
         measures = {
-            "global_error": errors.norm(dim=-1) * spacing[:, None],
-            "vote_spread": (spread.double().cpu() * steps[:, None]).norm(dim=-1) * spacing[:, None],
+            "global_error": network_errors(first, batch.landmarks, batch.to_original, batch.spacing),
+            "vote_spread": (spread.double().cpu() * steps[:, None]).norm(dim=-1)
+            * batch.spacing.nan_to_num(1.0)[:, None],
         }
         return landmarks, score, measures
 

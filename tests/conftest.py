@@ -97,9 +97,12 @@ def tiny_config(folder: Path, **settings) -> Config:
 METHOD_SETTINGS = {  # what a method needs beside tiny_config to be small and to learn in few steps
     "farnet": dict(lr=3e-4),
     "noothout": dict(lr=3e-3, norm="batch", patch_size=8, local_size=16),
+    "posenet": dict(
+        lr=3e-3, norm="batch", stacks=2, hourglass_depth=2, channels=32, discriminator_channels=16, pretrain_epochs=0,
+    ),
     "readme": dict(lr=1e-3),
     "unet": dict(lr=3e-3, backbone="resnet18", norm="batch", label_radius=6, erosion=2, erosion_epochs=1),
-}
+}  # fmt: skip
 
 
 def refusal(folder, records, **settings) -> str:

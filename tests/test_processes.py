@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import make_records, tiny_config, write_records
+from conftest import METHOD_SETTINGS, make_records, tiny_config, write_records
 
 from methods import create_detector, load_detector
 from report import read_predictions
@@ -129,3 +129,18 @@ def test_all_processes_evaluate_with_the_same_running_statistics(runs, ema):
     command = [*torchrun(runs / "compared.py", 2), *map(str, settings), "--run_dir", str(runs / f"ema {ema}")]
     done = subprocess.run(command, cwd=runs, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "the running statistics agree" in done.stdout, done.stderr
+
+
+def test_two_processes_play_the_adversarial_game_of_one(runs):
+    """It has several optimisers and averages their gradients itself, not by DistributedDataParallel."""
+    plain = tiny_config(runs, norm="instance", epochs=1, overlays=0).to_dict()
+    settings = plain | METHOD_SETTINGS["posenet"] | {"method": "posenet", "norm": "instance", "lr": 1e-4}
+    (runs / "game.json").write_text(json.dumps(settings))
+    for name, processes, batch_size in (("game two", 2, 1), ("game one", 1, 2)):
+        new = ("--config", runs / "game.json", "--run_dir", runs / name, "--batch_size", batch_size)
+        done = launch(runs, processes, *new)
+        assert done.returncode == 0, done.stderr
+    (one,), (two,) = (read_metrics(runs / name / "metrics.csv") for name in ("game one", "game two"))
+    terms = ("maps", "maps_again", "discriminator_P_fake", "discriminator_C_true", "adversarial_P", "adversarial_C")
+    for term in terms:
+        assert two[term] == pytest.approx(one[term], rel=0.01)

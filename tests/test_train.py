@@ -260,3 +260,28 @@ def test_a_long_run_on_a_cpu_is_announced_with_the_way_out(caplog):
     caplog.clear()
     warn_of_long_run(seconds_per_step=0.1, steps=300)
     assert not caplog.text
+
+
+def test_the_loss_of_an_epoch_is_the_sum_of_its_terms_and_of_no_other_figure(dataset, monkeypatch):
+    original = TinyDetector.train_step
+
+    def step(self, batch, epoch, optimizers):
+        return original(self, batch, epoch, optimizers) | {"accuracy_P": 100.0, "gradient_P": 100.0}
+
+    monkeypatch.setattr(TinyDetector, "train_step", step)
+    train(tiny_config(dataset, method="tiny", epochs=1), dataset)
+    (row,) = read_metrics(dataset / "metrics.csv")
+    assert row["loss"] == pytest.approx(row["squares"] + row["peaks"]) and row["accuracy_P"] == 100
+
+
+@pytest.mark.parametrize(("name", "kind"), [("adam", "Adam"), ("adamw", "AdamW"), ("rmsprop", "RMSprop")])
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_optimiser_is_that_of_the_setting(dataset, name, kind, fused):
+    config = tiny_config(dataset, method="tiny", optimizer=name, lr=0.25, fused_optimizer=fused)
+    detector = TinyDetector(config)
+    ((given, optimizer),) = detector.configure_optimizers().items()
+    assert given == name and type(optimizer).__name__ == kind and optimizer.param_groups[0]["lr"] == 0.25
+    sum(parameter.square().sum() for parameter in detector.parameters()).backward()
+    before = [parameter.detach().clone() for parameter in detector.parameters()]
+    optimizer.step()
+    assert any(not torch.equal(p, b) for p, b in zip(detector.parameters(), before, strict=True))

@@ -1,0 +1,230 @@
+import math
+
+import pytest
+import torch
+from conftest import METHOD_SETTINGS, make_records, tiny_config, write_records
+from test_methods import make_batch
+
+from config import UserError, build_config, preset_settings
+from methods import create_detector
+from methods.posenet import PoseNet, PoseNetConfig, maps_loss, masked_entropy, masked_mean
+from run_folder import read_checkpoint
+from train import read_metrics, train
+
+
+def posenet_config(folder, **settings) -> PoseNetConfig:
+    plain = tiny_config(folder).to_dict() | METHOD_SETTINGS["posenet"] | settings
+    return build_config(PoseNetConfig, plain | {"method": "posenet"})
+
+
+@pytest.mark.parametrize("presets", [[], ["legs"], ["demo"], ["isbi2015", "modern", "cpu"]])
+def test_every_preset_makes_a_recipe(presets):
+    assert build_config(PoseNetConfig, preset_settings(PoseNetConfig, presets)).method == "posenet"
+
+
+def test_the_recipe_for_legs_is_that_of_its_paper():
+    config = build_config(PoseNetConfig, preset_settings(PoseNetConfig, ["legs"]))
+    assert (config.num_landmarks, config.spacing, config.height, config.width) == (6, 0.143, 256, 256)
+    assert (config.stacks, config.channels, config.optimizer, config.lr) == (8, 256, "rmsprop", 2.5e-4)
+    assert config.keep_aspect and config.delta == 10 and {10.0, 20.0} < set(config.sdr_thresholds)
+    assert config.judges == {"P": pytest.approx(1 / 180), "C": pytest.approx(1 / 220)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (dict(adversarial="both"), "choose one of none, pose, pose\\+confidence"),
+        (dict(objective="fool"), "choose one of minimax, real"),
+        (dict(hourglass_depth=6), "setting hourglass_depth: 6 is not allowed; maps of 64 px can be halved 5 times"),
+        (dict(channels=30), "multiple of 4"),
+        (dict(delta=0.0), "above 0"),
+        (dict(pose_weight=-1.0), "0 or above"),
+    ],
+)
+def test_what_cannot_work_is_refused(settings, words):
+    with pytest.raises(UserError, match=words):
+        PoseNetConfig(**settings)
+
+
+# --- Labels and losses ---------------------------------------------------------------------------
+
+
+def test_perfect_maps_decode_to_their_landmarks(dataset):
+    detector, batch = PoseNet(posenet_config(dataset, sigma=4.0)), make_batch(posenet_config(dataset))
+    landmarks, score = detector.decode([detector.labels(batch, 0)])
+    assert (landmarks - batch.landmarks).norm(dim=-1).max() < 0.01
+    assert score.min() > 0.7  # the peak lies between four px of the map
+
+
+def test_occlusion_maps_are_those_of_occluded_landmarks_alone(tmp_path):
+    records = make_records(tmp_path)
+    records[0]["points"][2]["occluded"] = True
+    write_records(tmp_path, records)
+    config = posenet_config(tmp_path, occlusion=True)
+    pose, occluded = PoseNet(config).labels(make_batch(config), 0).split(4, dim=1)
+    assert torch.equal(occluded[0, 2], pose[0, 2]) and pose.flatten(2).sum(-1).all()
+    occluded[0, 2] = 0
+    assert not occluded.any()
+
+
+def test_the_masked_entropy_is_the_papers_formula():
+    torch.manual_seed(0)
+    logits, real = torch.randn(5, 7), (torch.rand(5, 7) > 0.5).float()
+    mask = torch.rand(5, 7) > 0.3
+    paper = -torch.log(1 - (logits.sigmoid() - real).abs())
+    assert masked_entropy(logits, real, mask).item() == pytest.approx(paper[mask].mean().item(), rel=1e-5)
+    assert masked_mean(paper, mask & ~mask) == 0
+
+
+def test_the_maps_loss_is_half_the_squared_error_of_a_landmark_over_stacks_and_images():
+    torch.manual_seed(0)
+    outputs, truth = [torch.randn(2, 6, 4, 5) for _ in range(3)], torch.randn(2, 6, 4, 5)
+    everything = torch.ones(2, 3, dtype=torch.bool)
+    pose_and_occlusion = sum(((maps - truth) ** 2).sum() for maps in outputs) / 2 / (3 * 2 * 3)
+    assert maps_loss(outputs, truth, everything).item() == pytest.approx(pose_and_occlusion.item(), rel=1e-5)
+    alone = torch.zeros(2, 3, dtype=torch.bool)
+    alone[1, 2] = True
+    own = sum(((maps - truth)[1, [2, 5]] ** 2).sum() for maps in outputs) / 2 / 3
+    assert maps_loss(outputs, truth, alone).item() == pytest.approx(own.item(), rel=1e-5)
+
+
+def test_p_is_to_call_real_what_is_nearer_than_delta_in_mm(dataset):
+    config = posenet_config(dataset, delta=4.0, sigma=4.0)
+    detector, batch = PoseNet(config), make_batch(config)
+    mm = batch.spacing[0].item() * (batch.to_original[0, 0, 0].item())  # of a network px along x
+    assert batch.to_original[0, 0, 0] > 0 and math.isfinite(mm)
+    shifts = torch.tensor([3.9, 4.1, -3.9, -4.1]) / mm
+    moved = batch._replace(landmarks=batch.landmarks + torch.stack([shifts, torch.zeros(4)], -1))
+    inside = ((moved.landmarks > 0) & (moved.landmarks < torch.tensor([config.width - 1, config.height - 1]))).all(-1)
+    labels = detector.fake_labels("P", batch, detector.labels(moved, 0), detector.labels(batch, 0))
+    expected = torch.tensor([1.0, 0.0, 1.0, 0.0]).expand(2, 4)
+    assert inside.sum() >= 4 and torch.equal(labels[inside], expected[inside])
+
+
+def test_c_is_to_call_real_what_differs_by_less_than_epsilon(dataset):
+    config = posenet_config(dataset, epsilon=1.0)
+    detector, batch = PoseNet(config), make_batch(config)
+    truth = detector.labels(batch, 0)
+    maps = truth.clone()
+    maps[:, :, 0, 0] += torch.tensor([0.0, 0.99, 1.01, -0.99])
+    assert detector.fake_labels("C", batch, maps, truth).tolist() == [[1, 1, 0, 1]] * 2
+
+
+def test_a_missing_landmark_is_blank_to_the_discriminators_and_counts_nowhere(dataset):
+    torch.manual_seed(0)
+    config = posenet_config(dataset)
+    detector, batch = PoseNet(config).eval(), make_batch(config)
+    batch.landmarks[0, 1] = float("nan")
+    one, other = torch.rand(2, 2, 4, 16, 24)
+    other = torch.where(torch.arange(4)[:, None, None] == 1, other, one)
+    with torch.no_grad():
+        for letter in "PC":
+            answers = [detector.judge(letter, batch, maps) for maps in (one, other)]
+            assert torch.equal(answers[0][0], answers[1][0]) and not torch.equal(answers[0][1], answers[1][1])
+
+
+# --- The game ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("letter", "PC")
+@pytest.mark.parametrize("objective", ["minimax", "real"])
+def test_the_generators_weights_feel_each_discriminator_by_itself(dataset, letter, objective):
+    torch.manual_seed(0)
+    config = posenet_config(dataset, objective=objective)
+    detector, batch = create_detector(config).train(), make_batch(config)
+    terms = detector.adversarial_terms(batch, detector(batch.image)[-1], detector.labels(batch, 0))
+    assert terms[f"gradient_{letter}"] > 0
+    terms[f"adversarial_{letter}"].backward()
+    stacks = {name.split(".")[1] for name, p in detector.generator.poses.named_parameters() if p.grad is not None}
+    felt = [p.grad for p in detector.generator.parameters() if p.grad is not None]
+    assert sum(gradient.abs().sum() for gradient in felt) > 0 and stacks
+    assert detector.generator.stem[0].weight.grad.abs().sum() > 0  # down to the first layer
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_minimax_pushes_a_discriminator_away_from_its_label_and_real_towards_one(dataset, monkeypatch, label):
+    directions = {}
+    for objective in ("minimax", "real"):
+        torch.manual_seed(0)
+        config = posenet_config(dataset, objective=objective, adversarial="pose")
+        detector, batch = create_detector(config), make_batch(config)
+        logits = torch.zeros(2, 4, requires_grad=True)
+        monkeypatch.setattr(detector, "judge", lambda letter, batch, maps, logits=logits: logits + 0 * maps.sum())
+        monkeypatch.setattr(detector, "fake_labels", lambda *rest: torch.full((2, 4), float(label)))
+        maps = torch.zeros(2, 4, 16, 24, requires_grad=True)
+        detector.adversarial_terms(batch, maps, maps.detach())["adversarial_P"].backward()
+        directions[objective] = -logits.grad.sign().mean().item()  # which way descending moves the logits
+    assert directions == {"minimax": 1.0 if label == 0 else -1.0, "real": 1.0}
+
+
+def test_a_step_moves_each_network_by_its_own_optimiser_alone(dataset):
+    config = posenet_config(dataset)
+    detector, batch = create_detector(config).train(), make_batch(config)
+    for frozen in ("generator", "P", "C"):
+        optimizers = detector.configure_optimizers()
+        for group in optimizers[frozen].param_groups:
+            group["lr"] = 0.0
+        before = {name: parameter.clone() for name, parameter in detector.named_parameters()}
+        values = detector.train_step(batch, 0, optimizers)
+        moved = {name.removeprefix("discriminators.").split(".")[0] for name, parameter in detector.named_parameters()
+                 if not torch.equal(parameter, before[name])}  # fmt: skip
+        assert moved == {"generator", "P", "C"} - {frozen}
+    assert [name for name in values if not name.startswith("accuracy")] == [
+        "maps", "discriminator_P_fake", "discriminator_P_true", "discriminator_C_fake", "discriminator_C_true",
+        "maps_again", "gradient_truth", "adversarial_P", "adversarial_C", "gradient_P", "gradient_C",
+    ]  # fmt: skip
+    assert all(0 <= value <= 1 for name, value in values.items() if name.startswith("accuracy"))
+
+
+@pytest.mark.parametrize("adversarial", ["pose", "pose+confidence"])
+def test_with_weights_0_a_run_equals_the_supervised_one_bit_for_bit(dataset, tmp_path_factory, adversarial):
+    runs = tmp_path_factory.mktemp("runs")
+    nothing = dict(pose_weight=0.0, confidence_weight=0.0)
+    for name, settings in (("none", dict(adversarial="none")), ("zero", dict(adversarial=adversarial, **nothing)),
+                           ("some", dict(adversarial=adversarial))):  # fmt: skip
+        (runs / name).mkdir()
+        train(
+            posenet_config(dataset, epochs=2, pretrain_epochs=1, rotation=10.0, val_fraction=0.2, **settings),
+            runs / name,
+        )
+    none, zero, some = (read_checkpoint(runs / name / "last.pt")["model"] for name in ("none", "zero", "some"))
+    own = [name for name in none if name.startswith("generator.")]
+    assert own == list(none) and all(torch.equal(none[name], zero[name]) for name in own)
+    assert not all(torch.equal(none[name], some[name]) for name in own)
+    rows = [read_metrics(runs / name / "metrics.csv") for name in ("none", "zero", "some")]
+    assert [row["val_MRE"] for row in rows[0]] == [row["val_MRE"] for row in rows[1]]
+    assert rows[1][-1]["gradient_P"] == 0 < rows[2][-1]["gradient_P"]
+    assert math.isnan(rows[2][0]["gradient_P"])  # while the generator is pretrained
+
+
+def test_a_batch_in_parts_plays_the_same_game(dataset):
+    results = []
+    for parts in (1, 2):
+        torch.manual_seed(0)
+        config = posenet_config(dataset, accumulate=parts, norm="instance", lr=1e-4)
+        detector = create_detector(config).train()
+        results.append(detector.train_step(make_batch(config), 0, detector.configure_optimizers()))
+    assert results[0].keys() == results[1].keys()
+    for name, value in results[0].items():
+        if not name.startswith(("gradient_", "accuracy_")):  # norms of parts do not add up; a rate may hang on rounding
+            assert results[1][name] == pytest.approx(value, rel=0.01, abs=1e-4)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_image_named(dataset):
+    config = posenet_config(dataset)
+    detector, batch = create_detector(config).train(), make_batch(config)
+    batch.image[1] = float("nan")
+    with pytest.raises(UserError, match="the loss is not finite in epoch 1"):
+        detector.train_step(batch, 0, detector.configure_optimizers())
+
+
+def test_the_networks_fill_in_what_the_image_does_not_show():
+    """The default recipe at the paper's size, once: shapes, and that the map's stride is what its frame says."""
+    detector = PoseNet(PoseNetConfig(num_landmarks=3, channels=32, stacks=1)).eval()
+    with torch.inference_mode():
+        outputs = detector(torch.randn(1, 3, 256, 256))
+    assert outputs[0].shape == (1, 3, 64, 64)
+    maps = torch.zeros(1, 3, 64, 64)
+    maps[:, :, 10, 20] = 1.0
+    detector.config = detector.config.replace(decode="argmax")
+    assert detector.decode([maps])[0][0, 0].tolist() == [81.5, 41.5]  # the middle of px 80 to 83, and 40 to 43
