@@ -128,7 +128,6 @@ def read_record(where: str, entry: dict, points: list[dict], img_dir: Path) -> R
             raise UserError(
                 f"{where}: point {point['pointAbbreviation']!r}: occluded is {hidden!r}; expected true or false"
             )
-        occluded[row] = hidden
         values = [point.get("X"), point.get("Y")]
         if values == [None, None] or point.get("visible", True) in (False, 0):
             continue
@@ -138,7 +137,7 @@ def read_record(where: str, entry: dict, points: list[dict], img_dir: Path) -> R
                     f"{where}: point {point['pointAbbreviation']!r}: {axis} is {value!r}; expected a "
                     "finite number in px (X and Y null for a missing landmark)"
                 )
-        landmarks[row] = values
+        landmarks[row], occluded[row] = values, hidden
     spacing = entry.get("spacing")
     if spacing is not None and (isinstance(spacing, bool) or not isinstance(spacing, int | float) or not spacing > 0):
         raise UserError(f"{where}: spacing is {spacing!r}; expected mm per px, a number above 0")

@@ -274,6 +274,8 @@ def check_combinations(config: Config) -> None:
     demand(len(config.crop) == 4, "crop", "give left, top, right and bottom, e.g. 0,0,1,1 for the whole image")
     left, top, right, bottom = config.crop
     demand(left < right and top < bottom, "crop", "left must be below right and top below bottom")
+    landmarks = config.explain_landmarks
+    demand(len(set(landmarks)) == len(landmarks), "explain_landmarks", "a landmark stands twice")
     demand(config.ema < 1, "ema", "it must be below 1, e.g. 0.99")
     demand(config.val_fraction + config.test_fraction < 1, "test_fraction", "with val_fraction it must leave images")
     choices = {

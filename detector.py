@@ -15,7 +15,7 @@ from machine import gather_shares, mean_over_processes, process_count, uses_bflo
 
 
 class NonFiniteLoss(UserError):
-    """The loss became nan or infinite; the weights are still those before the step."""
+    """A loss became nan or infinite; the weights that are trained on it are still those before the step."""
 
 
 class LandmarkDetector(nn.Module):
@@ -73,13 +73,19 @@ class LandmarkDetector(nn.Module):
             return AdamW(parameters, weight_decay=config.weight_decay, **settings)
         return Adam(parameters, **settings)
 
-    def last_features(self) -> nn.Module:
-        """The module whose output (B, C, h, w), over the whole image, outputs are made of; for explain.py.
+    def last_layer(self) -> nn.Module:
+        """The module whose first input (B, C, h, w), over the whole image, the outputs are made of; for explain.py.
 
-        Here the last convolution that does not give a map per landmark; a method overrides it that runs another last.
+        Here the last convolution that gives a map per landmark; a method overrides it that ends in something else.
         """
-        convolutions = [module for module in self.modules() if isinstance(module, nn.Conv2d)]
-        return [module for module in convolutions if module.out_channels != self.config.num_landmarks][-1]
+        return [m for m in self.modules() if getattr(m, "out_channels", None) == self.config.num_landmarks][-1]
+
+    def evidence(self, outputs: Any) -> Tensor:
+        """What speaks for each landmark (B, N) in what forward gives; for explain.py. Here the score.
+
+        A method whose score is a probability gives its logit, since a sure one has no gradient left.
+        """
+        return self.decode(outputs)[1]
 
     def for_inference(self) -> "LandmarkDetector":
         """A detector that predicts the same, up to rounding, and may be faster; it cannot be trained."""
@@ -95,7 +101,7 @@ class LandmarkDetector(nn.Module):
     def train_step(self, batch, epoch: int, optimizers: Mapping[str, Optimizer]) -> dict[str, float]:
         """One optimiser step on the sum of the loss terms, in config.accumulate parts; returns their values.
 
-        Other figures of a step may stand among them under the names of utils.is_loss_term.
+        Among them may stand other figures of the step, under names that utils.is_loss_term tells from terms.
         Over several processes each has its part of the batch, and values and gradients are means over processes.
         Raises NonFiniteLoss, on all of them, before a weight is changed if a term is nan or infinite.
         """
@@ -121,7 +127,7 @@ class LandmarkDetector(nn.Module):
     @torch.no_grad()
     def non_finite_loss(self, batch, epoch: int, values: Mapping[str, float]) -> NonFiniteLoss:
         """The error that names the terms that are not finite, and the images whose own loss is not."""
-        self.eval().config = self.config.replace(test_precision=self.config.precision)  # each image as in training
+        self.train()  # each image as in training: the running statistics may be nan by now
         each = split_batch(batch, len(batch.name))
         own = [one.name[0] for one in each if not sum(self.loss(one, epoch).values()).isfinite()]
         names = [name for share in gather_shares(own) for name in share]

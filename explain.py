@@ -22,20 +22,30 @@ from utils import compose_affines, resize_affine
 def activation_maps(detector: LandmarkDetector, image: Tensor, landmarks: Sequence[int]) -> Tensor:
     """For some landmarks of an image (1, 3, H, W): where the last features spoke for them, maps (n, h, w) in 0..1.
 
-    The features of detector.last_features, each weighted by the mean gradient of the landmark's score with respect to
-    it, added up; what speaks against the landmark is cut off, and the greatest value of a map is 1 (0: nothing does).
+    The features that detector.last_layer reads, each weighted by the mean gradient of the landmark's evidence with
+    respect to it, added up; what speaks against the landmark is cut off, and the greatest value of a map is 1 (0:
+    nothing speaks for it).
     """
     kept: list[Tensor] = []
-    hook = detector.last_features().register_forward_hook(lambda module, inputs, output: kept.append(output))
+
+    def keep(module: torch.nn.Module, inputs: tuple) -> tuple:
+        kept.append(inputs[0].detach().requires_grad_())  # what comes before needs no gradient, and keeps no memory
+        return (kept[-1], *inputs[1:])
+
+    trained = [parameter for parameter in detector.parameters() if parameter.requires_grad]
+    hook = detector.last_layer().register_forward_pre_hook(keep)
     try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
         with torch.enable_grad():
-            _, score = detector.decode(detector(image))
+            evidence = detector.evidence(detector(image))
     finally:
         hook.remove()
-    (features,) = kept[-1:]
-    maps = []
+        for parameter in trained:
+            parameter.requires_grad_(True)
+    features, maps = kept[-1], []
     for number in landmarks:
-        (gradient,) = torch.autograd.grad(score[0, number], features, retain_graph=True)
+        (gradient,) = torch.autograd.grad(evidence[0, number], features, retain_graph=True)
         weights = gradient.float().mean((-2, -1), keepdim=True)
         maps.append((weights * features.detach().float()).sum(1).clamp(min=0)[0])
     maps = torch.stack(maps)

@@ -217,9 +217,9 @@ class FARNet(LandmarkDetector):
         """The peaks of the fine heatmaps; the score is the peak's height, about 1 for a sure landmark."""
         return decode_heatmaps(outputs[1], self.config.decode, self.config.sigma)
 
-    def last_features(self) -> nn.Module:
-        """The maps of half size that both heads read."""
-        return self.network.c1
+    def last_layer(self) -> nn.Module:
+        """The head of the fine heatmaps, which reads the aggregated features of half size first."""
+        return self.network.fine_head
 
     def for_inference(self) -> "FARNet":
         """The same detector with its network folded (fold_network), unless config.fold_norms is off.

@@ -63,9 +63,15 @@ def read_predictions(path: Path) -> tuple[list[str], list[str], dict[str, np.nda
 
 
 def pool_predictions(sources: Sequence[Path], path: Path) -> None:
-    """The rows of several predictions.csv, one after another, as one."""
-    tables = [source.read_text(encoding="utf-8").splitlines(keepends=True) for source in sources]
-    path.write_text("".join(tables[0] + [row for table in tables[1:] for row in table[1:]]), encoding="utf-8")
+    """The rows of several predictions.csv, one after another, as one; blank where one has no such column."""
+    rows: list[dict[str, str]] = []
+    for source in sources:
+        with open(source, newline="", encoding="utf-8") as file:
+            rows += csv.DictReader(file)
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)), restval="")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 # --- Figures and tables --------------------------------------------------------------------------

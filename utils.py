@@ -171,6 +171,7 @@ def paired_difference(errors: np.ndarray, others: np.ndarray, seed: int = 0, res
     so what makes an image hard for both cancels. Landmarks that are nan in either count nowhere.
     """
     differences = np.asarray(errors, float) - np.asarray(others, float)
+    differences = differences[np.isfinite(differences).any(axis=1)]
     sums, counts = np.nansum(differences, axis=1), np.isfinite(differences).sum(axis=1)
     samples = np.random.default_rng(seed).choice(len(sums), (resamples, len(sums)))
     low, high = np.percentile(sums[samples].sum(1) / counts[samples].sum(1), (2.5, 97.5))

@@ -171,9 +171,13 @@ class Noothout(LandmarkDetector):
         """The global network's votes."""
         return count_votes(*outputs, self.config.patch_size, self.config.log_base)[:2]
 
-    def last_features(self) -> nn.Module:
-        """What the global network's heads read: decode counts its votes."""
-        return self.global_network.trunk
+    def last_layer(self) -> nn.Module:
+        """What tells of the global network's patches whether they hold a landmark."""
+        return self.global_network.class_head
+
+    def evidence(self, outputs: tuple[Tensor, Tensor]) -> Tensor:
+        """The greatest logit of a patch of the whole image."""
+        return outputs[0].float().flatten(2).amax(-1)
 
     def predict(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """The votes of the last stage; the score is the greatest probability of its patches."""

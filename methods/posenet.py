@@ -26,16 +26,16 @@ from utils import decode_heatmaps, gaussian_heatmaps, is_loss_term, network_erro
 
 @dataclass(frozen=True)
 class PoseNetConfig(Config):
-    """The paper's recipe; what it does not say is marked with ours."""
+    """The paper's recipe but for its occlusion maps; ours is what it does not tell."""
 
     method: str = "posenet"
     height: int = 256
     width: int = 256
-    keep_aspect: bool = True
+    keep_aspect: bool = True  # ours
     backbone_weights: str = "none"  # the networks are the method's own
     norm: str = "batch"
-    sigma: float = 4.0  # of the maps' Gaussians, network px: one px of the maps, which have a quarter of the size
-    decode: str = "subpixel"
+    sigma: float = 4.0  # of the maps' Gaussians, network px (ours): one px of the maps, a quarter of the size
+    decode: str = "subpixel"  # ours
     epochs: int = 230
     batch_size: int = 8  # ours
     lr: float = 2.5e-4
@@ -46,7 +46,7 @@ class PoseNetConfig(Config):
     adversarial: str = "pose+confidence"  # none: the generator alone; pose: with P; pose+confidence: with P and C
     pretrain_epochs: int = 20  # ours: epochs of the generator alone, at first
     stacks: int = 4  # hourglasses (of the pose) after each other
-    hourglass_depth: int = 4  # how often an hourglass halves its maps
+    hourglass_depth: int = 4  # ours: how often an hourglass halves its maps
     channels: int = 512  # of the generator
     discriminator_channels: int = 128  # ours: of P and C
     occlusion: bool = False  # maps of occluded landmarks too: hourglasses, and inputs to P and C, of their own
@@ -67,7 +67,10 @@ class PoseNetConfig(Config):
             batch_size=2, epochs=30, pretrain_epochs=10,
         ),
     }  # fmt: skip
-    of_the_weights: ClassVar[tuple[str, ...]] = (*Config.of_the_weights, "occlusion")
+    of_the_weights: ClassVar[tuple[str, ...]] = (
+        *Config.of_the_weights, "occlusion", "adversarial", "stacks", "hourglass_depth", "channels",
+        "discriminator_channels",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,10 +86,14 @@ class PoseNetConfig(Config):
             self.demand(getattr(self, name) >= 0, name, "it must be 0 or above")
         for name in ("delta", "epsilon"):
             self.demand(getattr(self, name) > 0, name, "it must be above 0")
+        self.demand(
+            self.adversarial == "none" or self.pretrain_epochs < self.epochs,
+            "pretrain_epochs", f"it leaves P and C none of {self.epochs} epochs; lower it, or set adversarial to none",
+        )  # fmt: skip
         small = min(self.height, self.width) // STRIDE
         deepest = int(math.log2(small)) - 1
         self.demand(
-            self.hourglass_depth <= deepest, "hourglass_depth", f"maps of {small} px can be halved {deepest} times"
+            self.hourglass_depth <= deepest, "hourglass_depth", f"maps of {small} px may be halved {deepest} times"
         )
 
     @property
@@ -103,14 +110,19 @@ class PoseNet(LandmarkDetector):
 
     Different from the paper: (1) delta and epsilon, which it does not tell, are settings, in mm and in squared error;
     (2) squared errors and logarithms alike are means over landmarks, where its formulas have sums, so that their shares
-    hold for any number; (3) P sees the image at the size of the maps, and the discriminators' maps are averaged over
-    16 x 16 cells before the layer that gives a number per landmark, so that weights fit any image size; (4) landmarks
-    to fractions of a px, in the frame of the image file; (5) missing landmarks count nowhere, and their maps are blank to
-    P and C; (6) occlusion maps by setting, since radiographs seldom say what is hidden: Gaussians at landmarks with
-    "occluded" true, nothing elsewhere; the version for legs repeats the pose's maps there, which adds nothing to know;
-    (7) epochs of the generator alone at first, which begins with empty maps; (8) the paper's minimax pushes a landmark
-    that is right already, whose fake label is 1, towards being called fake; objective real does not. Different from the
-    version for legs: the generator's maps reach P and C with their gradient, which was cut off there.
+    hold for any number; maps are not bounded to 0..1; (3) P sees the image at the size of the maps, and the
+    discriminators' maps are averaged over 16 x 16 cells before the layer that gives a number per landmark, so that
+    weights fit any image size; (4) landmarks to fractions of a px, in the frame of the image file; (5) missing
+    landmarks count nowhere; for P and C neither do those that augmentation has moved out of the image, whose maps are
+    empty, true or not; (6) occlusion maps by setting, since radiographs seldom say what is hidden: Gaussians at
+    landmarks with "occluded" true, nothing elsewhere; (7) epochs of the generator alone at first, which begins with
+    empty maps, its last weights being near 0; (8) adversarial none is the generator alone with the two steps per batch
+    that it takes beside P and C, so that recipes differ in what they learn from and not in how often; (9) the paper's
+    minimax pushes a landmark that is right already, whose fake label is 1, towards being called fake; objective real
+    does not. The preset legs has the network and the sizes of the version for legs, and the paper's optimiser and
+    augmentation; that version repeats the pose's maps as those of what is occluded, which adds nothing to know, takes
+    one label for P and C, and cuts the gradient off that P and C send to the generator: ours does not. With compile,
+    the generator alone is compiled.
     """
 
     Config = PoseNetConfig
@@ -162,16 +174,16 @@ class PoseNet(LandmarkDetector):
         landmarks, score = decode_heatmaps(maps, self.config.decode, self.config.sigma / STRIDE)
         return scale_landmarks(landmarks, STRIDE), score
 
-    def last_features(self) -> nn.Module:
-        """What the last stack's pose maps are made of."""
-        return self.generator.poses[-1].features
+    def last_layer(self) -> nn.Module:
+        """What makes the last stack's pose maps of its features."""
+        return self.generator.poses[-1].maps
 
     # --- The discriminators ----------------------------------------------------------------------
 
     def judge(self, letter: str, batch, maps: Tensor) -> Tensor:
         """What a discriminator says of maps (B, N or 2N, h, w): logits (B, N), above 0 for a real landmark."""
-        annotated = is_annotated(batch).repeat(1, maps.shape[1] // batch.landmarks.shape[1])
-        seen = maps * annotated[..., None, None]
+        inside = is_inside(batch).repeat(1, maps.shape[1] // batch.landmarks.shape[1])
+        seen = maps * inside[..., None, None]
         if letter == "P":
             seen = torch.cat([F.avg_pool2d(batch.image, STRIDE), seen], 1)
         with self.autocast(seen.device):
@@ -196,17 +208,17 @@ class PoseNet(LandmarkDetector):
         """A discriminator's loss on the generator's maps, how often it is right there, and how often they are."""
         logits, real = self.judge(letter, batch, maps), self.fake_labels(letter, batch, maps, truth)
         return {
-            f"discriminator_{letter}_fake": masked_entropy(logits, real, is_annotated(batch)),
-            f"accuracy_{letter}_fake": masked_mean(((logits > 0) == real).float(), is_annotated(batch)),
-            f"accuracy_generator_{letter}": masked_mean(real, is_annotated(batch)),
+            f"discriminator_{letter}_fake": masked_entropy(logits, real, is_inside(batch)),
+            f"accuracy_{letter}_fake": masked_mean(((logits > 0) == real).float(), is_inside(batch)),
+            f"accuracy_generator_{letter}": masked_mean(real, is_inside(batch)),
         }
 
     def judge_true(self, letter: str, batch, truth: Tensor) -> dict[str, Tensor]:
         """A discriminator's loss on true maps, and how often it is right there."""
         logits = self.judge(letter, batch, truth)
         return {
-            f"discriminator_{letter}_true": masked_entropy(logits, torch.ones_like(logits), is_annotated(batch)),
-            f"accuracy_{letter}_true": masked_mean((logits > 0).float(), is_annotated(batch)),
+            f"discriminator_{letter}_true": masked_entropy(logits, torch.ones_like(logits), is_inside(batch)),
+            f"accuracy_{letter}_true": masked_mean((logits > 0).float(), is_inside(batch)),
         }
 
     # --- A step ----------------------------------------------------------------------------------
@@ -222,9 +234,9 @@ class PoseNet(LandmarkDetector):
     def train_step(self, batch, epoch: int, optimizers: Mapping[str, Optimizer]) -> dict[str, float]:
         """The paper's order: the generator on its maps, P on fake, on true ones, C likewise, the generator on all.
 
-        While it is pretrained, the first alone. The generator takes its second step without discriminators, too, so
-        that recipes differ in what they learn from and not in how often. Beside the terms: how often each
-        discriminator is right, how many landmarks are, and the norm of the gradient that each sends into the maps.
+        While it is pretrained, the first alone. Beside the terms: how often each discriminator is right, how many
+        landmarks are to be called real, and the norm of the gradient that the truth, P and C send into the last maps
+        (of parts and processes the mean norm, not that of the whole batch).
         """
         parts = split_batch(batch, self.config.accumulate)
         truths = [self.labels(part, epoch) for part in parts]
@@ -261,11 +273,9 @@ class PoseNet(LandmarkDetector):
         for letter, weight in self.config.judges.items():
             logits = self.judge(letter, batch, maps.float())
             if self.config.objective == "minimax":
-                term = -masked_entropy(
-                    logits, self.fake_labels(letter, batch, maps.float(), truth), is_annotated(batch)
-                )
+                term = -masked_entropy(logits, self.fake_labels(letter, batch, maps.float(), truth), is_inside(batch))
             else:
-                term = masked_entropy(logits, torch.ones_like(logits), is_annotated(batch))
+                term = masked_entropy(logits, torch.ones_like(logits), is_inside(batch))
             terms[f"adversarial_{letter}"] = weight * term
         for letter in self.config.judges:
             (gradient,) = torch.autograd.grad(terms[f"adversarial_{letter}"], maps, retain_graph=True)
@@ -306,8 +316,14 @@ class PoseNet(LandmarkDetector):
 
 
 def is_annotated(batch) -> Tensor:
-    """Which landmarks (B, N) of a batch count."""
+    """Which landmarks (B, N) of a batch have a true map."""
     return batch.landmarks.isfinite().all(-1)
+
+
+def is_inside(batch) -> Tensor:
+    """Which landmarks (B, N) of a batch are annotated and in the image: of others also a true map is empty."""
+    size = batch.landmarks.new_tensor(batch.image.shape[:1:-1])
+    return ((batch.landmarks >= -0.5) & (batch.landmarks < size - 0.5)).all(-1)  # not so nan
 
 
 def maps_loss(outputs: list[Tensor], truth: Tensor, annotated: Tensor) -> Tensor:

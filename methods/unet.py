@@ -170,6 +170,10 @@ class UNet(LandmarkDetector):
             return decode_components(maps)
         return decode_heatmaps(maps, "argmax", self.config.sigma)
 
+    def evidence(self, outputs: Tensor) -> Tensor:
+        """The greatest logit of a pixel."""
+        return outputs.float().amax((-2, -1))
+
     def examine(self, batch, epoch: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """predict, and the Dice coefficients of the masks of probability above a half with the labels of an epoch."""
         logits = self(batch.image)

@@ -260,5 +260,8 @@ def test_occluded_landmarks_are_marked_and_keep_their_place(tmp_path):
     data = load_data(tiny_config(tmp_path))
     assert data.records[1].occluded.tolist() == [False, False, False, True]
     assert not data.records[0].occluded.any() and np.array_equal(data.records[1].landmarks, before)
+    records[1]["points"][3] |= {"X": None, "Y": None}  # hidden, and its place is not known
+    write_records(tmp_path, records)
+    assert not load_data(tiny_config(tmp_path)).records[1].occluded.any()
     records[1]["points"][3]["occluded"] = "yes"
     assert "point 'B': occluded is 'yes'; expected true or false" in refusal(tmp_path, records)

@@ -33,24 +33,47 @@ class TwoFeatures(LandmarkDetector):
 
 def test_an_activation_map_is_the_features_weighted_by_the_scores_mean_gradient(tmp_path):
     detector = TwoFeatures(tiny_config(tmp_path)).eval()
-    assert detector.last_features() is detector.features  # the head gives a map per landmark
+    assert detector.last_layer() is detector.head
     image = torch.rand(1, 3, 6, 8)
     maps = activation_maps(detector, image, [1, 0, 2])
     both, first_alone = image[0, 0] + image[0, 1], (image[0, 0] - image[0, 1]).clamp(min=0)
     assert torch.allclose(maps[0], first_alone / first_alone.max(), atol=1e-6)
     assert torch.allclose(maps[1], both / both.max(), atol=1e-6)
     assert not maps[2].any()  # nothing speaks for a landmark that has no weights
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in detector.parameters())
 
 
-def test_every_method_can_be_explained(dataset, method):  # noqa: F811
+@pytest.mark.parametrize("norm", ["batch", "instance"])
+def test_every_method_can_be_explained(dataset, method, norm):  # noqa: F811
     torch.manual_seed(0)
-    config = method_config(dataset, method)
+    config = method_config(dataset, method, norm=norm)
     detector, batch = create_detector(config).eval(), make_batch(config)
+    kept = []
+    detector.last_layer().register_forward_pre_hook(lambda module, inputs: kept.append(inputs[0]))
     maps = activation_maps(detector, batch.image[:1], range(4))
-    assert maps.shape[0] == 4 and maps.isfinite().all() and maps.min() >= 0
+    assert maps.shape == (4, *kept[0].shape[2:]) and maps.isfinite().all() and maps.min() >= 0
     assert maps.amax((-2, -1)).max() == 1
     another = activation_maps(detector, batch.image[1:], range(4))
     assert another.shape == maps.shape and not torch.equal(another, maps)
+    # the mean gradient is no rounding noise, as before a norm of each image
+    features = kept[0].detach().requires_grad_()
+    hook = detector.last_layer().register_forward_pre_hook(lambda module, inputs: (features, *inputs[1:]))
+    (gradient,) = torch.autograd.grad(detector.evidence(detector(batch.image[:1]))[0, 0], features)
+    hook.remove()
+    assert gradient.mean((-2, -1)).abs().max() > 1e-4 * gradient.abs().mean()
+
+
+def test_a_frozen_network_can_be_explained(dataset):
+    detector, batch = create_detector(method_config(dataset, "noothout")).eval(), make_batch(tiny_config(dataset))
+    detector.requires_grad_(False)
+    assert activation_maps(detector, batch.image[:1], [0, 3]).amax() == 1
+
+
+def test_a_landmark_that_is_as_sure_as_can_be_is_explained(dataset):
+    detector, batch = create_detector(method_config(dataset, "unet")).eval(), make_batch(tiny_config(dataset))
+    detector.network.segmentation_head[0].bias.data += 1000.0  # the sigmoid is 1 and has no gradient
+    assert detector.predict(batch.image[:1])[1].min() == 1
+    assert activation_maps(detector, batch.image[:1], [0]).amax() == 1
 
 
 def test_a_run_explains_the_images_and_landmarks_asked_for(tmp_path):
@@ -85,6 +108,6 @@ def test_a_landmark_to_explain_that_is_none_is_refused_before_training(tmp_path,
         main.load_data(config)
 
 
-def test_tiny_detectors_features_are_its_first_convolution(tmp_path):
+def test_a_plain_methods_last_layer_is_the_convolution_that_gives_its_maps(tmp_path):
     detector = TinyDetector(tiny_config(tmp_path))
-    assert detector.last_features() is detector.network[0]
+    assert detector.last_layer() is detector.network[-1]

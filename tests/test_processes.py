@@ -144,3 +144,13 @@ def test_two_processes_play_the_adversarial_game_of_one(runs):
     terms = ("maps", "maps_again", "discriminator_P_fake", "discriminator_C_true", "adversarial_P", "adversarial_C")
     for term in terms:
         assert two[term] == pytest.approx(one[term], rel=0.01)
+    seed_everything(0)
+    first = create_detector(load_detector(runs / "game one" / "last.pt")[0].config).state_dict()
+    ends = [load_detector(runs / name / "last.pt")[0].state_dict() for name in ("game one", "game two")]
+    for network in ("generator.", "discriminators.P.", "discriminators.C."):
+        own = [name for name in first if name.startswith(network)]
+        moved, apart = (
+            sum((a[name].double() - b[name].double()).square().sum().item() for name in own) ** 0.5
+            for a, b in ((ends[0], first), ends)
+        )
+        assert apart < 0.2 * moved

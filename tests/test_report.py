@@ -6,7 +6,7 @@ import pytest
 import xlrd
 
 from evaluate import Predictions
-from report import read_predictions, summary_table, write_predictions, write_report
+from report import pool_predictions, read_predictions, summary_table, write_predictions, write_report
 
 ABBREVIATIONS, NAMES = ["R1", "A", "N’"], ["Ruler 1", "A point", "Soft tissue Nasion"]
 THRESHOLDS = (2.0, 2.5, 3.0, 4.0)
@@ -152,3 +152,15 @@ def test_where_nothing_is_known_to_be_hidden_the_report_does_not_speak_of_it(tmp
     write_predictions(tmp_path / "predictions.csv", make_predictions()._replace(occluded=nothing), ABBREVIATIONS, "mm")
     assert "occluded" not in (tmp_path / "predictions.csv").read_text(encoding="utf-8")
     assert "occluded" not in write_report(tmp_path, NAMES, ("R1",), THRESHOLDS, {})
+
+
+def test_pooled_predictions_keep_their_columns_where_only_some_have_them(tmp_path):
+    hidden = np.array([[False, True, False], [False, False, False]])
+    dice = {"dice": np.full((2, 3), 0.5)}
+    for name, occluded in (("one", np.zeros((2, 3), bool)), ("two", hidden)):
+        predictions = make_predictions()._replace(measures=dice, occluded=occluded, names=[f"{name} 1", f"{name} 2"])
+        write_predictions(tmp_path / f"{name}.csv", predictions, ABBREVIATIONS, "mm")
+    for order in (("one", "two"), ("two", "one")):
+        pool_predictions([tmp_path / f"{name}.csv" for name in order], tmp_path / "predictions.csv")
+        summary = write_report(tmp_path, NAMES, (), THRESHOLDS, {})
+        assert summary["occluded"]["n_landmarks"] == 1 and summary["all"]["measures"] == {"dice": 0.5}

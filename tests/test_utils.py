@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -215,3 +217,9 @@ def test_no_landmark_is_decoded_outside_its_map():
     for _ in range(20):
         landmarks, _ = decode_heatmaps(torch.randn(8, 8, 12, 16), "subpixel", sigma=3.0)
         assert (landmarks >= -0.5).all() and (landmarks <= torch.tensor([15.5, 11.5])).all()
+
+
+def test_images_without_a_landmark_of_the_kind_leave_a_paired_difference_as_it_is():
+    errors = np.full((12, 3), math.nan)
+    errors[3] = 2.0
+    assert paired_difference(errors, errors - 0.5) == {"difference": 0.5, "low": 0.5, "high": 0.5}

@@ -10,8 +10,8 @@ out=$1
 shift
 python=${PYTHON:-.venv/bin/python}
 mkdir -p "$out"
-[ -d "$out/plain" ] || $python -m tools.make_phantom --out "$out/plain" --count 100 --seed 1
-[ -d "$out/implants" ] || $python -m tools.make_phantom --out "$out/implants" --count 100 --seed 1 --implants
+[ -f "$out/plain/json/data.json" ] || $python -m tools.make_phantom --force --out "$out/plain" --count 100 --seed 1
+[ -f "$out/implants/json/data.json" ] || $python -m tools.make_phantom --force --out "$out/implants" --count 100 --seed 1 --implants
 
 for seed in 0 1 2; do
   for adversarial in none pose pose+confidence; do
@@ -24,7 +24,7 @@ for seed in 0 1 2; do
     for set in plain implants; do
       [ -f "$run-$set/test/summary.json" ] && continue
       rm -rf "$run-$set"
-      $python main.py --test "$run/best.pt" --img_dir "$out/$set/imgs" --json_path "$out/$set/json/data.json" \
+      $python main.py --test "$run/last.pt" --overlays 3 --img_dir "$out/$set/imgs" --json_path "$out/$set/json/data.json" \
         --run_dir "$run-$set"
     done
   done

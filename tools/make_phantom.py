@@ -256,14 +256,14 @@ def draw_ruler(film: Film, generator: np.random.Generator) -> tuple[np.ndarray, 
 
 
 def draw_implant(film: Film, landmarks: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Add an opaque plate that hides one to three of the landmarks (N, 2), picture px; which of them (N,)."""
+    """Add an opaque plate that hides one to three of the landmarks (N, 2) px, but not the ruler; which of them (N,)."""
     while True:
         length, width = generator.uniform((14, 8), (24, 14)) / SPACING  # its long and short side, px
         turn = rotation(generator.uniform(0, 180))
-        centre = landmarks[generator.integers(len(landmarks))] + generator.normal(0, 2 / SPACING, 2)
+        centre = landmarks[generator.integers(2, len(landmarks))] + generator.normal(0, 2 / SPACING, 2)
         across = np.abs((landmarks - centre) @ turn)  # along its own axes
         hidden, touched = ((across < np.array([length, width]) / 2 + rim / SPACING).all(1) for rim in (-1, 1))
-        if 1 <= hidden.sum() <= 3 and (hidden == touched).all():  # none within a mm of its rim
+        if 1 <= hidden.sum() <= 3 and (hidden == touched).all() and not hidden[:2].any():  # none within a mm of its rim
             break
     corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * (length, width) / 2
     plate = Film(np.eye(2, 3))  # drawn in picture px
@@ -321,10 +321,11 @@ def draw_phantom(seed: int, index: int, implants: bool = False) -> tuple[np.ndar
     ruler = draw_ruler(film, generator)
     names = [name for _, name, _ in LANDMARKS[2:]]
     head = np.array([points[name] for name in names]) @ film.to_picture[:, :2].T + film.to_picture[:, 2]
-    occluded = np.zeros(len(head), bool)
+    landmarks = np.vstack([ruler, head])
+    occluded = np.zeros(len(landmarks), bool)
     if implants:  # by random numbers of its own: all else stays as it is without
-        occluded = draw_implant(film, head, np.random.default_rng((seed, index, 1)))
-    return expose(film, generator), np.vstack([ruler, head]), np.concatenate([[False, False], occluded])
+        occluded = draw_implant(film, landmarks, np.random.default_rng((seed, index, 1)))
+    return expose(film, generator), landmarks, occluded
 
 
 def write_data_set(out: Path, count: int, seed: int, implants: bool = False) -> None:
