@@ -1,0 +1,66 @@
+"""DICOM images, by pydicom: the pixels as a radiologist sees them, and mm per px. No text of a file is kept.
+
+Rescaled and windowed as the file says (modality and VOI LUT), MONOCHROME1 turned so that bone is bright, 16 bit.
+"""
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from config import UserError
+
+
+class Dicom(NamedTuple):
+    """What a DICOM file gives."""
+
+    image: np.ndarray  # (h, w) uint16, over the whole range
+    spacing: float | None  # mm per px
+    notes: list[str]
+
+
+def read(file: Path) -> Dicom:
+    """A single grey image. Raises UserError for anything else, and where pydicom is not there."""
+    try:
+        import pydicom
+        from pydicom.pixels import apply_modality_lut, apply_voi_lut
+    except ImportError:
+        raise UserError("reading DICOM files needs pydicom: pip install pydicom") from None
+    try:
+        data = pydicom.dcmread(file)
+        pixels = data.pixel_array
+        photometric = str(data.PhotometricInterpretation)
+        if pixels.ndim == 2 and photometric.startswith("MONOCHROME"):
+            values = np.asarray(apply_voi_lut(apply_modality_lut(pixels, data), data), np.float64)
+    except FileNotFoundError:
+        raise UserError(f"{file} does not exist") from None
+    except Exception as error:  # pydicom and its decoders raise whatever they stumble over
+        raise UserError(f"{file} cannot be read as a DICOM image: {str(error).splitlines()[0]}") from None
+    if pixels.ndim != 2 or not photometric.startswith("MONOCHROME"):
+        raise UserError(f"{file}: expected one grey image, found {pixels.shape} in {photometric}")
+    low, high = values.min(), values.max()
+    scaled = (values - low) / max(high - low, 1e-9)
+    if photometric == "MONOCHROME1":
+        scaled = 1 - scaled
+    spacing, notes = read_spacing(data, file)
+    return Dicom((scaled * 65535).round().astype(np.uint16), spacing, notes)
+
+
+def read_spacing(data, file: Path) -> tuple[float | None, list[str]]:
+    """mm per px: PixelSpacing, else ImagerPixelSpacing, which holds at the detector and not in the patient."""
+    for key in ("PixelSpacing", "ImagerPixelSpacing"):
+        values = [float(value) for value in data.get(key) or ()]
+        if not values:
+            continue
+        if len(values) != 2 or not all(math.isfinite(value) and value > 0 for value in values):
+            raise UserError(f"{file}: {key} is {values}; expected two numbers above 0")
+        if abs(values[0] - values[1]) > 0.01 * values[0]:
+            raise UserError(f"{file}: {key} is {values}; pixels that are not square are not supported")
+        if key == "PixelSpacing":
+            return values[1], []
+        return values[1], [
+            f"{file.name}: {values[1]:g} mm per px is ImagerPixelSpacing, at the detector; the patient is magnified by "
+            "the distance to it (about 1.1 in cephalograms), so true lengths are smaller"
+        ]
+    return None, [f"{file.name}: no PixelSpacing"]

@@ -1,0 +1,42 @@
+"""ISBI 2015 cephalograms as csv copies of the archive have them: one row per image.
+
+    017.jpg,806,1028,1384,972,...
+
+No header (one is passed over): a file name, then 19 x,y pairs in px, in the archive's order; 0.1 mm per px. The number
+of the image tells its official split.
+"""
+
+from pathlib import Path
+
+from config import UserError
+from formats.common import Images, Reading, make_record, numbers, read_csv
+from formats.isbi2015 import LANDMARKS, PRESET, SPACING
+
+__all__ = ["PRESET", "read"]
+LAST = {150: "train", 300: "test1", 400: "test2"}  # the last image of each set
+
+
+def read(source: Path, images: Path | None = None) -> Reading:
+    """The records of a .csv file; images: the folder of the images, else the file's."""
+    pictures, pairs, notes, done = Images(images or source.parent), [], [], set()
+    names = {abbreviation: name for name, abbreviation in LANDMARKS}
+    for place, (name, *cells) in enumerate(read_csv(source), 1):
+        if place == 1 and not any(cell.lstrip("-")[:1].isdigit() for cell in cells):
+            continue
+        where = f"{source}: line {place} ({name})"
+        values = numbers(cells, where, 2 * len(LANDMARKS))
+        path = pictures.find(name)
+        if path is None:
+            notes.append(f"{name}: skipped, there is no image of it")
+            continue
+        if path in done:
+            raise UserError(f"{where}: {path.name} stands twice; keep one")
+        done.add(path)
+        if not path.stem.isdigit() or not 1 <= int(path.stem) <= max(LAST):
+            raise UserError(f"{where}: expected the archive's number, 001 to {max(LAST)}, as the image's name")
+        split = next(split for last, split in LAST.items() if int(path.stem) <= last)
+        points = {label: (values[2 * n], values[2 * n + 1]) for n, label in enumerate(names)}
+        pairs.append((path, make_record(path.name, points, names, spacing=SPACING, split=split)))
+    if not pairs:
+        raise UserError(f"{source}: no row has an image in {pictures.folder}")
+    return Reading(pairs, notes)
