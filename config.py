@@ -32,7 +32,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Digital Hand Atlas: 37 landmarks at 512 x 512 as in the paper; spacing comes with the records
     "hand": dict(num_landmarks=37, height=512, width=512, spacing=None, report_exclude=()),
     # AASCE 2019 spines: 68 landmarks, tall pictures, no spacing
-    "spine": dict(num_landmarks=68, height=1024, width=512, spacing=None, report_exclude=()),
+    "spine": dict(
+        num_landmarks=68, height=1024, width=512, spacing=None, report_exclude=(), measurements="spine",
+        sdr_thresholds=(10.0, 20.0, 40.0),
+    ),
+    # CL-Detection 2023 and 2024, Aariz (CEPHA29): spacing comes with the records
+    "cl2023": dict(num_landmarks=38, spacing=None, report_exclude=()),
+    "cl2024": dict(num_landmarks=53, spacing=None, report_exclude=()),
+    "aariz": dict(num_landmarks=29, spacing=None, report_exclude=()),
     # radiographs of legs: six landmarks, padded to a square; 0.143 mm/px of the original files
     "legs": dict(
         num_landmarks=6, height=256, width=256, keep_aspect=True, spacing=0.143, report_exclude=(),
@@ -73,6 +80,7 @@ class Config:
     ruler: tuple[str, ...] = ("R1", "R2")  # abbreviations of the two ruler points
     ruler_mm: float = 10.0  # mm between the two ruler points
     report_exclude: tuple[str, ...] = ("R1", "R2")  # abbreviations left out of the headline figures
+    measurements: str = "none"  # what else is measured on the landmarks; spine: Cobb angles, the scores of AASCE 2019
     sdr_thresholds: tuple[float, ...] = (2.0, 2.5, 3.0, 4.0)  # mm (px where the spacing is unknown)
 
     # Input
@@ -279,6 +287,7 @@ def check_combinations(config: Config) -> None:
     demand(config.ema < 1, "ema", "it must be below 1, e.g. 0.99")
     demand(config.val_fraction + config.test_fraction < 1, "test_fraction", "with val_fraction it must leave images")
     choices = {
+        "measurements": ("none", "spine"),
         "split": ("auto", "same"), "norm": ("batch", "instance"), "optimizer": ("adam", "adamw", "rmsprop"),
         "decode": ("argmax", "subpixel"), "lr_schedule": ("step", "cosine"), "precision": ("fp32", "bf16", "auto"),
         "test_precision": ("fp32", "bf16", "auto"),

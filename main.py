@@ -16,11 +16,14 @@ import os
 import sys
 import textwrap
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 
+from annotation import Record
 from config import (
     PRESETS,
     Config,
@@ -36,9 +39,10 @@ from data import make_loader
 from evaluate import evaluate
 from explain import draw_explanations
 from machine import join_processes, keep_freed_memory, leave_processes, on_first_process, process_rank, resolve_device
+from measurements import measure
 from methods import METHODS, create_detector, load_detector, method_class
 from pictures import draw_overlays, draw_rates
-from report import pool_predictions, summary_table, write_predictions, write_report
+from report import pool_predictions, read_predictions, summary_table, write_predictions, write_report
 from run_folder import create_run_folder, discard_unstarted, read_checkpoint, source_commit, start_log, write_provenance
 from splits import LandmarkData, load_data
 from train import train
@@ -173,18 +177,30 @@ def test(config: Config, run_dir: Path, data: LandmarkData, state: dict[str, Any
         predictions = evaluate(detector, loader, device, state["epoch"] - 1)
         if process_rank() > 0:
             continue
-        provenance = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
         folder.mkdir(exist_ok=True)
         write_predictions(folder / "predictions.csv", predictions, data.abbreviations, data.unit)
-        summary = write_report(folder, data.names, config.report_exclude, config.sdr_thresholds, provenance)
-        draw_overlays(folder, records, config.overlays)
-        draw_rates(folder, config.sdr_thresholds)
+        table = report(config, run_dir, folder, data, records)
         if config.explain:
             whole, _ = load_detector(state)
             whole.config = config
             draw_explanations(folder, records, whole.to(device))
-        log.info("test set %s, report in %s\n%s", test_set, folder, summary_table(summary, config.sdr_thresholds))
+        log.info("test set %s, report in %s\n%s", test_set, folder, table)
     log.info("tested in %.1f min", (time.perf_counter() - started) / 60)
+
+
+def report(config: Config, run_dir: Path, folder: Path, data: LandmarkData, records: Sequence[Record]) -> str:
+    """Everything that is made from folder/predictions.csv, which is of these records; the figures as text."""
+    names, _, columns, _ = read_predictions(folder / "predictions.csv")
+    measured = None
+    if config.measurements != "none":
+        sizes = {record.name: record.size for record in records}
+        points = (np.stack([columns[x], columns[y]], -1) for x, y in (("x", "y"), ("x_true", "y_true")))
+        measured = measure(config.measurements, *points, [sizes[name] for name in names])
+    provenance = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
+    summary = write_report(folder, data.names, config.report_exclude, config.sdr_thresholds, provenance, measured)
+    draw_overlays(folder, records, config.overlays)
+    draw_rates(folder, config.sdr_thresholds)
+    return summary_table(summary, config.sdr_thresholds)
 
 
 def run_training(config: Config, run_dir: Path) -> LandmarkData:
@@ -221,11 +237,7 @@ def run_folds(config: Config, run_dir: Path) -> None:
         pooled = run_dir / "pooled"
         pooled.mkdir(exist_ok=True)
         pool_predictions([folder / "test" / "predictions.csv" for folder in folders], pooled / "predictions.csv")
-        provenance = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
-        summary = write_report(pooled, data.names, config.report_exclude, config.sdr_thresholds, provenance)
-        draw_overlays(pooled, data.records, config.overlays)
-        draw_rates(pooled, config.sdr_thresholds)
-        table = summary_table(summary, config.sdr_thresholds)
+        table = report(config, run_dir, pooled, data, data.records)
         log.info("%d folds together, report in %s\n%s", config.folds, pooled, table)
 
 

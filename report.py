@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import xlwt
 
+from measurements import Measured
 from utils import error_figures, finite_mean, summarise_errors
 
 OWN_COLUMNS = ("x", "y", "x_true", "y_true", "error", "score", "occluded")  # the others are a method's measures
@@ -83,12 +84,14 @@ def write_report(
     exclude: Sequence[str],
     thresholds: Sequence[float],
     provenance: Mapping[str, Any],
+    measured: Measured | None = None,
 ) -> dict[str, Any]:
     """summary.json and results.xls beside folder/predictions.csv; returns the summary.
 
     The summary holds the figures of utils.summarise_errors and the unit under "all" and, without the landmarks
     in `exclude`, under "headline", each with "measures": the mean of what else the method measures, such as Dice;
-    where there are occluded landmarks, also under "occluded", for these alone.
+    where there are occluded landmarks, also under "occluded", for these alone. measured: what was measured on the
+    landmarks; its figures stand under "measurements".
     """
     names, abbreviations, columns, unit = read_predictions(folder / "predictions.csv")
     errors, thresholds = columns["error"], tuple(thresholds)
@@ -105,6 +108,11 @@ def write_report(
     for part, members in parts.items():
         summary[part]["measures"] = {name: finite_mean(values[members]) for name, values in measures.items()}
 
+    if measured is not None:
+        summary["measurements"] = dict(measured.figures)
+        for name, one, other in zip(measured.names, measured.predicted.T, measured.true.T, strict=True):
+            summary["measurements"][f"mean error of {name}"] = finite_mean(np.abs(one - other))
+
     def blank(figures: Mapping[str, Any]) -> dict[str, Any]:
         """JSON has no nan."""
         return {k: blank(v) if isinstance(v, dict) else None if v != v else v for k, v in figures.items()}
@@ -114,6 +122,8 @@ def write_report(
     book = xlwt.Workbook(encoding="utf-8")
     write_landmark_sheet(book, abbreviations, landmark_names, errors, thresholds, summary, unit, measures)
     write_image_sheet(book, names, errors, kept, thresholds, unit)
+    if measured is not None:
+        write_measurement_sheet(book, names, measured)
     write_settings_sheet(book, provenance)
     book.save(str(folder / "results.xls"))
     return summary
@@ -121,6 +131,7 @@ def write_report(
 
 BOLD = xlwt.easyxf("font: bold on; borders: bottom thin")
 NUMBER = xlwt.easyxf(num_format_str="0.00")
+PRECISE = xlwt.easyxf(num_format_str="0.000000")
 PLAIN = xlwt.easyxf()
 
 
@@ -151,7 +162,7 @@ def write_landmark_sheet(book, abbreviations, landmark_names, errors, thresholds
         values = [figures[key] for key in (*rates, "MRE", "SD", "median")]
         values += [own.max() if own.size else None, *(finite_mean(each[:, row - 1]) for each in measures.values())]
         write_row(sheet, row, [row, abbreviation, name, own.size, *values])
-    for part, figures in summary.items():
+    for part, figures in parts_of(summary).items():
         row, label = row + 1, part_words(part, figures)
         for end, words in (("", label), ("_low", "95 % interval, low"), ("_high", "95 % interval, high")):
             row += 1
@@ -161,6 +172,11 @@ def write_landmark_sheet(book, abbreviations, landmark_names, errors, thresholds
     sheet.col(2).width = 256 * 34
     sheet.set_panes_frozen(True)
     sheet.set_horz_split_pos(1)
+
+
+def parts_of(summary: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The parts of a summary that are figures of landmarks."""
+    return {part: figures for part, figures in summary.items() if part != "measurements"}
 
 
 def part_words(part: str, figures: Mapping[str, Any]) -> str:
@@ -183,8 +199,23 @@ def write_image_sheet(book, names, errors, kept, thresholds, unit) -> None:
     sheet.col(0).width = 256 * 30
 
 
+def write_measurement_sheet(book, names, measured: Measured) -> None:
+    """Sheet 3, where something is measured: predicted, true and error of each measure; the set's figures."""
+    sheet = book.add_sheet("measurements")
+    titles = [f"{name}, {what}" for name in measured.names for what in ("predicted", "true", "error")]
+    write_row(sheet, 0, ["image", *titles], BOLD)
+    for row, (name, predicted, true) in enumerate(zip(names, measured.predicted, measured.true, strict=True), 1):
+        values = np.stack([predicted, true, np.abs(predicted - true)], -1).flatten()
+        write_row(sheet, row, [name, *values])
+    row = len(names) + 1
+    for name, value in measured.figures.items():
+        row += 1
+        write_row(sheet, row, [name, value], PRECISE)
+    sheet.col(0).width = 256 * 30
+
+
 def write_settings_sheet(book, provenance: Mapping[str, Any]) -> None:
-    """Sheet 3: where the figures come from, name and value."""
+    """The last sheet: where the figures come from, name and value."""
     sheet = book.add_sheet("settings")
     write_row(sheet, 0, ["name", "value"], BOLD)
     flat = {**{k: v for k, v in provenance.items() if k != "settings"}, **provenance.get("settings", {})}
@@ -196,7 +227,7 @@ def write_settings_sheet(book, provenance: Mapping[str, Any]) -> None:
 def summary_table(summary: Mapping[str, Any], thresholds: Sequence[float]) -> str:
     """The summary as lines for the terminal."""
     lines = []
-    for part, figures in summary.items():
+    for part, figures in parts_of(summary).items():
         unit, rates = figures["unit"], [f"{figures[f'SDR_{t}']:.1f}" for t in map(float, thresholds)]
         lines.append(
             f"{part} ({part_words(part, figures)}): MRE {figures['MRE']:.2f} +- {figures['SD']:.2f} {unit} "
@@ -205,4 +236,6 @@ def summary_table(summary: Mapping[str, Any], thresholds: Sequence[float]) -> st
             f"{figures['n_images']} images, {figures['n_landmarks']} points"
             + "".join(f"; {name} {value:.2f}" for name, value in figures["measures"].items())
         )
+    if "measurements" in summary:
+        lines.append("; ".join(f"{name} {value:.4g}" for name, value in summary["measurements"].items()))
     return "\n".join(lines)

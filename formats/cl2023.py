@@ -15,6 +15,7 @@ import numpy as np
 from config import UserError
 from formats.common import Reading, add_point, expecting, make_record, number, numbers, read_json
 
+PRESET = "cl2023"
 NUM_LANDMARKS = 38
 NAMES = {str(n): f"Landmark {n}" for n in range(1, NUM_LANDMARKS + 1)}
 

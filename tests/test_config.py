@@ -74,7 +74,7 @@ def test_an_unknown_setting_is_refused_with_the_nearest_and_all():
 
 
 def test_an_unknown_preset_is_refused_with_all():
-    with pytest.raises(UserError, match="demo, isbi2015, hand, spine, legs, modern"):
+    with pytest.raises(UserError, match="demo, isbi2015, hand, spine, cl2023, cl2024, aariz, legs, modern"):
         resolve("--preset", "dmeo")
 
 

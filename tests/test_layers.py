@@ -11,13 +11,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {
     "config": 0, "utils": 1, "machine": 1, "images": 2, "annotation": 2, "splits": 2, "data": 2, "run_folder": 2,
-    "report": 2, "pictures": 2, "formats": 2,
+    "measurements": 2, "report": 2, "pictures": 2, "formats": 2,
     "detector": 3, "backbone": 3, "heads": 3, "model": 3,
     "methods": 4, "evaluate": 5, "explain": 5, "train": 5, "main": 6, "tools": 7,
 }  # fmt: skip
 ON_ONE_FLOOR = {  # within a floor, too, imports go one way
     "images": set(), "annotation": {"images"}, "splits": {"annotation"}, "data": {"annotation", "images"},
-    "run_folder": set(), "report": set(), "pictures": {"annotation", "images", "report"},
+    "run_folder": set(), "measurements": set(), "report": {"measurements"},
+    "pictures": {"annotation", "images", "report"},
     "detector": set(), "backbone": set(), "heads": set(),
     "model": {"detector", "backbone", "heads"}, "evaluate": set(), "explain": set(), "train": {"evaluate"},
     "formats": {"formats"}, "methods": {"methods"}, "tools": {"tools"},

@@ -1,0 +1,87 @@
+"""What is measured on landmarks beside their places: the Cobb angles of a spine, and the scores its data set uses.
+
+A kind of measurement, the setting `measurements`, takes landmarks in original px and the sizes of their images.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from config import UserError
+
+
+class Measured(NamedTuple):
+    """Measures of I images, and figures of the whole set."""
+
+    names: tuple[str, ...]  # M measures, with their unit
+    predicted: np.ndarray  # (I, M), nan where a landmark is missing
+    true: np.ndarray  # (I, M)
+    figures: dict[str, float]  # of the set, by name
+
+
+def measure(kind: str, landmarks: np.ndarray, truth: np.ndarray, sizes: Sequence[tuple[int, int]]) -> Measured:
+    """A kind of measurement on landmarks and truth (I, N, 2) original px. Raises UserError for landmarks of others."""
+    return KINDS[kind](np.asarray(landmarks, float), np.asarray(truth, float), np.asarray(sizes, float))
+
+
+# --- Spines -----------------------------------------------------------------------------------------
+
+
+def measure_spines(landmarks: np.ndarray, truth: np.ndarray, sizes: np.ndarray) -> Measured:
+    """Cobb angles, and the scores of AASCE 2019: MSE and correlation of normalised points, and SMAPE of the angles.
+
+    Points are normalised by width and height. MSE: mean over points and both axes. NMSE: mean squared distance, the sum
+    over both axes, so twice that. correlation: Pearson's, over all coordinates. SMAPE: mean over images of the sum of
+    |predicted - true| over the sum of predicted + true, over the three angles, per cent.
+    """
+    if landmarks.shape[1] != 68:
+        raise UserError(f"setting measurements: spine needs the 68 corners of 17 vertebrae, not {landmarks.shape[1]}")
+    predicted = np.array([cobb_angles(one, height) for one, (_, height) in zip(landmarks, sizes, strict=True)])
+    true = np.array([cobb_angles(one, height) for one, (_, height) in zip(truth, sizes, strict=True)])
+    found, aim = landmarks / sizes[:, None], truth / sizes[:, None]
+    known = np.isfinite(found) & np.isfinite(aim)
+    mse = float(np.mean((found[known] - aim[known]) ** 2))
+    shares = 100 * np.abs(predicted - true).sum(1) / (predicted + true).sum(1)
+    figures = {
+        "MSE": mse,
+        "NMSE": 2 * mse,
+        "correlation": float(np.corrcoef(found[known], aim[known])[0, 1]),
+        "SMAPE": float(np.mean(shares[np.isfinite(shares)])) if np.isfinite(shares).any() else float("nan"),
+    }
+    return Measured(("MT (degrees)", "PT (degrees)", "TL/L (degrees)"), predicted, true, figures)
+
+
+def cobb_angles(points: np.ndarray, height: float) -> tuple[float, float, float]:
+    """Main thoracic, proximal thoracic and thoracolumbar/lumbar Cobb angle of corners (68, 2) px, degrees; or nan.
+
+    As AASCE 2019 computes them from the lines through the middles of each vertebra's sides: the main angle is the
+    greatest between any two of them, the others those that the ends of the spine, or, where it is S-shaped, its most
+    tilted vertebra beyond, make with these two. On the published truth the main angle agrees with the published one in
+    all images, the others in 19 of 20: where the published ones take the spine for S-shaped and these do not, or the
+    other way round.
+    """
+    if not np.isfinite(points).all():
+        return float("nan"), float("nan"), float("nan")
+    corners = points.reshape(17, 4, 2)
+    left, right = (corners[:, 0] + corners[:, 2]) / 2, (corners[:, 1] + corners[:, 3]) / 2
+    lines = (right - left) / np.linalg.norm(right - left, axis=1, keepdims=True)
+    angles = np.degrees(np.arccos(np.clip(lines @ lines.T, -1, 1)))
+    upper, lower = sorted(np.unravel_index(angles.argmax(), angles.shape))
+    if not is_s_shaped((left + right) / 2):
+        return angles[upper, lower], angles[0, upper], angles[16, lower]
+    above = int(angles[upper, : upper + 1].argmax())
+    if right[upper, 1] + right[lower, 1] < height:  # the curve lies in the upper half
+        return angles[upper, lower], angles[upper, above], angles[lower, lower:].max()
+    return angles[upper, lower], angles[upper, above], angles[above, : above + 1].max()
+
+
+def is_s_shaped(centres: np.ndarray) -> bool:
+    """Whether a spine's centres (17, 2), but for the last two, lie on both sides of the line from first to last."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        along = (centres - centres[-1]) / (centres[0] - centres[-1])
+    sides = (along[:-2, 1] - along[:-2, 0])[1:]
+    return bool((sides > 0).any() and (sides < 0).any())
+
+
+KINDS = {"spine": measure_spines}

@@ -1,0 +1,204 @@
+"""Look at a data set before training on it.
+
+    python -m tools.inspect_data FOLDER [--out DIR]
+
+FOLDER holds imgs/ and json/data.json. Prints what it holds and writes into --out (FOLDER/inspection) sheet.jpg, the
+images with their landmarks; scatter.png, where each landmark lies over all images; landmarks.csv. Where records keep
+two readers (ISBI 2015, Aariz) also how far they are apart, and how far their mean is from the truth: of two readers who
+err alike and by themselves, half as far.
+"""
+
+import argparse
+import csv
+import json
+import logging
+import math
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib import pyplot
+from PIL import Image, ImageDraw, ImageFont
+
+from annotation import Record, read_annotation, read_images, read_spacing, shorten
+from config import Config, UserError
+from images import read_image
+from pictures import BLUE
+
+TILE, MOST = 300, 48  # px of a picture on the sheet, and how many at most
+
+
+def load(folder: Path) -> tuple[tuple[str, ...], list[Record], list[dict]]:
+    """Abbreviations, checked records, and the entries of data.json. Raises UserError."""
+    json_path = folder / "json" / "data.json"
+    if not json_path.exists():
+        raise UserError(f"{folder} holds no json/data.json; give the folder that tools.convert wrote")
+    content = json.loads(json_path.read_text(encoding="utf-8"))
+    try:
+        points = content[0]["points"]
+        ruler = {"R1", "R2"} <= {point["pointAbbreviation"] for point in points}
+    except (LookupError, TypeError):
+        points, ruler = [None], False  # read_annotation says what is wrong
+    config = Config(
+        img_dir=str(folder / "imgs"), json_path=str(json_path), num_landmarks=len(points),
+        spacing="ruler" if ruler else None,
+    )  # fmt: skip
+    abbreviations, _, records = read_annotation(config)
+    return abbreviations, read_spacing(config, abbreviations, read_images(config, abbreviations, records)), content
+
+
+def describe(abbreviations: Sequence[str], records: Sequence[Record]) -> list[str]:
+    """What a data set holds, line by line."""
+    splits = Counter(record.split or "none" for record in records)
+    sizes = Counter(record.size for record in records)
+    spacings = np.array([record.spacing for record in records])
+    missing = [sum(bool(np.isnan(record.landmarks[n, 0])) for record in records) for n in range(len(abbreviations))]
+    hidden = int(sum(record.occluded.sum() for record in records))
+    known = spacings[np.isfinite(spacings)]
+    lines = [
+        f"{len(records)} images, {len(abbreviations)} landmarks; splits: "
+        + ", ".join(f"{split} {count}" for split, count in splits.items()),
+        "sizes: " + ", ".join(f"{w} x {h} px ({count})" for (w, h), count in sizes.most_common(5))
+        + (f" and {len(sizes) - 5} more" if len(sizes) > 5 else ""),
+        f"spacing: {known.min():.4f} to {known.max():.4f} mm/px" if known.size else "spacing: unknown; errors in px",
+        "missing: "
+        + (", ".join(f"{name} {count}" for name, count in zip(abbreviations, missing, strict=True) if count) or "none")
+        + (f"; occluded: {hidden}" if hidden else ""),
+    ]  # fmt: skip
+    same: dict[str, list[Record]] = {}
+    for record in records:
+        same.setdefault(record.fingerprint, []).append(record)
+    for group in same.values():
+        if len(group) > 1:
+            names = " = ".join(f"{record.name} ({record.split or 'no split'})" for record in group)
+            apart = len({record.split for record in group}) > 1
+            lines.append(f"identical pixels{', across splits' if apart else ''}: {names}")
+    return lines
+
+
+def reader_distances(entries: Sequence[dict], records: Sequence[Record]) -> np.ndarray | None:
+    """Distances (I, N) between two readers, mm or px where the spacing is unknown; none where records keep no two."""
+    pairs = [list(entry.get("readers", {}).values()) for entry in entries]
+    if any(len(pair) != 2 for pair in pairs):
+        return None
+    points = np.array([[[xy or (math.nan, math.nan) for xy in reader] for reader in pair] for pair in pairs], float)
+    spacing = np.nan_to_num([record.spacing for record in records], nan=1.0)
+    return np.linalg.norm(points[:, 0] - points[:, 1], axis=-1) * spacing[:, None]
+
+
+def describe_readers(
+    abbreviations: Sequence[str], records: Sequence[Record], distances: np.ndarray, unit: str
+) -> list[str]:
+    """How far two readers are apart, over each split and for the landmarks where they are most."""
+    lines = []
+    for split in dict.fromkeys(record.split for record in records):
+        own = distances[[record.split == split for record in records]]
+        known = own[np.isfinite(own)]
+        lines.append(
+            f"readers in {split or 'all'}: {known.mean():.2f} +- {known.std():.2f} {unit} apart; noise of their mean: "
+            f"{known.mean() / 2:.2f} {unit}"
+        )
+    order = np.argsort(-np.nanmean(distances, 0))[:5]
+    worst = ", ".join(f"{abbreviations[n]} {np.nanmean(distances[:, n]):.2f}" for n in order)
+    return [*lines, f"readers are farthest apart at {worst} {unit}"]
+
+
+# --- Pictures and table -----------------------------------------------------------------------------
+
+
+def draw_sheet(records: Sequence[Record], path: Path) -> None:
+    """Up to MOST images, spread over the data set, each with its landmarks and its name."""
+    chosen = sorted(set(np.linspace(0, len(records) - 1, min(MOST, len(records))).round().astype(int)))
+    columns = min(8, len(chosen))
+    tile = max(round(TILE * min(2.5, records[n].size[1] / records[n].size[0])) for n in chosen)
+    sheet = Image.new("RGB", (columns * TILE, math.ceil(len(chosen) / columns) * (tile + 16)))
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
+    for place, n in enumerate(chosen):
+        record = records[n]
+        image = Image.fromarray(read_image(record.path).astype(np.uint8)).convert("RGB")
+        image.thumbnail((TILE, tile))
+        left, top = place % columns * TILE, place // columns * (tile + 16)
+        sheet.paste(image, (left, top + 16))
+        draw.text((left + 3, top + 1), record.name[:44], fill=(255, 255, 255), font=font)
+        points = (record.landmarks + 0.5) * image.size / np.array(record.size) + (left, top + 16)
+        for x, y in points[np.isfinite(points).all(1)]:
+            draw.ellipse([x - 2, y - 2, x + 1, y + 1], fill=BLUE)
+    sheet.save(path, quality=88)
+
+
+def draw_scatter(abbreviations: Sequence[str], records: Sequence[Record], path: Path) -> None:
+    """Each landmark of all images, as shares of its image's width and height; outliers among them stand out."""
+    points = np.stack([record.landmarks / record.size for record in records])
+    aspect = float(np.median([record.size[1] / record.size[0] for record in records]))
+    figure, axis = pyplot.subplots(figsize=(7, min(12, 7 * aspect)))
+    colours = pyplot.get_cmap("hsv")(np.linspace(0, 1, len(abbreviations), endpoint=False))
+    for n, (name, colour) in enumerate(zip(abbreviations, colours, strict=True)):
+        axis.scatter(*points[:, n].T, s=5, color=colour, alpha=0.6, linewidths=0)
+        if np.isfinite(points[:, n]).any():
+            axis.annotate(name, np.nanmedian(points[:, n], axis=0), fontsize=7, ha="center", va="center")
+    axis.set(xlim=(0, 1), ylim=(1, 0), xlabel="share of the width", ylabel="share of the height", aspect=aspect)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def write_table(
+    abbreviations: Sequence[str], records: Sequence[Record], distances: np.ndarray | None, unit: str, path: Path
+) -> None:
+    """landmarks.csv: of each landmark how often it is there, where it lies, how it scatters, how far readers differ."""
+    points = np.stack([record.landmarks / record.size for record in records])
+    hidden = np.stack([record.occluded for record in records])
+    head = ["landmark", "n", "missing", "occluded", "mean_x", "mean_y", "SD_x", "SD_y", "farthest_image"]
+    head += [f"readers_mean_{unit}", f"readers_SD_{unit}", f"noise_of_mean_{unit}"] if distances is not None else []
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(head)
+        for n, name in enumerate(abbreviations):
+            known = np.isfinite(points[:, n, 0])
+            row = [name, int(known.sum()), int((~known).sum()), int(hidden[:, n].sum())]
+            if known.any():
+                own = points[known, n]
+                far = np.linalg.norm(own - np.median(own, axis=0), axis=1).argmax()
+                farthest = records[int(np.flatnonzero(known)[far])].name
+                row += [*(f"{value:.4f}" for value in (*own.mean(0), *own.std(0))), farthest]
+            else:
+                row += [""] * 5
+            if distances is not None:
+                own = distances[np.isfinite(distances[:, n]), n]
+                row += [f"{own.mean():.3f}", f"{own.std():.3f}", f"{own.mean() / 2:.3f}"] if own.size else [""] * 3
+            writer.writerow(row)
+
+
+def main() -> int:
+    """Exit status 2 for a data set that cannot be read."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--out", type=Path, help="where the pictures go")
+    options = parser.parse_args()
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    out = options.out or options.folder / "inspection"
+    try:
+        abbreviations, records, entries = load(options.folder)
+        unit = "mm" if math.isfinite(records[0].spacing) else "px"
+        print(*describe(abbreviations, records), sep="\n")
+        distances = reader_distances(entries, records)
+        if distances is not None:
+            print(*describe_readers(abbreviations, records, distances, unit), sep="\n")
+        out.mkdir(parents=True, exist_ok=True)
+        draw_sheet(records, out / "sheet.jpg")
+        draw_scatter(abbreviations, records, out / "scatter.png")
+        write_table(abbreviations, records, distances, unit, out / "landmarks.csv")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
+    print(f"look at {shorten([str(out / name) for name in ('sheet.jpg', 'scatter.png', 'landmarks.csv')])}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
