@@ -99,7 +99,7 @@ def draw_activations(
     for place, (own, (name, pair)) in enumerate(zip(maps, points.items(), strict=True)):
         spread = cv2.warpAffine(own, compose_affines(to_original, shrink), (width, height), flags=cv2.INTER_LINEAR)
         colours = np.concatenate([pyplot.get_cmap("inferno")(spread)[..., :3], 0.75 * spread[..., None]], -1)
-        tile = Image.alpha_composite(small.convert("RGBA"), Image.fromarray((255 * colours).astype(np.uint8), "RGBA"))
+        tile = Image.alpha_composite(small.convert("RGBA"), Image.fromarray((255 * colours).astype(np.uint8)))
         draw = ImageDraw.Draw(tile)
         for point, colour in zip(pair, (RED, BLUE), strict=True):
             if np.isfinite(point).all():

@@ -21,20 +21,16 @@ def read(source: Path, images: Path | None = None) -> Reading:
         raise UserError(f"{source}: expected the header file,scale,p1x,p1y,... or image file,spacing(mm),p1x,p1y,...")
     if not (head[1].lower() == "scale" or head[1].lower().startswith("spacing")):
         raise UserError(f"{source}: expected scale or spacing(mm) as the second column, found {head[1]!r}")
-    pairs, notes, done = [], [], set()
+    pairs, notes = [], []
     for place, (name, scale, *cells) in enumerate((row if len(row) > 1 else [*row, ""] for row in rows), 2):
         where = f"{source}: line {place} ({name})"
         values = numbers(cells, where, 2 * count)
         spacing = number(scale, f"{where}: {head[1]}")
         if not spacing > 0:
             raise UserError(f"{where}: {head[1]} is {scale}; expected mm per px, above 0")
-        path = pictures.find(name)
+        path = pictures.take(name, where, notes)
         if path is None:
-            notes.append(f"{name}: skipped, there is no image of it")
             continue
-        if path in done:
-            raise UserError(f"{where}: {path.name} stands twice; keep one")
-        done.add(path)
         points = {str(n + 1): (values[2 * n], values[2 * n + 1]) for n in range(count)}
         names = {label: f"Landmark {label}" for label in points}
         pairs.append((path, make_record(path.name, points, names, spacing=spacing)))

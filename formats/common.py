@@ -92,6 +92,7 @@ class Images:
     def __init__(self, folder: Path) -> None:
         self.folder = check_folder(folder, "the folder of the images")
         self.files: dict[str, list[Path]] = {}
+        self.taken: set[Path] = set()
         for path in sorted(folder.rglob("*")):
             if path.suffix.lower() in ENDINGS and path.is_file():
                 for name in (path.name, path.stem):
@@ -104,9 +105,16 @@ class Images:
             raise UserError(f"{self.folder}: {found[0]} and {found[1]} both answer to {name}; keep one")
         return found[0] if found else None
 
-    def names(self) -> list[str]:
-        """All files, once each."""
-        return sorted({str(path.relative_to(self.folder)) for paths in self.files.values() for path in paths})
+    def take(self, name: str, where: str, notes: list[str]) -> Path | None:
+        """The file of a row's image; a note where there is none. Raises UserError where it was taken already."""
+        path = self.find(name)
+        if path is None:
+            notes.append(f"{name}: skipped, there is no image of it")
+        elif path in self.taken:
+            raise UserError(f"{where}: {path.name} stands twice; keep one")
+        else:
+            self.taken.add(path)
+        return path
 
 
 def same(name: str) -> str:

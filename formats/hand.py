@@ -20,7 +20,7 @@ NUM_LANDMARKS, WRIST_MM = 37, 50.0
 def read(source: Path, fold: int = 1) -> Reading:
     """The records of all.csv. fold: 1, 2 or 3, whose lists tell what trains and what tests; 0: no split."""
     check_folder(source, "the folder that holds all.csv and images")
-    pictures, pairs, notes, done = Images(source / "images"), [], [], set()
+    pictures, pairs, notes = Images(source / "images"), [], []
     splits = {}
     for split in ("train", "test") if fold else ():
         file = source / "cv" / f"set{fold}" / f"{split}.txt"
@@ -32,12 +32,8 @@ def read(source: Path, fold: int = 1) -> Reading:
         where = f"{source / 'all.csv'}: line {place} ({id_})"
         values = numbers(cells, where, 2 * NUM_LANDMARKS)
         points = {str(n + 1): (values[2 * n], values[2 * n + 1]) for n in range(NUM_LANDMARKS)}
-        if id_ in done:
-            raise UserError(f"{where}: stands twice; keep one")
-        done.add(id_)
-        path = pictures.find(id_)
+        path = pictures.take(id_, where, notes)
         if path is None:
-            notes.append(f"{id_}: skipped, there is no image of it")
             continue
         if fold and id_ not in splits:
             notes.append(f"{id_}: in neither list of fold {fold}, so it trains")

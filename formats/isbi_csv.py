@@ -18,20 +18,16 @@ LAST = {150: "train", 300: "test1", 400: "test2"}  # the last image of each set
 
 def read(source: Path, images: Path | None = None) -> Reading:
     """The records of a .csv file; images: the folder of the images, else the file's."""
-    pictures, pairs, notes, done = Images(images or source.parent), [], [], set()
+    pictures, pairs, notes = Images(images or source.parent), [], []
     names = {abbreviation: name for name, abbreviation in LANDMARKS}
     for place, (name, *cells) in enumerate(read_csv(source), 1):
         if place == 1 and not any(cell.lstrip("-")[:1].isdigit() for cell in cells):
             continue
         where = f"{source}: line {place} ({name})"
         values = numbers(cells, where, 2 * len(LANDMARKS))
-        path = pictures.find(name)
+        path = pictures.take(name, where, notes)
         if path is None:
-            notes.append(f"{name}: skipped, there is no image of it")
             continue
-        if path in done:
-            raise UserError(f"{where}: {path.name} stands twice; keep one")
-        done.add(path)
         if not path.stem.isdigit() or not 1 <= int(path.stem) <= max(LAST):
             raise UserError(f"{where}: expected the archive's number, 001 to {max(LAST)}, as the image's name")
         split = next(split for last, split in LAST.items() if int(path.stem) <= last)

@@ -21,20 +21,16 @@ def read(source: Path, images: Path | None = None) -> Reading:
     expected = [f"landmark_{n}_{axis}" for n in range(1, count + 1) for axis in "xy"]
     if count < 1 or head != HEAD + expected:
         raise UserError(f"{source}: expected the header {','.join(HEAD)},landmark_1_x,landmark_1_y,...")
-    pairs, notes, done = [], [], set()
+    pairs, notes = [], []
     for place, row in enumerate(rows, 2):
         where = f"{source}: line {place} ({row[0]})"
         if len(row) != len(head):
             raise UserError(f"{where}: has {len(row)} cells, the header {len(head)}")
         if number(row[3], f"{where}: n_landmarks") != count:
             raise UserError(f"{where}: n_landmarks is {row[3]}, the header has {count}")
-        path = pictures.find(row[0])
+        path = pictures.take(row[0], where, notes)
         if path is None:
-            notes.append(f"{row[0]}: skipped, there is no image of it")
             continue
-        if path in done:
-            raise UserError(f"{where}: {path.name} stands twice; keep one")
-        done.add(path)
         check_size((row[1], row[2]), path, where)
         points: dict = {}
         for n in range(count):
