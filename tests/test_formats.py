@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import main
 from config import Config, UserError, build_config, preset_settings
 from formats import FORMATS, dicom, isbi2015, spine
 from formats.cl2023 import without_padding
@@ -398,19 +400,25 @@ def test_cl_detection_csv_has_a_spacing_for_each_image(tmp_path, head):
     assert record_points(records[1]) == {"1": (5, 6), "2": (7, 8.5)}
 
 
-def test_cl_detection_2023_is_read_from_its_stack_without_the_padding(tmp_path, monkeypatch, capsys):
-    simpleitk = pytest.importorskip("SimpleITK")
+def write_cl2023(folder: Path) -> Path:
+    """Two images of 20 x 30 and 35 x 40 px in a stack of 50 x 40; landmark 7 of the second is missing."""
     generator = np.random.default_rng(0)
     stack = np.zeros((2, 40, 50), np.uint8)
     stack[0, :30, :20], stack[1, :40, :35] = generator.integers(1, 255, (30, 20)), generator.integers(1, 255, (40, 35))
-    simpleitk.WriteImage(simpleitk.GetImageFromArray(stack), str(tmp_path / "train_stack.mha"))
+    simpleitk = pytest.importorskip("SimpleITK")
+    simpleitk.WriteImage(simpleitk.GetImageFromArray(stack), str(folder / "train_stack.mha"))
     points = [
         {"name": str(n), "point": [n / 2, n / 4, slice_], "scale": scale}
         for n in range(38, 0, -1)
         for slice_, scale in ((2, "0.125"), (1, "0.1"))
         if (n, slice_) != (7, 2)
     ]
-    (tmp_path / "gt.json").write_text(json.dumps({"name": "Orthodontic landmarks", "points": points}))
+    (folder / "gt.json").write_text(json.dumps({"name": "Orthodontic landmarks", "points": points}))
+    return folder / "gt.json"
+
+
+def test_cl_detection_2023_is_read_from_its_stack_without_the_padding(tmp_path, monkeypatch, capsys):
+    write_cl2023(tmp_path)
     status, output = run(monkeypatch, capsys, "cl2023", tmp_path / "gt.json", tmp_path / "out")
     assert (
         status == 0
@@ -420,6 +428,8 @@ def test_cl_detection_2023_is_read_from_its_stack_without_the_padding(tmp_path, 
     records = json.loads((tmp_path / "out" / "json" / "data.json").read_text(encoding="utf-8"))
     assert [(record["imagePath"], record["spacing"]) for record in records] == [("001.png", 0.1), ("002.png", 0.125)]
     assert record_points(records[0])["3"] == (1.5, 0.75)
+    simpleitk = pytest.importorskip("SimpleITK")
+    stack = simpleitk.GetArrayFromImage(simpleitk.ReadImage(str(tmp_path / "train_stack.mha")))
     for record, kept in zip(records, (stack[0, :30, :20], stack[1, :, :35]), strict=True):
         with Image.open(tmp_path / "out" / "imgs" / record["imagePath"]) as image:
             assert np.array_equal(np.asarray(image), kept)
@@ -592,7 +602,7 @@ def test_a_data_set_is_written_for_a_program_by_the_command(tmp_path, monkeypatc
 SOURCES = {  # format: how its files are made, and which of them are corrupted
     "labelme": None, "coco": None, "cvat": None, "labelstudio": None, "native": None, "via": write_via,
     "slicer": write_slicer, "suh": write_suh, "cl_csv": write_cl_csv, "isbi_csv": write_isbi_csv, "hand": write_hand,
-    "spine": write_spine, "aariz": write_aariz, "isbi2015": write_isbi,
+    "spine": write_spine, "aariz": write_aariz, "isbi2015": write_isbi, "cl2023": write_cl2023,
 }  # fmt: skip
 
 
@@ -662,5 +672,24 @@ def test_a_corrupted_file_ends_in_one_line_or_is_read_right(sources, name, data)
         file.write_bytes(whole)
 
 
-def test_the_corruption_test_knows_every_text_format():
-    assert set(FORMATS) - set(SOURCES) == {"cl2023"}  # its stack is binary; its json is read like the others'
+@pytest.mark.parametrize("name", SOURCES)
+def test_the_command_that_convert_prints_last_loads_what_it_wrote(sources, name, tmp_path, monkeypatch, capsys):
+    status, output = run(monkeypatch, capsys, name, sources[name][1], tmp_path / "out it")
+    assert status == 0
+    words = shlex.split(output.splitlines()[-1].removeprefix("train with: "))
+    assert words[:2] == ["python", "main.py"]
+    config = main.resolve_config(*main.parse_arguments(words[2:]))
+    data = load_data(config.replace(split="same") if len(convert_splits(tmp_path)) < 2 else config)
+    assert len(data.abbreviations) == config.num_landmarks and len(data.records) == len(
+        list((tmp_path / "out it" / "imgs").iterdir())
+    )
+
+
+def convert_splits(folder: Path) -> set:
+    """The splits that a converted set names."""
+    records = json.loads((folder / "out it" / "json" / "data.json").read_text(encoding="utf-8"))
+    return {record.get("split") for record in records}
+
+
+def test_the_corruption_test_knows_every_format():
+    assert set(FORMATS) == set(SOURCES)

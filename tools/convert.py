@@ -11,6 +11,7 @@ import argparse
 import inspect
 import json
 import os
+import shlex
 import shutil
 import sys
 import typing
@@ -110,7 +111,8 @@ def training_command(module: ModuleType, records: Sequence[dict], destination: P
     ruler = {"R1", "R2"} <= set(labels)
     if not preset and not ruler:
         words.append(f"--report_exclude none{'' if all(r.get('spacing') for r in records) else ' --spacing none'}")
-    return " ".join([*words, f"--img_dir {destination / 'imgs'} --json_path {destination / 'json' / 'data.json'}"])
+    places = ["--img_dir", str(destination / "imgs"), "--json_path", str(destination / "json" / "data.json")]
+    return " ".join([*words, shlex.join(places)])
 
 
 # --- Command line ----------------------------------------------------------------------------------
