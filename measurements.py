@@ -57,9 +57,10 @@ def cobb_angles(points: np.ndarray, height: float) -> tuple[float, float, float]
 
     As AASCE 2019 computes them from the lines through the middles of each vertebra's sides: the main angle is the
     greatest between any two of them, the others those that the ends of the spine, or, where it is S-shaped, its most
-    tilted vertebra beyond, make with these two. On the published truth the main angle agrees with the published one in
-    all images, the others in 19 of 20: where the published ones take the spine for S-shaped and these do not, or the
-    other way round.
+    tilted vertebra beyond, make with these two. Of the 121 images at hand the published truth, as it stands, gives the
+    published main angle in all, the proximal one in 117, the lumbar one in 114 (within 0.05 degrees): in the rest the
+    published ones take a spine for S-shaped and these do not, or the other way round. With vertebrae put in order
+    (formats/spine.py) 114 and 112.
     """
     if not np.isfinite(points).all():
         return float("nan"), float("nan"), float("nan")

@@ -42,7 +42,15 @@ def read(source: Path, reader: str = "mean") -> Reading:
     points: dict[str, dict[str, dict]] = {}
     names: dict[str, str] = {}
     for file in sorted(source.rglob("*.json")):
-        who = next((w for w in ("senior", "junior") for part in file.parts[:-1] if part.lower().startswith(w)), None)
+        who = next(
+            (
+                w
+                for w in ("senior", "junior")
+                for part in file.relative_to(source).parts[:-1]
+                if part.lower().startswith(w)
+            ),
+            None,
+        )
         if who is None:
             continue
         with expecting(file, "an annotation of Aariz"):
@@ -72,12 +80,16 @@ def read(source: Path, reader: str = "mean") -> Reading:
         table = {label: combine([readers[who].get(label) for who in needed(reader)], reader) for label in order}
         missing = [label for label, point in table.items() if point is None]
         notes += [f"{id_}: missing {', '.join(missing)}"] if missing else []
-        split = next((SPLITS[part.lower()] for part in reversed(path.parts) if part.lower() in SPLITS), None)
+        split = next(
+            (SPLITS[part.lower()] for part in reversed(path.relative_to(source).parts) if part.lower() in SPLITS), None
+        )
+        if spacings and id_ not in spacings:
+            notes.append(f"{id_}: no pixel size in the machine table")
         both = {who: [each.get(label) for label in order] for who, each in readers.items()}
         pairs.append((path, make_record(path.name, table, names, spacing=spacings.get(id_), split=split, readers=both)))
     if not pairs:
         raise UserError(f"{source}: no annotation has an image and the readers asked for")
-    return Reading(pairs, notes)
+    return Reading(pairs, notes + pictures.unused())
 
 
 def needed(reader: str) -> tuple[str, ...]:
@@ -99,7 +111,7 @@ def read_spacings(source: Path) -> tuple[dict[str, float], list[str]]:
     if not files:
         return {}, ["no cephalogram_machine_mappings.csv: errors will be in px"]
     head, *rows = read_csv(files[0]) or [[]]
-    columns = [next((i for i, name in enumerate(head) if word in name.lower()), None) for word in ("id", "pixel")]
+    columns = [next((i for i, name in enumerate(head) if word in name.lower()), None) for word in ("ceph", "pixel")]
     if None in columns:
         raise UserError(f"{files[0]}: expected columns cephalogram_id and pixel_size, found {', '.join(head)}")
     with expecting(files[0], "a row per image with cephalogram_id and pixel_size"):

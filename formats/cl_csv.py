@@ -36,4 +36,4 @@ def read(source: Path, images: Path | None = None) -> Reading:
         pairs.append((path, make_record(path.name, points, names, spacing=spacing)))
     if not pairs:
         raise UserError(f"{source}: no row has an image in {pictures.folder}")
-    return Reading(pairs, notes)
+    return Reading(pairs, notes + pictures.unused())

@@ -70,6 +70,8 @@ def read(source: Path, images: Path | None = None, category: str = "") -> Readin
             missing = [label for label, point in points.items() if point is None]
             notes += [f"{path.name}: missing {', '.join(missing)}"] if missing else []
             spacing = number(image["spacing"], f"{where}: spacing") if image.get("spacing") is not None else None
+            if spacing is not None and not spacing > 0:
+                raise UserError(f"{where}: spacing is {spacing:g}; expected mm per px, above 0")
             record = make_record(path.name, points, spacing=spacing)
             for point in record["points"]:
                 if point["pointAbbreviation"] in hidden:
@@ -79,7 +81,7 @@ def read(source: Path, images: Path | None = None, category: str = "") -> Readin
             raise UserError(f"{source}: an annotation's image_id {next(iter(annotations))} is no image's id")
     if not pairs:
         raise UserError(f"{source}: no image has an annotation")
-    return Reading(pairs, notes)
+    return Reading(pairs, notes + pictures.unused())
 
 
 def write(pairs: Sequence[tuple[Path, dict]], destination: Path) -> None:

@@ -1,10 +1,15 @@
-"""What the formats share: files read with errors in one line, numbers and names checked, records put together."""
+"""What the formats share: files read with errors in one line, numbers and names checked, records put together.
+
+Points are taken as they stand in a file; our own frame has (0, 0) at the centre of the first pixel. Programs that draw
+on a canvas may count from its corner, half a px away, and say so nowhere: `tools.convert --corner` takes that off.
+"""
 
 import contextlib
 import csv
 import io
 import json
 import math
+import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +22,8 @@ from PIL import Image, UnidentifiedImageError
 from config import UserError
 from formats import dicom
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".dcm")
+ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".dcm", ".dicom")
+DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 Pixels = Callable[[], np.ndarray]  # draws an image that no file holds as it is
 
 
@@ -98,22 +104,36 @@ class Images:
                 for name in (path.name, path.stem):
                     self.files.setdefault(same(name), []).append(path)
 
-    def find(self, name: str) -> Path | None:
-        """The file of a name, the last part of a path. Raises UserError if several files have it."""
-        found = self.files.get(same(Path(str(name).replace("\\", "/")).name), [])
+    def find(self, name: Any) -> Path | None:
+        """The file of a name or path; folders that both know must agree. Raises UserError if several files answer."""
+        if not isinstance(name, str) or not name.strip():
+            raise UserError(f"{self.folder}: the name of an image is {name!r}; expected text")
+        *folders, last = [same(part) for part in re.split(r"[\\/]+", name) if part not in ("", ".")] or [""]
+        found = []
+        for path in self.files.get(last, []):
+            own = [same(part) for part in path.relative_to(self.folder).parts[:-1]]
+            both = min(len(own), len(folders))
+            if own[len(own) - both :] == folders[len(folders) - both :]:
+                found.append(path)
         if len(found) > 1:
             raise UserError(f"{self.folder}: {found[0]} and {found[1]} both answer to {name}; keep one")
+        self.taken.update(found)
         return found[0] if found else None
+
+    def unused(self) -> list[str]:
+        """A note of the images that nothing asked for, if there are any."""
+        idle = sorted({path.name for paths in self.files.values() for path in paths} - {p.name for p in self.taken})
+        more = f" and {len(idle) - 5} more" if len(idle) > 5 else ""
+        return [f"{len(idle)} images without annotation: {', '.join(idle[:5])}{more}"] if idle else []
 
     def take(self, name: str, where: str, notes: list[str]) -> Path | None:
         """The file of a row's image; a note where there is none. Raises UserError where it was taken already."""
+        before = set(self.taken)
         path = self.find(name)
         if path is None:
             notes.append(f"{name}: skipped, there is no image of it")
-        elif path in self.taken:
+        elif path in before:
             raise UserError(f"{where}: {path.name} stands twice; keep one")
-        else:
-            self.taken.add(path)
         return path
 
 
@@ -123,12 +143,13 @@ def same(name: str) -> str:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Width and height, px. Raises UserError."""
-    if path.suffix.lower() == ".dcm":
+    """Width and height, px, as it is seen: turned if its EXIF says so. Raises UserError."""
+    if path.suffix.lower() in (".dcm", ".dicom"):
         return dicom.read(path).image.shape[::-1]
     try:
         with Image.open(path) as image:
-            return image.size
+            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            return image.size[::-1] if turned else image.size
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be read as an image: {error}") from None
 
@@ -137,27 +158,37 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def number(value: Any, where: str) -> float:
-    """A finite number, also one in text. Raises UserError."""
-    try:
-        result = math.nan if isinstance(value, bool) or value is None else float(value)
-    except (TypeError, ValueError, OverflowError):
-        result = math.nan
+    """A finite number, also one in plain decimal text. Raises UserError."""
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    result = math.nan
+    if plain or (isinstance(value, str) and DECIMAL.fullmatch(value.strip())):
+        with contextlib.suppress(OverflowError):
+            result = float(value)
     if not math.isfinite(result):
         raise UserError(f"{where}: expected a finite number, found {value!r}")
     return result
 
 
 def numbers(values: Sequence[Any], where: str, count: int | None = None) -> list[float]:
-    """Finite numbers, so many of them. Raises UserError."""
+    """Finite numbers, a list of so many. Raises UserError."""
+    if not isinstance(values, list | tuple):
+        raise UserError(f"{where}: expected a list of numbers, found {values!r}")
     if count is not None and len(values) != count:
         raise UserError(f"{where}: expected {count} numbers, found {len(values)}")
     return [number(value, f"{where}, number {place}") for place, value in enumerate(values, 1)]
 
 
 def add_point(points: dict[str, Any], label: Any, point: Sequence[float] | None, where: str) -> None:
-    """One more labelled point of an image. Raises UserError for a label that is no text, empty, or there already."""
-    if not isinstance(label, str) or not label.strip():
+    """One more labelled point of an image, the label without blanks around.
+
+    Raises UserError for a label that is no text, empty, or there already, and for a point at (0, 0), which is what
+    programs write for a missing one.
+    """
+    if not isinstance(label, str) or not label.strip() or not label.isprintable():
         raise UserError(f"{where}: a point has no label, but {label!r}")
+    label = label.strip()
+    if point is not None and tuple(point) == (0, 0):
+        raise UserError(f"{where}: {label!r} lies at (0, 0); if it is missing, leave it out")
     if label in points:
         raise UserError(f"{where}: the label {label!r} stands twice; keep one")
     points[label] = point
@@ -176,7 +207,13 @@ def check_size(stated: tuple[Any, Any], path: Path, where: str) -> None:
 def make_record(
     image: str, points: Mapping[str, Sequence[float] | None], names: Mapping[str, str] | None = None, **keys: Any
 ) -> dict[str, Any]:
-    """A record of data.json: points (x, y) px by abbreviation, none where missing; other keys where they are known."""
+    """A record of data.json: points (x, y) px by abbreviation, none where missing; other keys where they are known.
+
+    Raises UserError for a point at (0, 0).
+    """
+    for abbreviation, point in points.items():
+        if point is not None and tuple(point) == (0, 0):
+            raise UserError(f"image {image}: {abbreviation!r} lies at (0, 0); if it is missing, leave it out")
     entries = [
         {
             "pointName": (names or {}).get(abbreviation, abbreviation),
@@ -215,7 +252,7 @@ def record_points(record: Mapping[str, Any]) -> dict[str, tuple[float, float] | 
     """The points (x, y) px of a record by abbreviation; none where missing."""
     return {
         point["pointAbbreviation"]: None
-        if point["X"] is None or point["Y"] is None or point.get("visible", True) in (False, 0)
+        if point.get("X") is None or point.get("Y") is None or point.get("visible", True) in (False, 0)
         else (point["X"], point["Y"])
         for point in record["points"]
     }

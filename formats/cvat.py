@@ -3,7 +3,8 @@
     <annotations><version>1.1</version><image id="0" name="a.jpg" width="1198" height="1438">
       <points label="S" occluded="0" source="manual" points="486.45,700.10" z_order="0"/></image></annotations>
 
-Points in px. Other shapes are skipped; a points element with several points, or a label twice in an image, is refused.
+Points in px, also those of a skeleton, where outside="1" is a missing one. Other shapes are skipped; a points element
+with several points, or a label twice in an image, is refused.
 """
 
 from collections.abc import Sequence
@@ -42,9 +43,10 @@ def read(source: Path, images: Path | None = None, landmarks: Sequence[str] = ()
             if path.name in tables:
                 raise UserError(f"{where}: stands twice; keep one")
             table: dict[str, Any] = {}
-            for shape in image:
-                if shape.tag != "points":
-                    notes.append(f"{path.name}: skipped {shape.get('label')!r}, a {shape.tag}")
+            others = [shape for shape in image if shape.tag not in ("points", "skeleton")]
+            notes += [f"{path.name}: skipped {shape.get('label')!r}, a {shape.tag}" for shape in others]
+            for shape in image.iter("points"):
+                if shape.get("outside", "0") == "1":
                     continue
                 label, text = shape.attrib["label"], shape.attrib["points"]
                 if ";" in text:
@@ -67,7 +69,7 @@ def read(source: Path, images: Path | None = None, landmarks: Sequence[str] = ()
             if point["pointAbbreviation"] in hidden.get(name, ()):
                 point["occluded"] = True
         pairs.append((paths[name], record))
-    return Reading(pairs, notes + missing)
+    return Reading(pairs, notes + missing + pictures.unused())
 
 
 def write(pairs: Sequence[tuple[Path, dict]], destination: Path) -> None:

@@ -4,6 +4,7 @@ Rescaled and windowed as the file says (modality and VOI LUT), MONOCHROME1 turne
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,34 +34,43 @@ def read(file: Path) -> Dicom:
         photometric = str(data.PhotometricInterpretation)
         if pixels.ndim == 2 and photometric.startswith("MONOCHROME"):
             values = np.asarray(apply_voi_lut(apply_modality_lut(pixels, data), data), np.float64)
+        spacings = {key: numbers_of(data.get(key)) for key in ("PixelSpacing", "ImagerPixelSpacing")}
     except FileNotFoundError:
         raise UserError(f"{file} does not exist") from None
     except Exception as error:  # pydicom and its decoders raise whatever they stumble over
-        raise UserError(f"{file} cannot be read as a DICOM image: {str(error).splitlines()[0]}") from None
+        raise UserError(
+            f"{file} cannot be read as a DICOM image: {(str(error) or repr(error)).splitlines()[0]}"
+        ) from None
     if pixels.ndim != 2 or not photometric.startswith("MONOCHROME"):
         raise UserError(f"{file}: expected one grey image, found {pixels.shape} in {photometric}")
     low, high = values.min(), values.max()
     scaled = (values - low) / max(high - low, 1e-9)
     if photometric == "MONOCHROME1":
         scaled = 1 - scaled
-    spacing, notes = read_spacing(data, file)
+    spacing, notes = choose_spacing(spacings, file)
     return Dicom((scaled * 65535).round().astype(np.uint16), spacing, notes)
 
 
-def read_spacing(data, file: Path) -> tuple[float | None, list[str]]:
+def numbers_of(value) -> list[float]:
+    """A DICOM value of one or several numbers, or none."""
+    if value is None:
+        return []
+    return [float(each) for each in (value if isinstance(value, Sequence) and not isinstance(value, str) else [value])]
+
+
+def choose_spacing(spacings: dict[str, list[float]], file: Path) -> tuple[float | None, list[str]]:
     """mm per px: PixelSpacing, else ImagerPixelSpacing, which holds at the detector and not in the patient."""
-    for key in ("PixelSpacing", "ImagerPixelSpacing"):
-        values = [float(value) for value in data.get(key) or ()]
+    for key, values in spacings.items():
         if not values:
             continue
         if len(values) != 2 or not all(math.isfinite(value) and value > 0 for value in values):
             raise UserError(f"{file}: {key} is {values}; expected two numbers above 0")
         if abs(values[0] - values[1]) > 0.01 * values[0]:
             raise UserError(f"{file}: {key} is {values}; pixels that are not square are not supported")
-        if key == "PixelSpacing":
+        if key == "PixelSpacing" and values != spacings["ImagerPixelSpacing"]:
             return values[1], []
         return values[1], [
-            f"{file.name}: {values[1]:g} mm per px is ImagerPixelSpacing, at the detector; the patient is magnified by "
-            "the distance to it (about 1.1 in cephalograms), so true lengths are smaller"
+            f"{file.name}: {values[1]:g} mm per px is its ImagerPixelSpacing, at the detector; the patient is "
+            "magnified by the distance to it (about 1.1 in cephalograms), so true lengths are smaller"
         ]
     return None, [f"{file.name}: no PixelSpacing"]

@@ -45,4 +45,4 @@ def read(source: Path, fold: int = 1) -> Reading:
         pairs.append((path, make_record(path.name, points, names, spacing=WRIST_MM / wrist, split=splits.get(id_))))
     if not pairs:
         raise UserError(f"{source}: no row of all.csv has an image")
-    return Reading(pairs, notes)
+    return Reading(pairs, notes + pictures.unused())

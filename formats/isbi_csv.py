@@ -9,10 +9,11 @@ of the image tells its official split.
 from pathlib import Path
 
 from config import UserError
-from formats.common import Images, Reading, make_record, numbers, read_csv
+from formats.common import Images, Reading, image_size, make_record, numbers, read_csv
 from formats.isbi2015 import LANDMARKS, PRESET, SPACING
 
 __all__ = ["PRESET", "read"]
+SIZE = (1935, 2400)  # px
 LAST = {150: "train", 300: "test1", 400: "test2"}  # the last image of each set
 
 
@@ -31,8 +32,17 @@ def read(source: Path, images: Path | None = None) -> Reading:
         if not path.stem.isdigit() or not 1 <= int(path.stem) <= max(LAST):
             raise UserError(f"{where}: expected the archive's number, 001 to {max(LAST)}, as the image's name")
         split = next(split for last, split in LAST.items() if int(path.stem) <= last)
+        width, height = image_size(path)
+        if max(values[::2]) < width / 5 and max(values[1::2]) < height / 5:
+            raise UserError(
+                f"{where}: all points lie in a corner of {width} x {height} px; are they mm, ten times too small?"
+            )
+        if (width, height) != SIZE:
+            notes.append(
+                f"{path.name}: has {width} x {height} px, not {SIZE[0]} x {SIZE[1]}: is it {SPACING} mm per px?"
+            )
         points = {label: (values[2 * n], values[2 * n + 1]) for n, label in enumerate(names)}
         pairs.append((path, make_record(path.name, points, names, spacing=SPACING, split=split)))
     if not pairs:
         raise UserError(f"{source}: no row has an image in {pictures.folder}")
-    return Reading(pairs, notes)
+    return Reading(pairs, notes + pictures.unused())

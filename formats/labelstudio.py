@@ -5,15 +5,19 @@
                                    "type": "keypointlabels", "from_name": "kp", "to_name": "image",
                                    "value": {"x": 40.6, "y": 48.7, "width": 0.3, "keypointlabels": ["S"]}}]}]}]
 
-x and y are per cent of width and height. A rotated image is refused; where several people annotated one, choose one.
+x and y are per cent of width and height. A rotated image is refused; where several people annotated one, choose one. It
+has no place for what is occluded.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from config import UserError
 from formats.common import (
+    ENDINGS,
     Images,
     Reading,
     add_point,
@@ -38,8 +42,7 @@ def read(source: Path, images: Path | None = None, landmarks: Sequence[str] = ()
     tables, paths, notes = {}, {}, []
     with expecting(source, "a Label Studio export, a list of tasks"):
         for place, task in enumerate(content, 1):
-            (address,) = [value for value in task["data"].values() if isinstance(value, str)][:1]
-            name = find_name(address, pictures)
+            name = find_name(task["data"], pictures, f"{source}: task {place}")
             where = f"{source}: task {place} ({name})"
             done = [each for each in task["annotations"] if not each.get("was_cancelled")]
             if not done:
@@ -52,8 +55,13 @@ def read(source: Path, images: Path | None = None, landmarks: Sequence[str] = ()
                 raise UserError(f"{where}: the image is not in {pictures.folder}")
             if path.name in tables:
                 raise UserError(f"{where}: a second task of {path.name}; keep one")
+            if not 0 <= annotation <= len(done):
+                raise UserError(f"{where}: has no annotation {annotation}, but {len(done)}")
             table: dict[str, Any] = {}
-            for result in done[max(annotation, 1) - 1]["result"]:
+            results = done[max(annotation, 1) - 1]["result"]
+            if len({result.get("to_name") for result in results}) > 1:
+                raise UserError(f"{where}: its points lie on several images")
+            for result in results:
                 if result["type"] != "keypointlabels":
                     notes.append(f"{path.name}: skipped a {result['type']}")
                     continue
@@ -66,14 +74,23 @@ def read(source: Path, images: Path | None = None, landmarks: Sequence[str] = ()
                 add_point(table, label, (x * size[0] / 100, y * size[1] / 100), where)
             tables[path.name], paths[path.name] = table, path
     tables, missing = same_landmarks(tables, landmarks)
-    return Reading([(paths[name], make_record(name, table)) for name, table in tables.items()], notes + missing)
+    return Reading(
+        [(paths[name], make_record(name, table)) for name, table in tables.items()], notes + missing + pictures.unused()
+    )
 
 
-def find_name(address: str, pictures: Images) -> str:
-    """The file name in a task's address; without the random prefix of an upload, if only so it is a file's."""
-    name = address.split("?d=")[-1].replace("\\", "/").rsplit("/", 1)[-1]
-    _, dash, rest = name.partition("-")
-    return rest if dash and pictures.find(name) is None and pictures.find(rest) is not None else name
+def find_name(data: dict, pictures: Images, where: str) -> str:
+    """The name of a task's image: its address without server, query and the prefix of an upload."""
+    images = {key: value for key, value in data.items() if isinstance(value, str)}
+    images = {key: value for key, value in images.items() if urlsplit(value).path.lower().endswith(ENDINGS)} or images
+    if "image" in images:
+        images = {"image": images["image"]}
+    if len(images) != 1:
+        raise UserError(f"{where}: expected one image, found {', '.join(images) or 'none'} in its data")
+    (address,) = images.values()
+    parts = urlsplit(address)
+    name = unquote(parse_qs(parts.query).get("d", [parts.path])[0]).replace("\\", "/").rsplit("/", 1)[-1]
+    return re.sub(r"^[0-9a-f]{8}-", "", name) if pictures.find(name) is None else name
 
 
 def write(pairs: Sequence[tuple[Path, dict]], destination: Path) -> None:

@@ -8,8 +8,9 @@ image,landmark,x,y,x_true,y_true,error_mm,score
 
 from pathlib import Path
 
+from annotation import read_points, read_record
 from config import UserError
-from formats.common import Images, Reading, add_point, expecting, make_record, numbers, read_csv, read_json
+from formats.common import Images, Reading, add_point, make_record, numbers, read_csv, read_json, record_points
 
 HEAD = ["image", "landmark", "x", "y"]
 
@@ -22,25 +23,23 @@ def read(source: Path, images: Path | None = None) -> Reading:
     file = source / "json" / "data.json" if source.is_dir() else source
     pictures = Images(images or file.parent.parent / "imgs")
     records = read_predictions(file) if file.suffix == ".csv" else read_json(file)
-    pairs, done = [], set()
-    with expecting(file, "a data.json, a list of records with imagePath and points"):
-        for record in records:
-            name = record["imagePath"]
-            path = pictures.find(name)
-            if path is None:
-                raise UserError(f"{file}: image {name} is not in {pictures.folder}")
-            if name in done:
-                raise UserError(f"{file}: image {name} stands twice; keep one")
-            done.add(name)
-            table: dict = {}
-            for point in record["points"]:
-                label, xy = point["pointAbbreviation"], (point["X"], point["Y"])
-                where = f"{file}: image {name}"
-                add_point(table, label, None if xy == (None, None) else numbers(xy, f"{where}: {label!r}", 2), where)
-            pairs.append((path, record))
-    if not pairs:
-        raise UserError(f"{file}: there is no record")
-    return Reading(pairs, [])
+    if not isinstance(records, list) or not records:
+        raise UserError(f"{file}: expected a list of records")
+    pairs, labels = [], None
+    for place, record in enumerate(records, 1):
+        where = f"{file}: record {place}"
+        read_record(where, record, list(read_points(where, record).values()), pictures.folder)  # its checks
+        before = set(pictures.taken)
+        path = pictures.find(record["imagePath"])
+        if path is None:
+            raise UserError(f"{where}: image {record['imagePath']} is not in {pictures.folder}")
+        if path in before:
+            raise UserError(f"{where}: image {path.name} stands twice; keep one")
+        if labels not in (None, set(record_points(record))):
+            raise UserError(f"{where}: its points are not those of the first record")
+        labels = set(record_points(record))
+        pairs.append((path, record | {"imagePath": path.name}))
+    return Reading(pairs, pictures.unused())
 
 
 def read_predictions(file: Path) -> list[dict]:

@@ -69,7 +69,7 @@ def read(source: Path, labels: str = "csv", repair: bool = True) -> Reading:
         pairs.append((path, make_record(path.name, table, NAMES, cobb_angles=cobb)))
     if not pairs:
         raise UserError(f"{source}: no row of filenames.csv has an image")
-    return Reading(pairs, notes)
+    return Reading(pairs, notes + pictures.unused())
 
 
 def read_mat(file: Path) -> np.ndarray:

@@ -34,6 +34,9 @@ def read(source: Path, images: Path | None = None, landmarks: Sequence[str] = ()
         label_of = attribute or next(iter(known))
         for name, each in regions.items():
             where = f"{source}: image {name}"
+            if not each:
+                notes.append(f"{name}: skipped, it has no regions")
+                continue
             path = pictures.find(name)
             if path is None:
                 raise UserError(f"{where} is not in {pictures.folder}")
@@ -49,7 +52,9 @@ def read(source: Path, images: Path | None = None, landmarks: Sequence[str] = ()
                 raise UserError(f"{where}: stands twice; keep one")
             tables[path.name], paths[path.name] = table, path
     tables, missing = same_landmarks(tables, landmarks)
-    return Reading([(paths[name], make_record(name, table)) for name, table in tables.items()], notes + missing)
+    return Reading(
+        [(paths[name], make_record(name, table)) for name, table in tables.items()], notes + missing + pictures.unused()
+    )
 
 
 def as_list(regions: Any) -> list[dict]:

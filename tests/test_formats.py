@@ -4,6 +4,7 @@ import json
 import math
 import shlex
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,10 @@ from PIL import Image
 
 import main
 from config import Config, UserError, build_config, preset_settings
-from formats import FORMATS, dicom, isbi2015, spine
+from formats import FORMATS, dicom, isbi2015, labelstudio, spine
 from formats.cl2023 import without_padding
-from formats.common import record_points
+from formats.common import Images, image_size, record_points
+from images import read_image
 from splits import load_data
 from tools import convert
 
@@ -597,6 +599,109 @@ def test_a_data_set_is_written_for_a_program_by_the_command(tmp_path, monkeypatc
     assert run(monkeypatch, capsys, "native", native, tmp_path / "cvat", "--to", "coco")[0] == 2  # not empty
 
 
+@pytest.mark.parametrize("name", ["../../escaped/a.png", "/elsewhere/a.png", "sub/a.png"])
+def test_nothing_is_written_outside_the_destination(tmp_path, monkeypatch, capsys, name):
+    native = write_native(tmp_path / "native")
+    file = native / "json" / "data.json"
+    file.write_text(file.read_text(encoding="utf-8").replace('"a.png"', json.dumps(name)), encoding="utf-8")
+    assert run(monkeypatch, capsys, "native", native, tmp_path / "out" / "here")[0] == 0
+    written = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert written == {"here/imgs/a.png", "here/imgs/b (1).png", "here/json/data.json"}
+
+
+def test_two_images_that_would_have_one_name_are_refused_and_the_source_stays(tmp_path, monkeypatch, capsys):
+    folder = draw_images(tmp_path / "imgs", ["a.png"])
+    write_dicom(folder / "a.dcm", np.zeros((50, 60)))
+    before = (folder / "a.png").read_bytes()
+    (tmp_path / "p.csv").write_text("image,landmark,x,y\na.png,S,1.5,2.5\na.dcm,S,1.5,2.5\n")
+    words = ("native", tmp_path / "p.csv", tmp_path / "out", "--images", folder, "--link")
+    status, output = run(monkeypatch, capsys, *words)
+    assert status == 2 and "two images would be called a.png" in output and (folder / "a.png").read_bytes() == before
+
+
+def test_an_image_that_is_turned_by_its_exif_has_the_size_that_is_seen(tmp_path):
+    image = Image.fromarray(np.zeros((50, 60), np.uint8))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "a.jpg", exif=exif)
+    assert image_size(tmp_path / "a.jpg") == (50, 60)
+    assert read_image(tmp_path / "a.jpg").shape[:2] == (60, 50)
+
+
+def test_folders_that_both_know_must_agree(tmp_path):
+    for patient in ("patient1", "patient2"):
+        draw_images(tmp_path / patient, ["lateral.png"])
+    images = Images(tmp_path)
+    assert images.find("patient2/lateral.png") == tmp_path / "patient2" / "lateral.png"
+    assert images.find("/data/upload/patient1/lateral") == tmp_path / "patient1" / "lateral.png"
+    assert images.find("patient3/lateral.png") is None
+    with pytest.raises(UserError, match="both answer to lateral.png"):
+        images.find("lateral.png")
+    (tmp_path / "patient2" / "lateral.png").unlink()
+    assert Images(tmp_path).find("patient2/lateral.png") is None
+
+
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        ({"patient": "b (1)", "image": "/data/local-files/?d=imgs/a.png"}, "a.png"),
+        ({"picture": "https://host/x/b%20%281%29.png?token=5"}, "b (1).png"),
+        ({"image": "/data/upload/3/0a1b2c3d-a.png"}, "a.png"),
+        ({"image": "case7-a.png"}, "case7-a.png"),
+    ],
+)
+def test_label_studios_addresses_become_names(tmp_path, data, found):
+    draw_images(tmp_path)
+    assert labelstudio.find_name(data, Images(tmp_path), "task 1") == found
+
+
+def test_points_in_mm_are_not_taken_for_px(tmp_path):
+    source = write_isbi_csv(tmp_path)
+    draw_images(tmp_path, ["017.png", "151.png"], (600, 500))
+    with pytest.raises(UserError, match="are they mm, ten times too small"):
+        FORMATS["isbi_csv"].read(source)
+
+
+def test_slicer_would_take_dots_per_inch_for_a_spacing_so_they_are_asked_for(tmp_path):
+    draw_images(tmp_path, ["a.jpg", "b (1).png"])
+    Image.open(tmp_path / "a.jpg").save(tmp_path / "a.jpg", dpi=(72, 72))
+    with pytest.raises(UserError, match="72 dots per inch, which Slicer takes for 0.352778 mm per px"):
+        FORMATS["slicer"].read(write_slicer(tmp_path))
+
+
+def test_a_skeletons_points_are_read_and_those_outside_are_missing(tmp_path):
+    draw_images(tmp_path)
+    text = """<annotations><image id="0" name="a.png" width="60" height="50"><skeleton label="head">
+    <points label="S" points="1.5,2.5" outside="0"/><points label="N" points="3,4" outside="1"/></skeleton></image>
+    <image id="1" name="b (1).png" width="60" height="50"><points label="N" points="5,6"/></image></annotations>"""
+    (tmp_path / "a.xml").write_text(text)
+    found = tables(FORMATS["cvat"].read(tmp_path / "a.xml"))
+    assert found == {"a.png": {"S": (1.5, 2.5), "N": None}, "b (1).png": {"S": None, "N": (5, 6)}}
+
+
+def test_a_point_at_the_origin_is_refused(tmp_path):
+    draw_images(tmp_path)
+    (tmp_path / "cl.csv").write_text("file,scale,p1x,p1y\na.png,0.1,0,0\n")
+    with pytest.raises(UserError, match=r"image a.png: '1' lies at \(0, 0\); if it is missing, leave it out"):
+        FORMATS["cl_csv"].read(tmp_path / "cl.csv")
+
+
+def test_half_a_px_lies_between_a_programs_corner_and_our_centre(tmp_path, monkeypatch, capsys):
+    native = write_native(tmp_path / "native")
+    assert run(monkeypatch, capsys, "native", native, tmp_path / "coco", "--to", "coco", "--corner")[0] == 0
+    written = tmp_path / "coco" / "annotations.json"
+    assert tables(FORMATS["coco"].read(written, images=native / "imgs"))["a.png"]["S"] == (10.75, 21.0)
+    words = ("coco", written, tmp_path / "back", "--images", native / "imgs", "--corner")
+    assert run(monkeypatch, capsys, *words)[0] == 0
+    (record, _) = json.loads((tmp_path / "back" / "json" / "data.json").read_text(encoding="utf-8"))
+    assert record_points(record)["S"] == (10.25, 20.5)
+
+
+def test_images_without_annotation_are_named(tmp_path):
+    draw_images(tmp_path, [*NAMES, "c.png"])
+    assert FORMATS["suh"].read(write_suh(tmp_path)).notes[-1] == "1 images without annotation: c.png"
+
+
 # --- Corrupted files --------------------------------------------------------------------------------
 
 SOURCES = {  # format: how its files are made, and which of them are corrupted
@@ -632,38 +737,65 @@ def texts(source: Path) -> list[Path]:
     return [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.suffix in endings)
 
 
+WEIRD = [None, True, "", "12", "x", -1, 1e999, [], [1], {}, {"a": 1}, "../../x.png", "/x/y.png"]
+
+
+def change_value(content, choose, value):
+    """Put a value somewhere into what a JSON file holds."""
+    place = content
+    while True:
+        keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+        key = choose(keys)
+        deeper = place[key]
+        if not isinstance(deeper, dict | list) or not deeper or choose([True, False, False]):
+            place[key] = value
+            return
+        place = deeper
+
+
 @pytest.mark.parametrize("name", SOURCES)
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_a_corrupted_file_ends_in_one_line_or_is_read_right(sources, name, data):
-    folder, source = sources[name]
+    _, source = sources[name]
     file = data.draw(st.sampled_from(texts(source)))
     whole = file.read_bytes()
     true = {point for points in tables(FORMATS[name].read(source)).values() for point in points.items()}
-    kind = data.draw(st.sampled_from(["cut", "lines", "bytes", "tokens"]))
+    kinds = ["cut", "lines", "bytes", "tokens"] + (["values"] * 3 if file.suffix == ".json" else [])
+    kind = data.draw(st.sampled_from(kinds))
     start = data.draw(st.integers(0, len(whole)))
     if kind == "cut":
         broken = whole[:start]
     elif kind == "lines":
         lines = whole.splitlines(keepends=True)
-        place = data.draw(st.integers(0, len(lines) - 1))
-        broken = b"".join(
-            lines[:place] + lines[place : place + 1] * data.draw(st.sampled_from([0, 2])) + lines[place + 1 :]
-        )
+        place, times = data.draw(st.integers(0, len(lines) - 1)), data.draw(st.sampled_from([0, 2]))
+        broken = b"".join(lines[:place] + lines[place : place + 1] * times + lines[place + 1 :])
     elif kind == "bytes":
         broken = whole[:start] + data.draw(st.binary(max_size=4)) + whole[start + data.draw(st.integers(0, 6)) :]
+    elif kind == "values":
+        content = json.loads(whole)
+        change_value(content, lambda options: data.draw(st.sampled_from(options)), data.draw(st.sampled_from(WEIRD)))
+        broken = json.dumps(content).encode()
     else:
         old = data.draw(st.sampled_from([b"[", b"]", b'"', b",", b"{", b":", b"1", b".", b"points", b"label", b"null"]))
         new = data.draw(st.sampled_from([b"", b"null", b"[]", b"{}", b"-", b"nan", b"1e999", b'"x"', b"true"]))
         broken = whole.replace(old, new, data.draw(st.integers(1, 3)))
+    to = data.draw(st.sampled_from([None, None, *WRITABLE]))
     try:
         file.write_bytes(broken)
-        try:
-            reading = FORMATS[name].read(source)
-        except UserError as error:
-            assert "\n" not in str(error)
-            return
-        found = {point for points in tables(reading).values() for point in points.items()}
+        with tempfile.TemporaryDirectory() as folder:
+            destination = Path(folder) / "a" / "b"
+            words = [name, str(source), str(destination), "--link", *(["--to", to] if to else [])]
+            try:
+                convert.convert(convert.make_parser().parse_args(words))
+            except UserError as error:
+                assert "\n" not in str(error)
+                assert not destination.exists() or not any(destination.iterdir())
+                return
+            assert {path.relative_to(folder).parts[:2] for path in Path(folder).rglob("*") if path.is_file()} == {
+                ("a", "b")
+            }
+        found = {point for points in tables(FORMATS[name].read(source)).values() for point in points.items()}
         for _, point in found:
             assert point is None or all(isinstance(v, int | float) and math.isfinite(v) for v in point)
         if kind == "lines" and name not in ("isbi2015", "spine", "hand"):  # a row or point less, or refused; none moved

@@ -21,7 +21,7 @@ ON_ONE_FLOOR = {  # within a floor, too, imports go one way
     "pictures": {"annotation", "images", "report"},
     "detector": set(), "backbone": set(), "heads": set(),
     "model": {"detector", "backbone", "heads"}, "evaluate": set(), "explain": set(), "train": {"evaluate"},
-    "formats": {"formats"}, "methods": {"methods"}, "tools": {"tools"},
+    "formats": {"formats", "annotation"}, "methods": {"methods"}, "tools": {"tools"},
 }  # fmt: skip
 SOURCES = sorted(path for path in ROOT.rglob("*.py") if not {".venv", "tests"} & set(path.relative_to(ROOT).parts))
 

@@ -24,67 +24,91 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
+from annotation import read_points, read_record
 from config import PRESETS, UserError
 from formats import FORMATS, dicom
-from formats.common import Pixels, Reading, image_size, record_points, write_json
+from formats.common import Pixels, Reading, image_size, record_points, same
 
 
 def write_data_set(reading: Reading, destination: Path, link: bool = False) -> list[str]:
     """destination/imgs and destination/json/data.json, neither of which may be there yet; returns notes of DICOM files.
 
-    Whole or not at all. Raises UserError if something is there already, if two images share a name, or if a point lies
-    outside its image.
+    Whole or not at all. Raises UserError if something is there already, if two images share a name, or for a record
+    that main.py would refuse.
     """
     target, folder = destination / "json" / "data.json", destination / "imgs"
     if target.exists() or folder.exists():
         raise UserError(f"{destination} holds a data set already; give another folder")
-    names = [record["imagePath"] for _, record in reading.pairs]
-    if len(set(names)) != len(names):
-        raise UserError(f"two images are called {next(n for n in names if names.count(n) > 1)}; rename one")
+    names = [written_name(image, record) for image, record in reading.pairs]
+    counts = Counter(same(name) for name in names)
+    doubled = [name for name in names if counts[same(name)] > 1]
+    if doubled:
+        raise UserError(f"two images would be called {doubled[0]}; rename one")
     partial, notes, records = destination / "imgs.partial", [], []
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        for image, record in tqdm(reading.pairs, "linking" if link else "copying", disable=None):
-            record, more = write_image(image, record, partial, link)
+        bar = tqdm(zip(names, reading.pairs, strict=True), "writing", len(names), disable=None)
+        for name, (image, record) in bar:
+            spacing, more = write_image(image, partial / name, link)
+            record = ({"spacing": spacing} if spacing is not None else {}) | record | {"imagePath": name}
+            check_record(record, partial / name)
             records.append(record)
             notes += more
-            check_inside(record, partial / record["imagePath"])
+        text = json.dumps(records, indent=1, ensure_ascii=False) + "\n"
+        target.parent.mkdir(exist_ok=True)
+        target.write_text(text, encoding="utf-8")
+        os.replace(partial, folder)
     except BaseException:
-        shutil.rmtree(partial)
+        shutil.rmtree(partial, ignore_errors=True)
+        target.unlink(missing_ok=True)
         raise
-    os.replace(partial, folder)
-    write_json(target, records)
     return notes
 
 
-def write_image(image: Path | Pixels, record: dict, folder: Path, link: bool) -> tuple[dict, list[str]]:
-    """One image in a folder; its record, with what its file alone knows, and notes."""
+def written_name(image: Path | Pixels, record: dict) -> str:
+    """The name of an image in imgs: its file's, or that of its record where it has none; PNG where it was DICOM."""
+    name = Path(record["imagePath"]).name if callable(image) else image.name
+    return f"{Path(name).stem}.png" if Path(name).suffix.lower() in (".dcm", ".dicom") else name
+
+
+def write_image(image: Path | Pixels, path: Path, link: bool) -> tuple[float | None, list[str]]:
+    """Write one image; the spacing that its file alone knows, mm per px, and notes."""
     if callable(image):
-        Image.fromarray(image()).save(folder / record["imagePath"])
-    elif image.suffix.lower() == ".dcm":
+        Image.fromarray(image()).save(path)
+    elif image.suffix.lower() in (".dcm", ".dicom"):
         read = dicom.read(image)
-        record = record | {"imagePath": f"{Path(record['imagePath']).stem}.png"}
-        if read.spacing is not None:
-            record = {"spacing": read.spacing} | record
-        Image.fromarray(read.image).save(folder / record["imagePath"])
-        return record, read.notes
+        Image.fromarray(read.image).save(path)
+        return read.spacing, read.notes
     elif link:
-        (folder / record["imagePath"]).symlink_to(image.resolve())
+        path.symlink_to(image.resolve())
     else:
-        shutil.copyfile(image, folder / record["imagePath"])
-    return record, []
+        shutil.copyfile(image, path)
+    return None, []
 
 
-def check_inside(record: dict, path: Path) -> None:
-    """Raise UserError for a point outside its image."""
+def check_record(record: dict, path: Path) -> None:
+    """Raise UserError for what main.py would refuse: a value in a record, or a point outside its image."""
+    where = f"image {record['imagePath']}"
+    read_record(where, record, list(read_points(where, record).values()), path.parent)
     width, height = image_size(path)
     for label, point in record_points(record).items():
         if point and not (-0.5 <= point[0] <= width - 0.5 and -0.5 <= point[1] <= height - 0.5):
             raise UserError(
-                f"image {record['imagePath']}: point {label!r} at ({point[0]:g}, {point[1]:g}) lies outside its "
-                f"{width} x {height} px"
+                f"{where}: point {label!r} at ({point[0]:g}, {point[1]:g}) lies outside its {width} x {height} px"
             )
+
+
+def shift_points(reading: Reading, by: float) -> Reading:
+    """All points moved by so many px along both axes."""
+    pairs = []
+    for image, record in reading.pairs:
+        points = [
+            point | {axis: point[axis] + by for axis in "XY" if point.get(axis) is not None}
+            for point in record["points"]
+        ]
+        pairs.append((image, record | {"points": points}))
+    return reading._replace(pairs=pairs)
 
 
 def print_findings(reading: Reading, notes: Sequence[str]) -> None:
@@ -123,11 +147,18 @@ def option_type(hint: Any) -> Callable[[str], Any]:
     if isinstance(hint, UnionType):
         (hint,) = [each for each in typing.get_args(hint) if each is not NoneType]
     if hint is bool:
-        return lambda text: {"true": True, "false": False}[text.lower()]
+        return true_or_false
     if typing.get_origin(hint) is not None:  # a list, comma-separated
         (item,) = typing.get_args(hint)
         return lambda text: [item(each.strip()) for each in text.split(",")]
     return hint
+
+
+def true_or_false(text: str) -> bool:
+    """Raises ValueError for anything else, which argparse tells."""
+    if text.lower() not in ("true", "false"):
+        raise ValueError(text)
+    return text.lower() == "true"
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -142,6 +173,9 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument("source", type=Path)
         command.add_argument("destination", type=Path)
         command.add_argument("--link", action="store_true", help="link the images instead of copying them")
+        command.add_argument(
+            "--corner", action="store_true", help="the program counts px from the corner of the first, not its centre"
+        )
         command.add_argument("--to", choices=[n for n, m in FORMATS.items() if hasattr(m, "write")])
         hints = typing.get_type_hints(module.read)
         for option, parameter in list(inspect.signature(module.read).parameters.items())[1:]:
@@ -165,10 +199,15 @@ def convert(options: argparse.Namespace) -> None:
             raise UserError(
                 f"image {drawn[0]} is no file of its own: convert to a folder first, and that one to {options.to}"
             )
-        FORMATS[options.to].write(reading.pairs, options.destination)
+        for image, record in reading.pairs:
+            check_record(record, image)
+        shifted = shift_points(reading, 0.5) if options.corner else reading
+        FORMATS[options.to].write(shifted.pairs, options.destination)
         print_findings(reading, [])
         print(f"written for {options.to}: {options.destination}")
         return
+    if options.corner:
+        reading = shift_points(reading, -0.5)
     notes = write_data_set(reading, options.destination, options.link)
     print_findings(reading, notes)
     records = json.loads((options.destination / "json" / "data.json").read_text(encoding="utf-8"))
@@ -190,7 +229,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 

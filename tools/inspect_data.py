@@ -10,7 +10,6 @@ err alike and by themselves, half as far.
 
 import argparse
 import csv
-import json
 import logging
 import math
 import sys
@@ -24,8 +23,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from annotation import Record, read_annotation, read_images, read_spacing, shorten
 from config import Config, UserError
+from formats.common import expecting, read_json
 from images import read_image
 from pictures import BLUE
+from utils import finite_mean
 
 TILE, MOST = 300, 48  # px of a picture on the sheet, and how many at most
 
@@ -35,7 +36,7 @@ def load(folder: Path) -> tuple[tuple[str, ...], list[Record], list[dict]]:
     json_path = folder / "json" / "data.json"
     if not json_path.exists():
         raise UserError(f"{folder} holds no json/data.json; give the folder that tools.convert wrote")
-    content = json.loads(json_path.read_text(encoding="utf-8"))
+    content = read_json(json_path)
     try:
         points = content[0]["points"]
         ruler = {"R1", "R2"} <= {point["pointAbbreviation"] for point in points}
@@ -80,10 +81,13 @@ def describe(abbreviations: Sequence[str], records: Sequence[Record]) -> list[st
 
 def reader_distances(entries: Sequence[dict], records: Sequence[Record]) -> np.ndarray | None:
     """Distances (I, N) between two readers, mm or px where the spacing is unknown; none where records keep no two."""
-    pairs = [list(entry.get("readers", {}).values()) for entry in entries]
-    if any(len(pair) != 2 for pair in pairs):
+    if not all(isinstance(entry.get("readers"), dict) and len(entry["readers"]) == 2 for entry in entries):
         return None
-    points = np.array([[[xy or (math.nan, math.nan) for xy in reader] for reader in pair] for pair in pairs], float)
+    shape = (len(records), 2, len(records[0].landmarks), 2)
+    with expecting("readers of data.json", f"two lists of {shape[2]} points x, y in each record"):
+        pairs = [list(entry["readers"].values()) for entry in entries]
+        points = np.array([[[xy or (math.nan, math.nan) for xy in reader] for reader in pair] for pair in pairs], float)
+        points = points.reshape(shape)
     spacing = np.nan_to_num([record.spacing for record in records], nan=1.0)
     return np.linalg.norm(points[:, 0] - points[:, 1], axis=-1) * spacing[:, None]
 
@@ -96,12 +100,15 @@ def describe_readers(
     for split in dict.fromkeys(record.split for record in records):
         own = distances[[record.split == split for record in records]]
         known = own[np.isfinite(own)]
+        if not known.size:
+            continue
         lines.append(
             f"readers in {split or 'all'}: {known.mean():.2f} +- {known.std():.2f} {unit} apart; noise of their mean: "
             f"{known.mean() / 2:.2f} {unit}"
         )
-    order = np.argsort(-np.nanmean(distances, 0))[:5]
-    worst = ", ".join(f"{abbreviations[n]} {np.nanmean(distances[:, n]):.2f}" for n in order)
+    means = [finite_mean(column) for column in distances.T]
+    order = np.argsort(-np.nan_to_num(means))[:5]
+    worst = ", ".join(f"{abbreviations[n]} {means[n]:.2f}" for n in order)
     return [*lines, f"readers are farthest apart at {worst} {unit}"]
 
 
@@ -194,7 +201,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"look at {shorten([str(out / name) for name in ('sheet.jpg', 'scatter.png', 'landmarks.csv')])}")
     return 0
