@@ -36,3 +36,5 @@ for seed in 0 1 2; do # of each set and kind of landmarks, the difference from t
       --against "$out/none-$seed-$set" --out "$out/$part-$seed.json"
   done
 done
+$python -c 'import json, sys; print(json.dumps([row for file in sys.argv[1:] for row in json.load(open(file))], indent=1))' \
+  "$out"/{plain-headline,implants-headline,implants-occluded}-{0,1,2}.json > "$out/adversarial.json"
