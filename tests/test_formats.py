@@ -754,7 +754,7 @@ def change_value(content, choose, value):
 
 
 @pytest.mark.parametrize("name", SOURCES)
-@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_a_corrupted_file_ends_in_one_line_or_is_read_right(sources, name, data):
     _, source = sources[name]

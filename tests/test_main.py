@@ -63,7 +63,7 @@ def test_a_run_of_farnet_writes_everything_that_the_design_promises(trained_run)
     files = {path.name for path in trained_run.iterdir()}
     assert files == {"config.json", "log.txt", "metrics.csv", "curves.png", "split.json", "last.pt", "best.pt", "test"}
     files = {path.name for path in (trained_run / "test").iterdir()}
-    assert files == {"predictions.csv", "results.xls", "summary.json", "overlays"}
+    assert files == {"predictions.csv", "results.xls", "summary.json", "overlays", "rates.png"}
     split = json.loads((trained_run / "split.json").read_text(encoding="utf-8"))
     assert {name: len(images) for name, images in split.items()} == {"train": 4, "val": 1, "test": 1}
     names, abbreviations, columns, unit = read_predictions(trained_run / "test" / "predictions.csv")
