@@ -43,14 +43,18 @@ def draw_overlay(image: np.ndarray, landmarks: np.ndarray, truth: np.ndarray, ca
     for a, b in zip(found, true, strict=True):
         dot(b, BLUE)
         dot(a, RED)
+    words = ((caption, (255, 255, 255)), ("red: detected", RED), ("blue: truth", BLUE))
     font = ImageFont.load_default(size=max(12, size[1] // 55))
-    band = Image.new("RGB", (picture.width, picture.height + 2 * font.size))
+    length = sum(draw.textlength(text, font=font) + font.size for text, _ in words)
+    if length > picture.width:  # a narrow picture
+        font = ImageFont.load_default(size=max(8, int(font.size * picture.width / length)))
+    band = Image.new("RGB", (picture.width, picture.height + 2 * int(font.size)))
     band.paste(picture, (0, 0))
     draw = ImageDraw.Draw(band)
     x, y = font.size / 2, picture.height + font.size / 2
-    for words, colour in ((caption, (255, 255, 255)), ("red: detected", RED), ("blue: truth", BLUE)):
-        draw.text((x, y), words, fill=colour, font=font)
-        x += draw.textlength(words, font=font) + font.size
+    for text, colour in words:
+        draw.text((x, y), text, fill=colour, font=font)
+        x += draw.textlength(text, font=font) + font.size
     return band
 
 

@@ -37,6 +37,15 @@ def test_an_overlay_of_a_small_image_is_enlarged_with_its_points():
     assert not (picture[:1200] == BLUE).all(-1).any()
 
 
+@pytest.mark.parametrize("width", [400, 600, 2000])
+def test_the_caption_fits_also_below_a_narrow_image(width):
+    point = np.full((1, 2), math.nan)
+    caption = "sunhl-1th-01-Jan-2017-000 A AP.jpg   MRE 28.01 px   "
+    band = np.asarray(draw_overlay(np.zeros((1200, width), np.uint8), point, point, caption))[1200:].astype(int)
+    blue = (band[..., 2] > 150) & (band[..., 0] < 120)  # of the last words
+    assert blue.any() and not blue[:, -2:].any()
+
+
 def test_overlays_run_from_the_best_image_to_the_worst(tmp_path):
     write_records(tmp_path, make_records(tmp_path))
     records = load_data(tiny_config(tmp_path)).records
