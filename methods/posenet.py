@@ -52,10 +52,8 @@ class PoseNetConfig(Config):
     occlusion: bool = False  # maps of occluded landmarks too: hourglasses, and inputs to P and C, of their own
     pose_weight: float = 1 / 180  # of P in the generator's loss
     confidence_weight: float = 1 / 220  # of C in the generator's loss
-    delta: float = (
-        4.0  # P is to call a landmark real that is nearer to the truth, mm (px of the file without a spacing)
-    )
-    epsilon: float = 1.0  # C is to call a map real whose squared error, summed over its px, is below this
+    delta: float = 4.0  # ours: P is to call real what is nearer to the truth, mm (px of the file without a spacing)
+    epsilon: float = 1.0  # ours: C is to call a map real whose squared error, summed over its px, is below this
     objective: str = "minimax"  # minimax: as in the paper; real: that P and C call every landmark real
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {

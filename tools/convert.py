@@ -3,8 +3,9 @@
     python -m tools.convert --list
     python -m tools.convert FORMAT SOURCE DESTINATION [--<option> VALUE ...] [--to FORMAT]
 
-Images are copied as they are (--link: linked), but for DICOM and .mha, which become PNG. What a format's options are
-says `python -m tools.convert FORMAT --help`. With --to, DESTINATION gets that program's annotation instead.
+Images are copied as they are (--link: linked), but for DICOM and .mha, which become PNG. Points are taken as they stand,
+but with --corner. What a format's options are says `python -m tools.convert FORMAT --help`. With --to, DESTINATION gets
+that program's annotation instead.
 """
 
 import argparse
@@ -225,10 +226,7 @@ def main() -> int:
         return 0
     try:
         convert(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -197,10 +197,7 @@ def main() -> int:
         draw_sheet(records, out / "sheet.jpg")
         draw_scatter(abbreviations, records, out / "scatter.png")
         write_table(abbreviations, records, distances, unit, out / "landmarks.csv")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"look at {shorten([str(out / name) for name in ('sheet.jpg', 'scatter.png', 'landmarks.csv')])}")
