@@ -3,9 +3,9 @@
     python -m tools.convert --list
     python -m tools.convert FORMAT SOURCE DESTINATION [--<option> VALUE ...] [--to FORMAT]
 
-Images are copied as they are (--link: linked), but for DICOM and .mha, which become PNG. Points are taken as they stand,
-but with --corner. What a format's options are says `python -m tools.convert FORMAT --help`. With --to, DESTINATION gets
-that program's annotation instead.
+Images are copied as they are (--link: linked), but for DICOM and .mha, which become PNG; points are taken as they
+stand, but for --corner. `python -m tools.convert FORMAT --help` tells the options of a format. With --to, DESTINATION
+gets that program's annotation instead.
 """
 
 import argparse
