@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from foreign_files import write_isbi
 from PIL import Image
 from torch import nn
 
@@ -119,6 +120,12 @@ def dataset(tmp_path: Path) -> Path:
     """A folder with imgs/ and json/data.json of six images."""
     write_records(tmp_path, make_records(tmp_path))
     return tmp_path
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    """A folder in the layout of the ISBI archive."""
+    return write_isbi(tmp_path)
 
 
 @pytest.fixture(scope="session")

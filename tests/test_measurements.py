@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import xlrd
-from test_formats import spine_points
+from foreign_files import spine_points
 
 from config import UserError
 from evaluate import Predictions

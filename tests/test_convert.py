@@ -1,0 +1,276 @@
+"""The command: a foreign data set to imgs/ and data.json, or into a program; whatever is broken."""
+
+import json
+import math
+import shlex
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from foreign_files import (
+    ISBI_POINTS,
+    WRITABLE,
+    draw_images,
+    run,
+    tables,
+    write_aariz,
+    write_cl2023,
+    write_cl_csv,
+    write_dicom,
+    write_hand,
+    write_isbi,
+    write_isbi_csv,
+    write_native,
+    write_slicer,
+    write_spine,
+    write_suh,
+    write_via,
+)
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import main
+from config import Config, UserError, build_config, preset_settings
+from formats import FORMATS
+from formats.common import record_points
+from splits import load_data
+from tools import convert
+
+
+def test_dicom_images_become_png_with_their_spacing_and_without_the_patient(tmp_path, monkeypatch, capsys):
+    (tmp_path / "imgs").mkdir()
+    write_dicom(
+        tmp_path / "imgs" / "a.dcm", np.random.default_rng(0).integers(0, 4096, (50, 60)), ImagerPixelSpacing=[0.2, 0.2]
+    )
+    (tmp_path / "predictions.csv").write_text("image,landmark,x,y\na.dcm,S,1.5,2.5\n")
+    words = ("native", tmp_path / "predictions.csv", tmp_path / "out", "--images", tmp_path / "imgs")
+    status, output = run(monkeypatch, capsys, *words)
+    assert status == 0 and "ImagerPixelSpacing" in output
+    text = (tmp_path / "out" / "json" / "data.json").read_text(encoding="utf-8")
+    (record,) = json.loads(text)
+    assert record["imagePath"] == "a.png" and record["spacing"] == 0.2
+    assert not any(b"Secret" in path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
+    with Image.open(tmp_path / "out" / "imgs" / "a.png") as image:
+        assert image.size == (60, 50) and image.mode.startswith("I")
+
+
+def test_a_converted_archive_is_read_by_the_preset(archive, tmp_path_factory, monkeypatch, capsys):
+    out = tmp_path_factory.mktemp("converted") / "isbi"
+    status, output = run(monkeypatch, capsys, "isbi2015", archive, out)
+    assert status == 0 and "3 images (train 2, test1 1) of 19 landmarks, 0 points missing" in output
+    assert f"train with: python main.py --preset isbi2015 --img_dir {out / 'imgs'}" in output
+    places = dict(img_dir=str(out / "imgs"), json_path=str(out / "json" / "data.json"))
+    data = load_data(build_config(Config, preset_settings(Config, ["isbi2015"]) | places))
+    assert data.splits == {"train": (0, 1), "test1": (2,)} and data.unit == "mm"
+    assert data.abbreviations[:3] == ("S", "N", "Or") and data.abbreviations[15] == "Pog’"
+    assert np.array_equal(data.records[0].landmarks, ISBI_POINTS["400_senior"] + 1.5)
+
+
+def test_linked_images_are_those_of_the_source(archive, tmp_path_factory, monkeypatch, capsys):
+    out = tmp_path_factory.mktemp("linked") / "isbi"
+    assert run(monkeypatch, capsys, "isbi2015", archive, out, "--link")[0] == 0
+    assert (out / "imgs" / "001.bmp").resolve() == archive / "RawImage" / "TrainingData" / "001.bmp"
+
+
+def test_a_data_set_that_exists_is_never_written_over(archive, monkeypatch, capsys):
+    (archive / "out" / "json").mkdir(parents=True)
+    (archive / "out" / "json" / "data.json").write_text("precious")
+    status, output = run(monkeypatch, capsys, "isbi2015", archive, archive / "out")
+    assert status == 2 and "holds a data set already" in output
+    assert (archive / "out" / "json" / "data.json").read_text() == "precious"
+
+
+def test_a_point_outside_its_image_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
+    native = write_native(tmp_path / "native")
+    text = (native / "json" / "data.json").read_text(encoding="utf-8").replace("10.25", "60.25")
+    (native / "json" / "data.json").write_text(text, encoding="utf-8")
+    status, output = run(monkeypatch, capsys, "native", native, tmp_path / "out")
+    assert status == 2 and "image a.png: point 'S' at (60.25, 20.5) lies outside its 60 x 50 px" in output
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_folders_and_files_that_are_not_there_are_named(tmp_path, monkeypatch, capsys):
+    assert "RawImage is not a folder" in run(monkeypatch, capsys, "isbi2015", tmp_path, tmp_path / "out")[1]
+    (tmp_path / "RawImage").mkdir()
+    assert "holds no images" in run(monkeypatch, capsys, "isbi2015", tmp_path, tmp_path / "out")[1]
+    status, output = run(monkeypatch, capsys, "coco", tmp_path / "none.json", tmp_path / "out")
+    assert status == 2 and "none.json does not exist" in output
+
+
+def test_the_list_has_every_format_with_a_line_of_its_own(monkeypatch, capsys):
+    status, output = run(monkeypatch, capsys, "--list")
+    assert status == 0 and [line.split()[0] for line in output.splitlines()] == list(FORMATS)
+    assert all(
+        f"({'read, write' if name in WRITABLE else 'read'})" in line
+        for name, line in zip(FORMATS, output.splitlines(), strict=True)
+    )
+
+
+def test_a_data_set_is_written_for_a_program_by_the_command(tmp_path, monkeypatch, capsys):
+    native = write_native(tmp_path / "native")
+    status, output = run(monkeypatch, capsys, "native", native, tmp_path / "cvat", "--to", "cvat")
+    assert status == 0 and (tmp_path / "cvat" / "annotations.xml").exists()
+    status, output = run(monkeypatch, capsys, "cvat", tmp_path / "cvat" / "annotations.xml", tmp_path / "out",
+                         "--images", native / "imgs", "--landmarks", "S, N, Pog’, s")  # fmt: skip
+    assert (
+        status == 0
+        and "note: b (1).png: missing N" in output
+        and "2 images (no split 2) of 4 landmarks, 1 points" in output
+    )
+    assert run(monkeypatch, capsys, "native", native, tmp_path / "cvat", "--to", "coco")[0] == 2  # not empty
+
+
+@pytest.mark.parametrize("name", ["../../escaped/a.png", "/elsewhere/a.png", "sub/a.png"])
+def test_nothing_is_written_outside_the_destination(tmp_path, monkeypatch, capsys, name):
+    native = write_native(tmp_path / "native")
+    file = native / "json" / "data.json"
+    file.write_text(file.read_text(encoding="utf-8").replace('"a.png"', json.dumps(name)), encoding="utf-8")
+    assert run(monkeypatch, capsys, "native", native, tmp_path / "out" / "here")[0] == 0
+    written = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert written == {"here/imgs/a.png", "here/imgs/b (1).png", "here/json/data.json"}
+
+
+def test_two_images_that_would_have_one_name_are_refused_and_the_source_stays(tmp_path, monkeypatch, capsys):
+    folder = draw_images(tmp_path / "imgs", ["a.png"])
+    write_dicom(folder / "a.dcm", np.zeros((50, 60)))
+    before = (folder / "a.png").read_bytes()
+    (tmp_path / "p.csv").write_text("image,landmark,x,y\na.png,S,1.5,2.5\na.dcm,S,1.5,2.5\n")
+    words = ("native", tmp_path / "p.csv", tmp_path / "out", "--images", folder, "--link")
+    status, output = run(monkeypatch, capsys, *words)
+    assert status == 2 and "two images would be called a.png" in output and (folder / "a.png").read_bytes() == before
+
+
+def test_half_a_px_lies_between_a_programs_corner_and_our_centre(tmp_path, monkeypatch, capsys):
+    native = write_native(tmp_path / "native")
+    assert run(monkeypatch, capsys, "native", native, tmp_path / "coco", "--to", "coco", "--corner")[0] == 0
+    written = tmp_path / "coco" / "annotations.json"
+    assert tables(FORMATS["coco"].read(written, images=native / "imgs"))["a.png"]["S"] == (10.75, 21.0)
+    words = ("coco", written, tmp_path / "back", "--images", native / "imgs", "--corner")
+    assert run(monkeypatch, capsys, *words)[0] == 0
+    (record, _) = json.loads((tmp_path / "back" / "json" / "data.json").read_text(encoding="utf-8"))
+    assert record_points(record)["S"] == (10.25, 20.5)
+
+
+SOURCES = {  # format: how its files are made, and which of them are corrupted
+    "labelme": None, "coco": None, "cvat": None, "labelstudio": None, "native": None, "via": write_via,
+    "slicer": write_slicer, "suh": write_suh, "cl_csv": write_cl_csv, "isbi_csv": write_isbi_csv, "hand": write_hand,
+    "spine": write_spine, "aariz": write_aariz, "isbi2015": write_isbi, "cl2023": write_cl2023,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory) -> dict[str, tuple[Path, Path]]:
+    """For each format a folder and what of it is read."""
+    made = {}
+    for name, write in SOURCES.items():
+        folder = tmp_path_factory.mktemp(name)
+        if write is not None:
+            draw_images(folder)
+            made[name] = (folder, write(folder))
+        elif name == "native":
+            write_native(folder / "set")
+            made[name] = (folder, folder / "set" / "json" / "data.json")
+        else:
+            pairs = FORMATS["native"].read(write_native(folder / "set")).pairs
+            FORMATS[name].write(pairs, folder / "set" / "imgs")
+            files = [p for p in sorted((folder / "set" / "imgs").iterdir()) if p.suffix != ".png"]
+            made[name] = (folder, files[0] if len(files) == 1 else files[0].parent)
+    return made
+
+
+def texts(source: Path) -> list[Path]:
+    """The annotation files of a source."""
+    endings = (".json", ".csv", ".txt", ".xml", ".fcsv")
+    return [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.suffix in endings)
+
+
+WEIRD = [None, True, "", "12", "x", -1, 1e999, [], [1], {}, {"a": 1}, "../../x.png", "/x/y.png"]
+
+
+def change_value(content, choose, value):
+    """Put a value somewhere into what a JSON file holds."""
+    place = content
+    while True:
+        keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+        key = choose(keys)
+        deeper = place[key]
+        if not isinstance(deeper, dict | list) or not deeper or choose([True, False, False]):
+            place[key] = value
+            return
+        place = deeper
+
+
+@pytest.mark.parametrize("name", SOURCES)
+@settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_a_corrupted_file_ends_in_one_line_or_is_read_right(sources, name, data):
+    _, source = sources[name]
+    file = data.draw(st.sampled_from(texts(source)))
+    whole = file.read_bytes()
+    true = {point for points in tables(FORMATS[name].read(source)).values() for point in points.items()}
+    kinds = ["cut", "lines", "bytes", "tokens"] + (["values"] * 3 if file.suffix == ".json" else [])
+    kind = data.draw(st.sampled_from(kinds))
+    start = data.draw(st.integers(0, len(whole)))
+    if kind == "cut":
+        broken = whole[:start]
+    elif kind == "lines":
+        lines = whole.splitlines(keepends=True)
+        place, times = data.draw(st.integers(0, len(lines) - 1)), data.draw(st.sampled_from([0, 2]))
+        broken = b"".join(lines[:place] + lines[place : place + 1] * times + lines[place + 1 :])
+    elif kind == "bytes":
+        broken = whole[:start] + data.draw(st.binary(max_size=4)) + whole[start + data.draw(st.integers(0, 6)) :]
+    elif kind == "values":
+        content = json.loads(whole)
+        change_value(content, lambda options: data.draw(st.sampled_from(options)), data.draw(st.sampled_from(WEIRD)))
+        broken = json.dumps(content).encode()
+    else:
+        old = data.draw(st.sampled_from([b"[", b"]", b'"', b",", b"{", b":", b"1", b".", b"points", b"label", b"null"]))
+        new = data.draw(st.sampled_from([b"", b"null", b"[]", b"{}", b"-", b"nan", b"1e999", b'"x"', b"true"]))
+        broken = whole.replace(old, new, data.draw(st.integers(1, 3)))
+    to = data.draw(st.sampled_from([None, None, *WRITABLE]))
+    try:
+        file.write_bytes(broken)
+        with tempfile.TemporaryDirectory() as folder:
+            destination = Path(folder) / "a" / "b"
+            words = [name, str(source), str(destination), "--link", *(["--to", to] if to else [])]
+            try:
+                convert.convert(convert.make_parser().parse_args(words))
+            except UserError as error:
+                assert "\n" not in str(error)
+                assert not destination.exists() or not any(destination.iterdir())
+                return
+            assert {path.relative_to(folder).parts[:2] for path in Path(folder).rglob("*") if path.is_file()} == {
+                ("a", "b")
+            }
+        found = {point for points in tables(FORMATS[name].read(source)).values() for point in points.items()}
+        for _, point in found:
+            assert point is None or all(isinstance(v, int | float) and math.isfinite(v) for v in point)
+        if kind == "lines" and name not in ("isbi2015", "spine", "hand"):  # a row or point less, or refused; none moved
+            assert {p for p in found if p[1] is not None} <= true
+    finally:
+        file.write_bytes(whole)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_the_command_that_convert_prints_last_loads_what_it_wrote(sources, name, tmp_path, monkeypatch, capsys):
+    status, output = run(monkeypatch, capsys, name, sources[name][1], tmp_path / "out it")
+    assert status == 0
+    words = shlex.split(output.splitlines()[-1].removeprefix("train with: "))
+    assert words[:2] == ["python", "main.py"]
+    config = main.resolve_config(*main.parse_arguments(words[2:]))
+    data = load_data(config.replace(split="same") if len(convert_splits(tmp_path)) < 2 else config)
+    assert len(data.abbreviations) == config.num_landmarks and len(data.records) == len(
+        list((tmp_path / "out it" / "imgs").iterdir())
+    )
+
+
+def convert_splits(folder: Path) -> set:
+    """The splits that a converted set names."""
+    records = json.loads((folder / "out it" / "json" / "data.json").read_text(encoding="utf-8"))
+    return {record.get("split") for record in records}
+
+
+def test_the_corruption_test_knows_every_format():
+    assert set(FORMATS) == set(SOURCES)
