@@ -80,7 +80,7 @@ class Config:
     ruler: tuple[str, ...] = ("R1", "R2")  # abbreviations of the two ruler points
     ruler_mm: float = 10.0  # mm between the two ruler points
     report_exclude: tuple[str, ...] = ("R1", "R2")  # abbreviations left out of the headline figures
-    measurements: str = "none"  # what else is measured on the landmarks; spine: Cobb angles, the scores of AASCE 2019
+    measurements: str = "auto"  # of the landmarks: cephalogram (auto: where they are its), spine, or none
     sdr_thresholds: tuple[float, ...] = (2.0, 2.5, 3.0, 4.0)  # mm (px where the spacing is unknown)
 
     # Input
@@ -287,7 +287,7 @@ def check_combinations(config: Config) -> None:
     demand(config.ema < 1, "ema", "it must be below 1, e.g. 0.99")
     demand(config.val_fraction + config.test_fraction < 1, "test_fraction", "with val_fraction it must leave images")
     choices = {
-        "measurements": ("none", "spine"),
+        "measurements": ("auto", "none", "cephalogram", "spine"),
         "split": ("auto", "same"), "norm": ("batch", "instance"), "optimizer": ("adam", "adamw", "rmsprop"),
         "decode": ("argmax", "subpixel"), "lr_schedule": ("step", "cosine"), "precision": ("fp32", "bf16", "auto"),
         "test_precision": ("fp32", "bf16", "auto"),

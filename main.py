@@ -190,12 +190,12 @@ def test(config: Config, run_dir: Path, data: LandmarkData, state: dict[str, Any
 
 def report(config: Config, run_dir: Path, folder: Path, data: LandmarkData, records: Sequence[Record]) -> str:
     """Everything that is made from folder/predictions.csv, which is of these records; the figures as text."""
-    names, _, columns, _ = read_predictions(folder / "predictions.csv")
-    measured = None
-    if config.measurements != "none":
-        sizes = {record.name: record.size for record in records}
-        points = (np.stack([columns[x], columns[y]], -1) for x, y in (("x", "y"), ("x_true", "y_true")))
-        measured = measure(config.measurements, *points, [sizes[name] for name in names])
+    names, abbreviations, columns, _ = read_predictions(folder / "predictions.csv")
+    by_name = {record.name: record for record in records}
+    own = [by_name[name] for name in names]
+    points = [np.stack([columns[x], columns[y]], -1) for x, y in (("x", "y"), ("x_true", "y_true"))]
+    sizes, spacing = [record.size for record in own], [record.spacing for record in own]
+    measured = measure(config.measurements, abbreviations, *points, sizes, spacing)
     provenance = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
     summary = write_report(folder, data.names, config.report_exclude, config.sdr_thresholds, provenance, measured)
     draw_overlays(folder, records, config.overlays)

@@ -1,13 +1,15 @@
-"""What is measured on landmarks beside their places: the Cobb angles of a spine, and the scores its data set uses.
+"""What is measured on landmarks beside their places: angles of cephalograms; Cobb angles and scores of spines.
 
-A kind of measurement, the setting `measurements`, takes landmarks in original px and the sizes of their images.
+A kind of measurement, the setting `measurements`, takes landmarks in original px, the sizes of their images and mm per
+px. The angles and distances of cephalograms are defined in cephalometry.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from cephalometry import known_measures, measure_profiles
 from config import UserError
 
 
@@ -18,17 +20,64 @@ class Measured(NamedTuple):
     predicted: np.ndarray  # (I, M), nan where a landmark is missing
     true: np.ndarray  # (I, M)
     figures: dict[str, float]  # of the set, by name
+    sources: tuple[str, ...] = ()  # definition and source of each measure
+    classes: Mapping[str, tuple[np.ndarray, np.ndarray]] = {}  # names (I,) of predicted and true class, by measure
 
 
-def measure(kind: str, landmarks: np.ndarray, truth: np.ndarray, sizes: Sequence[tuple[int, int]]) -> Measured:
-    """A kind of measurement on landmarks and truth (I, N, 2) original px. Raises UserError for landmarks of others."""
-    return KINDS[kind](np.asarray(landmarks, float), np.asarray(truth, float), np.asarray(sizes, float))
+def measure(
+    kind: str,
+    abbreviations: Sequence[str],
+    landmarks: np.ndarray,
+    truth: np.ndarray,
+    sizes: Sequence[tuple[int, int]],
+    spacing: Sequence[float],
+) -> Measured | None:
+    """A kind of measurement on landmarks and truth (I, N, 2) original px, mm per px (I,) or nan; none: nothing.
+
+    auto: that of cephalograms, where its landmarks are there. Raises UserError for landmarks of another kind.
+    """
+    if kind == "none" or (kind == "auto" and not known_measures(abbreviations)):
+        return None
+    kind = "cephalogram" if kind == "auto" else kind
+    arrays = (np.asarray(values, float) for values in (landmarks, truth, sizes, spacing))
+    return KINDS[kind](tuple(abbreviations), *arrays)
+
+
+# --- Cephalograms -----------------------------------------------------------------------------------
+
+
+def measure_cephalograms(
+    abbreviations: Sequence[str], landmarks: np.ndarray, truth: np.ndarray, sizes: np.ndarray, spacing: np.ndarray
+) -> Measured:
+    """The measures of cephalometry.py whose landmarks are there.
+
+    figures: of each measure with classes how many images in 100 get the class of their truth, and the mean of these,
+    the classification success rate of the ISBI challenge.
+    """
+    measures = known_measures(abbreviations)
+    if not measures:
+        raise UserError(f"setting measurements: no angle can be made of {', '.join(abbreviations)}; set it to none")
+    predicted, true = (measure_profiles(measures, abbreviations, points, spacing) for points in (landmarks, truth))
+    classes, rates = {}, {}
+    for column, each in enumerate(measures):
+        if each.limits:
+            pair = tuple(each.class_names(values[:, column]) for values in (predicted, true))
+            known = (pair[0] != "") & (pair[1] != "")
+            if known.any():
+                classes[each.title] = pair
+                rates[each.name] = 100 * float(np.mean((pair[0] == pair[1])[known]))
+    figures = {"same class (%)": float(np.mean(list(rates.values())))} if rates else {}
+    figures |= {f"{name} (%)": rate for name, rate in rates.items()}
+    sources = tuple(f"{each.definition} ({each.source})" for each in measures)
+    return Measured(tuple(each.title for each in measures), predicted, true, figures, sources, classes)
 
 
 # --- Spines -----------------------------------------------------------------------------------------
 
 
-def measure_spines(landmarks: np.ndarray, truth: np.ndarray, sizes: np.ndarray) -> Measured:
+def measure_spines(
+    abbreviations: Sequence[str], landmarks: np.ndarray, truth: np.ndarray, sizes: np.ndarray, spacing: np.ndarray
+) -> Measured:
     """Cobb angles, and the scores of AASCE 2019: MSE and correlation of normalised points, and SMAPE of the angles.
 
     Points are normalised by width and height. MSE: mean over points and both axes. NMSE: mean squared distance, the sum
@@ -85,4 +134,4 @@ def is_s_shaped(centres: np.ndarray) -> bool:
     return bool((sides > 0).any() and (sides < 0).any())
 
 
-KINDS = {"spine": measure_spines}
+KINDS = {"cephalogram": measure_cephalograms, "spine": measure_spines}

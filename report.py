@@ -6,6 +6,7 @@ predictions.csv is the record: one row per image and landmark, original px. Ever
 import csv
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import xlwt
 from measurements import Measured
 from utils import error_figures, finite_mean, summarise_errors
 
+MEAN_ERROR = "mean error of "  # a measure
 OWN_COLUMNS = ("x", "y", "x_true", "y_true", "error", "score", "occluded")  # the others are a method's measures
 
 # --- The record ----------------------------------------------------------------------------------
@@ -109,9 +111,9 @@ def write_report(
         summary[part]["measures"] = {name: finite_mean(values[members]) for name, values in measures.items()}
 
     if measured is not None:
-        summary["measurements"] = dict(measured.figures)
-        for name, one, other in zip(measured.names, measured.predicted.T, measured.true.T, strict=True):
-            summary["measurements"][f"mean error of {name}"] = finite_mean(np.abs(one - other))
+        deviations = np.abs(measured.predicted - measured.true).T
+        means = {f"{MEAN_ERROR}{name}": finite_mean(own) for name, own in zip(measured.names, deviations, strict=True)}
+        summary["measurements"] = {**measured.figures, **means}
 
     def blank(figures: Mapping[str, Any]) -> dict[str, Any]:
         """JSON has no nan."""
@@ -123,7 +125,7 @@ def write_report(
     write_landmark_sheet(book, abbreviations, landmark_names, errors, thresholds, summary, unit, measures)
     write_image_sheet(book, names, errors, kept, thresholds, unit)
     if measured is not None:
-        write_measurement_sheet(book, names, measured)
+        write_measurement_sheets(book, names, measured)
     write_settings_sheet(book, provenance)
     book.save(str(folder / "results.xls"))
     return summary
@@ -199,19 +201,39 @@ def write_image_sheet(book, names, errors, kept, thresholds, unit) -> None:
     sheet.col(0).width = 256 * 30
 
 
-def write_measurement_sheet(book, names, measured: Measured) -> None:
-    """Sheet 3, where something is measured: predicted, true and error of each measure; the set's figures."""
+def write_measurement_sheets(book, names, measured: Measured) -> None:
+    """Where something is measured: predicted, true, error, classes per image; on another sheet a row per measure."""
     sheet = book.add_sheet("measurements")
-    titles = [f"{name}, {what}" for name in measured.names for what in ("predicted", "true", "error")]
-    write_row(sheet, 0, ["image", *titles], BOLD)
-    for row, (name, predicted, true) in enumerate(zip(names, measured.predicted, measured.true, strict=True), 1):
-        values = np.stack([predicted, true, np.abs(predicted - true)], -1).flatten()
-        write_row(sheet, row, [name, *values])
-    row = len(names) + 1
-    for name, value in measured.figures.items():
-        row += 1
+    columns: dict[str, Sequence[Any]] = {"image": names}
+    for name, predicted, true in zip(measured.names, measured.predicted.T, measured.true.T, strict=True):
+        columns |= {f"{name}, predicted": predicted, f"{name}, true": true, f"{name}, error": np.abs(predicted - true)}
+        if name in measured.classes:
+            found, real = measured.classes[name]
+            columns |= {f"{name}, predicted class": found, f"{name}, true class": real}
+    write_row(sheet, 0, list(columns), BOLD)
+    for row, values in enumerate(zip(*columns.values(), strict=True), 1):
+        write_row(sheet, row, values)
+    for row, (name, value) in enumerate(measured.figures.items(), len(names) + 2):
         write_row(sheet, row, [name, value], PRECISE)
     sheet.col(0).width = 256 * 30
+
+    if not measured.sources:
+        return
+    sheet = book.add_sheet("measures")
+    write_row(
+        sheet, 0, ["measure", "definition", "n", "mean error", "SD", "max", "same class (%)", "true classes"], BOLD
+    )
+    errors = np.abs(measured.predicted - measured.true)
+    for row, (name, source, own) in enumerate(zip(measured.names, measured.sources, errors.T, strict=True), 1):
+        own = own[np.isfinite(own)]
+        values = [name, source, own.size, *((own.mean(), own.std(), own.max()) if own.size else (None,) * 3)]
+        if name in measured.classes:
+            found, real = measured.classes[name]
+            known = (found != "") & (real != "")
+            counts = ", ".join(f"{label} {count}" for label, count in Counter(real[real != ""].tolist()).most_common())
+            values += [100 * float(np.mean((found == real)[known])), counts]
+        write_row(sheet, row, values)
+    sheet.col(0).width, sheet.col(1).width, sheet.col(7).width = 256 * 26, 256 * 70, 256 * 60
 
 
 def write_settings_sheet(book, provenance: Mapping[str, Any]) -> None:
@@ -236,6 +258,9 @@ def summary_table(summary: Mapping[str, Any], thresholds: Sequence[float]) -> st
             f"{figures['n_images']} images, {figures['n_landmarks']} points"
             + "".join(f"; {name} {value:.2f}" for name, value in figures["measures"].items())
         )
-    if "measurements" in summary:
-        lines.append("; ".join(f"{name} {value:.4g}" for name, value in summary["measurements"].items()))
+    measured = summary.get("measurements", {})
+    many = sum(name.startswith(MEAN_ERROR) for name in measured) > 5  # then they stand in results.xls alone
+    shown = [f"{name} {value:.4g}" for name, value in measured.items() if not (many and name.startswith(MEAN_ERROR))]
+    if shown:
+        lines.append("measured: " + "; ".join(shown))
     return "\n".join(lines)

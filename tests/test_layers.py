@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {
-    "config": 0, "utils": 1, "machine": 1, "images": 2, "annotation": 2, "splits": 2, "data": 2, "run_folder": 2,
+    "config": 0, "utils": 1, "machine": 1, "cephalometry": 1,
+    "images": 2, "annotation": 2, "splits": 2, "data": 2, "run_folder": 2,
     "measurements": 2, "report": 2, "pictures": 2, "formats": 2,
     "detector": 3, "backbone": 3, "heads": 3, "model": 3,
     "methods": 4, "evaluate": 5, "explain": 5, "train": 5, "main": 6, "tools": 7,

@@ -10,6 +10,11 @@ from evaluate import Predictions
 from measurements import cobb_angles, measure
 from report import summary_table, write_predictions, write_report
 
+CORNERS = tuple(str(n) for n in range(68))
+UNKNOWN = [math.nan] * 3  # spacing
+JAWS = ("S", "N", "A", "B", "Is1u", "Is1l")
+JAW_POINTS = np.array([(0, 0), (70, 0), (75, 60), (70, 90), (78, 76), (75, 74)], float)
+
 
 def turned(points: np.ndarray, vertebra: int, degrees: float) -> np.ndarray:
     """Corners (68, 2) with one vertebra turned about its centre."""
@@ -49,7 +54,7 @@ def test_the_scores_of_a_set_are_those_of_its_formulas():
     truth = np.stack([turned(spine_points(), 4, 20), turned(spine_points(), 4, 10)])
     found = np.stack([turned(spine_points(), 4, 30), turned(spine_points(), 4, 10)]) + (2.0, 4.0)
     found[1, 5] = math.nan
-    measured = measure("spine", found, truth, [(200, 400), (100, 200)])
+    measured = measure("spine", CORNERS, found, truth, [(200, 400), (100, 200)], UNKNOWN[:2])
     squares = np.array([[0.01, 0.01]] * 68 + [[0.02, 0.02]] * 67) ** 2  # the shift alone, normalised
     rotated = slice(16, 20)
     squares[rotated] = ((found[0, rotated] - truth[0, rotated]) / (200, 400)) ** 2
@@ -63,11 +68,10 @@ def test_the_scores_of_a_set_are_those_of_its_formulas():
 def test_measures_stand_in_the_summary_and_on_a_sheet_of_their_own(tmp_path):
     truth = np.stack([turned(spine_points(), 4, 20)])
     found = np.stack([turned(spine_points(), 4, 30)])
-    abbreviations = [str(n) for n in range(68)]
     predictions = Predictions(["a.png"], found, truth, np.ones((1, 68)), np.full(1, math.nan))
-    write_predictions(tmp_path / "predictions.csv", predictions, abbreviations, "px")
-    measured = measure("spine", found, truth, [(200, 400)])
-    summary = write_report(tmp_path, abbreviations, (), (10.0,), {}, measured)
+    write_predictions(tmp_path / "predictions.csv", predictions, CORNERS, "px")
+    measured = measure("spine", CORNERS, found, truth, [(200, 400)], UNKNOWN[:1])
+    summary = write_report(tmp_path, CORNERS, (), (10.0,), {}, measured)
     assert summary["measurements"]["mean error of MT (degrees)"] == pytest.approx(10, abs=1e-4)
     assert "SMAPE 20" in summary_table(summary, (10.0,))
     book = xlrd.open_workbook(tmp_path / "results.xls")
@@ -78,4 +82,64 @@ def test_measures_stand_in_the_summary_and_on_a_sheet_of_their_own(tmp_path):
 
 def test_other_landmarks_are_refused():
     with pytest.raises(UserError, match="spine needs the 68 corners"):
-        measure("spine", np.zeros((1, 19, 2)), np.zeros((1, 19, 2)), [(1, 1)])
+        measure("spine", CORNERS[:19], np.zeros((1, 19, 2)), np.zeros((1, 19, 2)), [(1, 1)], UNKNOWN[:1])
+
+
+def jaws(*moves: tuple[str, float, float]) -> np.ndarray:
+    """JAW_POINTS (6, 2), some of them moved."""
+    points = JAW_POINTS.copy()
+    for name, x, y in moves:
+        points[JAWS.index(name)] += (x, y)
+    return points
+
+
+def test_the_classification_success_rate_counts_images_of_the_class_of_their_truth():
+    truth = np.stack([jaws(), jaws(), jaws(("A", 10, 0))])  # ANB 4.8 (class I) twice, 14.0 (class II)
+    found = np.stack([jaws(("A", -5, 0)), jaws(("A", 0.5, 0)), jaws(("A", 11, 0))])  # class III, I, II
+    measured = measure("cephalogram", JAWS, found, truth, [(100, 100)] * 3, [0.5] * 3)
+    assert measured.figures["ANB (%)"] == pytest.approx(200 / 3) and measured.figures["SNB (%)"] == 100
+    rates = [value for name, value in measured.figures.items() if name != "same class (%)"]
+    assert measured.figures["same class (%)"] == pytest.approx(np.mean(rates)) and len(rates) == 4
+    assert [pair.tolist() for pair in measured.classes["ANB (degrees)"]] == [
+        ["class III", "class I", "class II"], ["class I", "class I", "class II"],
+    ]  # fmt: skip
+    column = measured.names.index("MW (mm)")
+    assert measured.true[:, column] == pytest.approx(0.5 * math.hypot(3, 2))
+
+
+def test_an_image_without_a_class_counts_in_no_rate():
+    truth = np.stack([jaws(), jaws(("A", math.nan, 0))])
+    found = np.stack([jaws(), jaws(("A", -20, 0))])
+    measured = measure("cephalogram", JAWS, found, truth, [(100, 100)] * 2, UNKNOWN[:2])
+    assert measured.figures["ANB (%)"] == 100 and "MW (%)" not in measured.figures  # no spacing, no mm
+
+
+def test_auto_measures_what_the_landmarks_allow():
+    points = np.stack([jaws()])
+    assert measure("auto", JAWS, points, points, [(9, 9)], [0.1]).names[:3] == (
+        "SNA (degrees)", "SNB (degrees)", "ANB (degrees)",
+    )  # fmt: skip
+    for kind, names in (("auto", CORNERS[:6]), ("none", JAWS)):
+        assert measure(kind, names, points, points, [(9, 9)], [0.1]) is None
+    with pytest.raises(UserError, match="setting measurements: no angle can be made of 0, 1"):
+        measure("cephalogram", CORNERS[:6], points, points, [(9, 9)], [0.1])
+
+
+def test_a_report_tells_classes_definitions_and_success_rates(tmp_path):
+    truth = np.stack([jaws(), jaws(("A", 10, 0))])
+    found = np.stack([jaws(("A", -5, 0)), jaws(("A", 10, 0))])
+    predictions = Predictions(["a.png", "b.png"], found, truth, np.ones((2, 6)), np.full(2, 0.5))
+    write_predictions(tmp_path / "predictions.csv", predictions, JAWS, "mm")
+    measured = measure("auto", JAWS, found, truth, [(100, 100)] * 2, [0.5] * 2)
+    summary = write_report(tmp_path, JAWS, (), (2.0,), {}, measured)
+    assert summary["measurements"]["ANB (%)"] == 50
+    assert "measured: same class (%)" in summary_table(summary, (2.0,)).splitlines()[-1]
+    book = xlrd.open_workbook(tmp_path / "results.xls")
+    head, first = (book.sheet_by_name("measurements").row_values(row) for row in (0, 1))
+    row = dict(zip(head, first, strict=True))
+    assert (row["ANB (degrees), predicted class"], row["ANB (degrees), true class"]) == ("class III", "class I")
+    assert row["ANB (degrees), error"] == pytest.approx(measured.true[0, 2] - measured.predicted[0, 2])
+    sheet = book.sheet_by_name("measures")
+    anb = dict(zip(sheet.row_values(0), sheet.row_values(3), strict=True))
+    assert anb["measure"] == "ANB (degrees)" and "Steiner 1953" in anb["definition"] and anb["n"] == 2
+    assert anb["same class (%)"] == 50 and anb["true classes"] == "class I 1, class II 1"

@@ -2,10 +2,11 @@
 
     python -m tools.inspect_data FOLDER [--out DIR]
 
-FOLDER holds imgs/ and json/data.json. Prints what it holds and writes into --out (FOLDER/inspection) sheet.jpg, the
-images with their landmarks; scatter.png, where each landmark lies over all images; landmarks.csv. Where records keep
-two readers (ISBI 2015, Aariz) also how far they are apart, and how far their mean is from the truth: of two readers who
-err alike and by themselves, half as far.
+FOLDER holds imgs/ and json/data.json. Prints what it holds, of cephalograms also how many are of which class by their
+angles (cephalometry.py), and writes into --out (FOLDER/inspection) sheet.jpg, the images with their landmarks;
+scatter.png, where each landmark lies over all images; landmarks.csv. Where records keep two readers (ISBI 2015, Aariz)
+also how far they are apart, and how far their mean is from the truth: of two readers who err alike and by themselves,
+half as far.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from matplotlib import pyplot
 from PIL import Image, ImageDraw, ImageFont
 
 from annotation import Record, read_annotation, read_images, read_spacing, shorten
+from cephalometry import known_measures, measure_profiles
 from config import Config, UserError
 from formats.common import expecting, read_json
 from images import read_image
@@ -90,6 +92,23 @@ def reader_distances(entries: Sequence[dict], records: Sequence[Record]) -> np.n
         points = points.reshape(shape)
     spacing = np.nan_to_num([record.spacing for record in records], nan=1.0)
     return np.linalg.norm(points[:, 0] - points[:, 1], axis=-1) * spacing[:, None]
+
+
+def describe_classes(abbreviations: Sequence[str], records: Sequence[Record]) -> list[str]:
+    """Of each measure of a cephalogram that has classes how many images are of which; nothing for other landmarks."""
+    measures = [measure for measure in known_measures(abbreviations) if measure.limits]
+    if not measures:
+        return []
+    landmarks, spacing = np.stack([r.landmarks for r in records]), np.array([r.spacing for r in records])
+    lines = []
+    for measure, values in zip(measures, measure_profiles(measures, abbreviations, landmarks, spacing).T, strict=True):
+        names = Counter(name for name in measure.class_names(values).tolist() if name)
+        shares = ", ".join(
+            f"{name} {names[name]} ({names[name] / names.total():.0%})" for name in measure.classes if names
+        )
+        mean = f"mean {np.nanmean(values):.2f}, SD {np.nanstd(values):.2f}; {shares}" if names else "unknown"
+        lines.append(f"{measure.title}: {mean}")
+    return lines
 
 
 def describe_readers(
@@ -189,7 +208,7 @@ def main() -> int:
     try:
         abbreviations, records, entries = load(options.folder)
         unit = "mm" if math.isfinite(records[0].spacing) else "px"
-        print(*describe(abbreviations, records), sep="\n")
+        print(*describe(abbreviations, records), *describe_classes(abbreviations, records), sep="\n")
         distances = reader_distances(entries, records)
         if distances is not None:
             print(*describe_readers(abbreviations, records, distances, unit), sep="\n")
