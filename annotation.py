@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from config import Config, UserError
-from images import read_image
+from images import ENDINGS, read_image
 
 log = logging.getLogger("farnet")
 
@@ -195,8 +195,7 @@ def read_images(config: Config, abbreviations: Sequence[str], records: list[Reco
                 f"({x:g}, {y:g}) lies outside its image of {record.size[0]} x {record.size[1]} px"
             )
     used = {normal_name(record.path.name) for record in records}
-    endings = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
-    idle = [path.name for name, path in files.items() if name not in used and name.endswith(endings)]
+    idle = [path.name for name, path in files.items() if name not in used and name.endswith(ENDINGS)]
     if idle:
         log.warning("%d images in %s have no record and are not used: %s", len(idle), folder, shorten(idle))
     return records

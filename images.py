@@ -12,9 +12,11 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+import dicom
 from config import UserError
 from utils import apply_affine, compose_affines, resize_affine
 
+ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", *dicom.ENDINGS)
 IMAGENET_MEAN = np.array((0.485, 0.456, 0.406), np.float32)  # RGB, intensities in 0..1
 IMAGENET_SD = np.array((0.229, 0.224, 0.225), np.float32)
 
@@ -23,12 +25,15 @@ def read_image(path: Path) -> np.ndarray:
     """An image file as (h, w) grey or (h, w, 3) RGB; uint8, or float32 in 0..255 for deeper images.
 
     A deeper image (16 bit) is stretched from its own minimum..maximum, since files do not state how many of
-    the bits are in use. The EXIF orientation is obeyed, as annotation programs do.
+    the bits are in use; so is DICOM, once it is windowed as its file says. The EXIF orientation is obeyed, as
+    annotation programs do.
     Raises UserError for a file that is absent, empty, cut off or no image.
     """
     try:
         if path.stat().st_size == 0:
             raise UserError(f"image {path} is empty (0 bytes); restore the file or remove its record")
+        if dicom.is_dicom(path):
+            return stretch_intensities(dicom.read(path).image)
         with Image.open(path) as file:
             upright = ImageOps.exif_transpose(file)
             if upright.mode.startswith(("I", "F")):
@@ -39,7 +44,7 @@ def read_image(path: Path) -> np.ndarray:
     except UnidentifiedImageError:
         image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)  # 16-bit colour
         if image is None:
-            raise UserError(f"image {path} is not an image that can be read (JPEG, PNG, BMP, TIFF)") from None
+            raise UserError(f"image {path} is not an image that can be read (JPEG, PNG, BMP, TIFF, DICOM)") from None
         image = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
         return image if image.dtype == np.uint8 else stretch_intensities(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

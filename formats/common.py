@@ -19,10 +19,10 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+import dicom
 from config import UserError
-from formats import dicom
+from images import ENDINGS
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".dcm", ".dicom")
 DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 Pixels = Callable[[], np.ndarray]  # draws an image that no file holds as it is
 
@@ -144,7 +144,7 @@ def same(name: str) -> str:
 
 def image_size(path: Path) -> tuple[int, int]:
     """Width and height, px, as it is seen: turned if its EXIF says so. Raises UserError."""
-    if path.suffix.lower() in (".dcm", ".dicom"):
+    if path.suffix.lower() in dicom.ENDINGS:
         return dicom.read(path).image.shape[::-1]
     try:
         with Image.open(path) as image:

@@ -22,8 +22,9 @@ from foreign_files import (
 )
 from PIL import Image
 
+import dicom
 from config import UserError
-from formats import FORMATS, dicom, isbi2015, spine
+from formats import FORMATS, isbi2015, spine
 from formats.cl2023 import without_padding
 from formats.common import record_points
 

@@ -1,8 +1,10 @@
 import cv2
 import numpy as np
 import pytest
+from foreign_files import write_dicom
 from PIL import Image
 
+import dicom
 from images import (
     IMAGENET_MEAN,
     IMAGENET_SD,
@@ -94,3 +96,13 @@ def test_blur_keeps_the_mean_and_lowers_the_contrast():
     image = np.random.default_rng(0).random((50, 40)).astype(np.float32)
     blurred = blur_image(image, 2.0, np.random.default_rng(1))
     assert abs(blurred.mean() - image.mean()) < 0.01 and blurred.std() < 0.8 * image.std()
+
+
+@pytest.mark.parametrize("name", ["film.dcm", "film"])  # scanners often leave the ending out
+def test_a_dicom_file_is_read_as_its_converted_png_is(tmp_path, name):
+    pixels = np.arange(48).reshape(6, 8) * 40 + 100
+    file = write_dicom(tmp_path / name, pixels)
+    Image.fromarray(dicom.read(file).image).save(tmp_path / "film.png")
+    image = read_image(file)
+    assert image.dtype == np.float32 and (image.min(), image.max()) == (0, 255)
+    assert np.array_equal(image, read_image(tmp_path / "film.png"))

@@ -25,9 +25,10 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
+import dicom
 from annotation import read_points, read_record
 from config import PRESETS, UserError
-from formats import FORMATS, dicom
+from formats import FORMATS
 from formats.common import Pixels, Reading, image_size, record_points, same
 
 
@@ -70,14 +71,14 @@ def write_data_set(reading: Reading, destination: Path, link: bool = False) -> l
 def written_name(image: Path | Pixels, record: dict) -> str:
     """The name of an image in imgs: its file's, or that of its record where it has none; PNG where it was DICOM."""
     name = Path(record["imagePath"]).name if callable(image) else image.name
-    return f"{Path(name).stem}.png" if Path(name).suffix.lower() in (".dcm", ".dicom") else name
+    return f"{Path(name).stem}.png" if Path(name).suffix.lower() in dicom.ENDINGS else name
 
 
 def write_image(image: Path | Pixels, path: Path, link: bool) -> tuple[float | None, list[str]]:
     """Write one image; the spacing that its file alone knows, mm per px, and notes."""
     if callable(image):
         Image.fromarray(image()).save(path)
-    elif image.suffix.lower() in (".dcm", ".dicom"):
+    elif image.suffix.lower() in dicom.ENDINGS:
         read = dicom.read(image)
         Image.fromarray(read.image).save(path)
         return read.spacing, read.notes

@@ -12,6 +12,8 @@ import numpy as np
 
 from config import UserError
 
+ENDINGS = (".dcm", ".dicom")
+
 
 class Dicom(NamedTuple):
     """What a DICOM file gives."""
@@ -19,6 +21,14 @@ class Dicom(NamedTuple):
     image: np.ndarray  # (h, w) uint16, over the whole range
     spacing: float | None  # mm per px
     notes: list[str]
+
+
+def is_dicom(file: Path) -> bool:
+    """Whether a file is named, or begins, like a DICOM file: scanners often write them without an ending."""
+    if file.suffix.lower() in ENDINGS:
+        return True
+    with open(file, "rb") as opened:
+        return opened.read(132)[128:] == b"DICM"
 
 
 def read(file: Path) -> Dicom:
