@@ -109,8 +109,14 @@ def undo_displacement(points: np.ndarray, displacement: np.ndarray) -> np.ndarra
 
 def read_for_network(config: Config, record: Record) -> np.ndarray:
     """A record's image, shrunk to at most twice the resolution of the network's input."""
-    width, height = np.round(record.size / network_affine(config, record.size).diagonal()).astype(int).tolist()
-    return shrink_image(read_image(record.path), (max(1, width), max(1, height)))
+    return shrink_for_network(config, read_image(record.path))
+
+
+def shrink_for_network(config: Config, image: np.ndarray) -> np.ndarray:
+    """An image (h, w[, 3]), shrunk to at most twice the resolution of the network's input."""
+    size = (image.shape[1], image.shape[0])
+    width, height = np.round(size / network_affine(config, size).diagonal()).astype(int).tolist()
+    return shrink_image(image, (max(1, width), max(1, height)))
 
 
 def make_sample(

@@ -1,16 +1,19 @@
 """The only evaluation, for every method: a detector and a loader -> landmarks in original px."""
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from annotation import Record
+from config import Config
 from data import Sample
 from detector import LandmarkDetector
-from machine import merge_shares, process_rank
+from machine import keep_freed_memory, merge_shares, process_rank
+from methods import load_detector
 from utils import apply_affine, radial_errors
 
 
@@ -30,6 +33,15 @@ class Predictions(NamedTuple):
         return radial_errors(self.landmarks, self.truth, np.nan_to_num(self.spacing, nan=1.0))
 
 
+def prepare_detector(state: Mapping[str, Any], config: Config, device: torch.device) -> LandmarkDetector:
+    """The detector of a checkpoint that was read, on a device and ready to predict as the settings say."""
+    if config.keep_memory and device.type == "cpu":
+        keep_freed_memory()
+    detector, _ = load_detector(dict(state))
+    detector.config = config
+    return detector.to(device).for_inference()
+
+
 def evaluate(detector: LandmarkDetector, loader: DataLoader, device: torch.device, epoch: int = 0) -> Predictions:
     """Predict every image of a loader in eval mode; landmarks in original px, in the order of its records.
 
@@ -40,15 +52,28 @@ def evaluate(detector: LandmarkDetector, loader: DataLoader, device: torch.devic
     dataset, count = loader.dataset, detector.config.num_landmarks
     landmarks, figures = [np.zeros((0, count, 2))], []
     for batch in tqdm(loader, "predicting", leave=False, disable=None if process_rank() == 0 else True):
-        with torch.inference_mode():
-            found, score, measures = detector.examine(to_device(batch, device, detector.config.channels_last), epoch)
-        landmarks.append(apply_affine(batch.to_original, found.double().cpu()).numpy())
-        arrays = {name: values.float().cpu().numpy() for name, values in {"score": score, **measures}.items()}
+        found, arrays = predict_batch(detector, batch, device, epoch)
+        landmarks.append(found)
         figures += [{name: values[i] for name, values in arrays.items()} for i in range(len(batch.name))]
     landmarks = np.concatenate(landmarks).reshape(-1, dataset.views, count, 2).mean(1)
     groups = [figures[start : start + dataset.views] for start in range(0, len(figures), dataset.views)]
     means = [{name: np.mean([one[name] for one in group], 0) for name in group[0]} for group in groups]
     results = merge_shares(list(zip(dataset.records, landmarks, means, strict=True)))
+    return gather_predictions(results)
+
+
+def predict_batch(
+    detector: LandmarkDetector, batch: Sample, device: torch.device, epoch: int = 0
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Landmarks (B, N, 2) in original px of a collated batch; "score" and the method's measures (B, N) by name."""
+    with torch.inference_mode():
+        found, score, measures = detector.examine(to_device(batch, device, detector.config.channels_last), epoch)
+    landmarks = apply_affine(batch.to_original, found.double().cpu()).numpy()
+    return landmarks, {name: values.float().cpu().numpy() for name, values in {"score": score, **measures}.items()}
+
+
+def gather_predictions(results: Sequence[tuple[Record, np.ndarray, Mapping[str, np.ndarray]]]) -> Predictions:
+    """Of each image its record, landmarks (N, 2) and figures (N,), "score" among them, as one."""
     return Predictions(
         names=[record.name for record, _, _ in results],
         landmarks=np.stack([found for _, found, _ in results]),

@@ -36,9 +36,9 @@ from config import (
     setting_types,
 )
 from data import make_loader
-from evaluate import evaluate
+from evaluate import evaluate, prepare_detector
 from explain import draw_explanations
-from machine import join_processes, keep_freed_memory, leave_processes, on_first_process, process_rank, resolve_device
+from machine import join_processes, leave_processes, on_first_process, process_rank, resolve_device
 from measurements import measure
 from methods import METHODS, create_detector, load_detector, method_class
 from pictures import draw_overlays, draw_rates
@@ -162,12 +162,8 @@ def resolve_tested_config(
 def test(config: Config, run_dir: Path, data: LandmarkData, state: dict[str, Any]) -> None:
     """Predict every test set with a checkpoint; write the report of each into run_dir/<test set>."""
     started = time.perf_counter()
-    detector, _ = load_detector(state)
-    detector.config = config
     device = resolve_device(config.device)
-    if config.keep_memory and device.type == "cpu":
-        keep_freed_memory()
-    detector = detector.to(device).for_inference()
+    detector = prepare_detector(state, config, device)
     if not data.test_sets:
         log.warning("there is no test set (splits: %s): no report; set test_fraction", ", ".join(data.splits))
     for test_set in data.test_sets:

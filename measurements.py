@@ -90,6 +90,9 @@ def measure_spines(
     true = np.array([cobb_angles(one, height) for one, (_, height) in zip(truth, sizes, strict=True)])
     found, aim = landmarks / sizes[:, None], truth / sizes[:, None]
     known = np.isfinite(found) & np.isfinite(aim)
+    names = ("MT (degrees)", "PT (degrees)", "TL/L (degrees)")
+    if not known.any():  # no truth
+        return Measured(names, predicted, true, {})
     mse = float(np.mean((found[known] - aim[known]) ** 2))
     shares = 100 * np.abs(predicted - true).sum(1) / (predicted + true).sum(1)
     figures = {
@@ -98,7 +101,7 @@ def measure_spines(
         "correlation": float(np.corrcoef(found[known], aim[known])[0, 1]),
         "SMAPE": float(np.mean(shares[np.isfinite(shares)])) if np.isfinite(shares).any() else float("nan"),
     }
-    return Measured(("MT (degrees)", "PT (degrees)", "TL/L (degrees)"), predicted, true, figures)
+    return Measured(names, predicted, true, figures)
 
 
 def cobb_angles(points: np.ndarray, height: float) -> tuple[float, float, float]:

@@ -9,6 +9,7 @@ import cv2
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
 
 from annotation import Record
 from images import read_image
@@ -43,7 +44,8 @@ def draw_overlay(image: np.ndarray, landmarks: np.ndarray, truth: np.ndarray, ca
     for a, b in zip(found, true, strict=True):
         dot(b, BLUE)
         dot(a, RED)
-    words = ((caption, (255, 255, 255)), ("red: detected", RED), ("blue: truth", BLUE))
+    words = [(caption, (255, 255, 255)), ("red: detected", RED)]
+    words += [("blue: truth", BLUE)] if np.isfinite(true).any() else []
     font = ImageFont.load_default(size=max(12, size[1] // 55))
     length = sum(draw.textlength(text, font=font) + font.size for text, _ in words)
     if length > picture.width:  # a narrow picture
@@ -61,14 +63,18 @@ def draw_overlay(image: np.ndarray, landmarks: np.ndarray, truth: np.ndarray, ca
 def draw_overlays(folder: Path, records: Sequence[Record], most: int) -> None:
     """folder/overlays/*.png for up to `most` images spread from the smallest mean error to the largest.
 
-    A file's name begins with its rank, so the folder sorts from best to worst.
+    Without any truth: from the highest mean score to the lowest. A file's name begins with its rank, so the folder
+    sorts from best to worst.
     """
     names, _, columns, unit = read_predictions(folder / "predictions.csv")
     by_name = {record.name: record for record in records}
     (folder / "overlays").mkdir(exist_ok=True)
-    for rank, index in spread_of_images(columns["error"], most):
+    badness = columns["error"] if np.isfinite(columns["error"]).any() else -columns["score"]
+    chosen = spread_of_images(badness, most)
+    for rank, index in tqdm(chosen, "drawing overlays", leave=False, disable=None):
         name, mean = names[index], finite_mean(columns["error"][index])
-        caption = f"{name}   MRE {mean:.2f} {unit}   " if math.isfinite(mean) else f"{name}   "
+        known = f"MRE {mean:.2f} {unit}" if math.isfinite(mean) else f"score {finite_mean(columns['score'][index]):.2f}"
+        caption = f"{name}   {known}   "
         points = [np.stack([columns[x][index], columns[y][index]], -1) for x, y in (("x", "y"), ("x_true", "y_true"))]
         picture = draw_overlay(read_image(by_name[name].path), *points, caption)
         picture.save(folder / "overlays" / f"{rank:03d}_{Path(name).stem}.png")
@@ -80,7 +86,7 @@ def spread_of_images(errors: np.ndarray, most: int) -> list[tuple[int, int]]:
     An image without a known error ranks first.
     """
     means = np.array([finite_mean(row) for row in errors])
-    order = np.argsort(np.nan_to_num(means, nan=0.0), kind="stable")
+    order = np.argsort(np.nan_to_num(means, nan=-np.inf), kind="stable")
     chosen = sorted(set(np.linspace(0, len(order) - 1, min(most, len(order))).round().astype(int)))
     return [(int(rank) + 1, int(order[rank])) for rank in chosen]
 

@@ -41,9 +41,15 @@ def test_an_overlay_of_a_small_image_is_enlarged_with_its_points():
 def test_the_caption_fits_also_below_a_narrow_image(width):
     point = np.full((1, 2), math.nan)
     caption = "sunhl-1th-01-Jan-2017-000 A AP.jpg   MRE 28.01 px   "
-    band = np.asarray(draw_overlay(np.zeros((1200, width), np.uint8), point, point, caption))[1200:].astype(int)
-    blue = (band[..., 2] > 150) & (band[..., 0] < 120)  # of the last words
+    image = np.zeros((1200, width), np.uint8)
+
+    def blue_below(truth: np.ndarray) -> np.ndarray:
+        band = np.asarray(draw_overlay(image, point, truth, caption))[1200:].astype(int)
+        return (band[..., 2] > 150) & (band[..., 0] < 120)  # of the last words
+
+    blue = blue_below(np.full((1, 2), 100.0))
     assert blue.any() and not blue[:, -2:].any()
+    assert not blue_below(point).any()  # no truth, no words about it
 
 
 def test_overlays_run_from_the_best_image_to_the_worst(tmp_path):

@@ -1,0 +1,220 @@
+import csv
+import json
+import math
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import METHOD_SETTINGS, tiny_config
+from foreign_files import write_dicom
+from PIL import Image
+
+import dicom
+import main
+from annotation import Record
+from config import Config, build_config
+from evaluate import Predictions
+from images import read_image
+from methods import create_detector, method_class
+from report import read_predictions
+from run_folder import read_checkpoint, save_checkpoint
+from splits import load_data
+from tools import predict
+from train import checkpoint_state
+
+
+@pytest.fixture
+def images(trained_run) -> Path:
+    """The folder of images of trained_run, its test image among them."""
+    return trained_run.parent / "imgs"
+
+
+def call(monkeypatch, *arguments) -> int:
+    """tools.predict on the CPU, in this process."""
+    words = ["predict", *map(str, arguments), "--device", "cpu", "--workers", "0"]
+    monkeypatch.setattr(sys, "argv", words)
+    return predict.main()
+
+
+def landmarks_of(out: Path) -> dict[str, np.ndarray]:
+    """Landmarks (N, 2) of each image in a predictions.csv, by its file's name."""
+    names, _, columns, _ = read_predictions(out / "predictions.csv")
+    return {Path(name).name: np.stack([columns["x"][i], columns["y"][i]], -1) for i, name in enumerate(names)}
+
+
+def save_untrained(path: Path, folder: Path, method="farnet", seed=0, **settings) -> Path:
+    """A checkpoint of a method that has not been trained, for a folder of make_records."""
+    plain = tiny_config(folder).to_dict() | METHOD_SETTINGS.get(method, {}) | settings
+    config = build_config(method_class(method).Config, plain | {"method": method, "seed": seed})
+    torch.manual_seed(seed)
+    detector = create_detector(config).eval()
+    save_checkpoint(path, checkpoint_state(config, load_data(config), detector, {"epoch": 1, "best_MRE": 9.0}))
+    return path
+
+
+def test_predictions_are_those_of_a_test_run_and_their_json_is_read(trained_run, images, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    assert call(monkeypatch, trained_run / "best.pt", images, "--out", out, "--overlays", "2") == 0
+    found, tested = landmarks_of(out), landmarks_of(trained_run / "test")
+    assert len(found) == 6 and tested.keys() < found.keys()
+    for name, points in tested.items():
+        assert np.abs(found[name] - points).max() < 1e-3
+    config = tiny_config(trained_run.parent, json_path=str(out / "json" / "data.json"))
+    data = load_data(config)
+    assert data.names == tuple(f"point {name}" for name in data.abbreviations)
+    for record in data.records:
+        inside = np.clip(found[record.name], -0.5, np.array(record.size) - 0.5)
+        assert np.abs(record.landmarks - inside).max() < 1e-3
+    (entry, *_) = json.loads((out / "json" / "data.json").read_text(encoding="utf-8"))
+    assert all(0 <= point["score"] < 10 for point in entry["points"])
+    assert len(list((out / "overlays").iterdir())) == 2
+    assert "images/s" in capsys.readouterr().out
+    assert json.loads((out / "config.json").read_text(encoding="utf-8"))["settings"]["img_dir"] == str(images)
+
+
+def test_an_image_that_cannot_be_read_is_named_and_the_rest_is_done(trained_run, images, tmp_path, monkeypatch, capsys):
+    folder = shutil.copytree(images, tmp_path / "films")
+    good = sorted(path.name for path in folder.iterdir())
+    (folder / "broken.png").write_bytes((folder / good[0]).read_bytes()[:100])
+    (folder / "empty.jpg").touch()
+    (folder / "notes.txt").write_text("no image")
+    assert call(monkeypatch, trained_run / "best.pt", folder, "--out", tmp_path / "out") == 1
+    assert sorted(landmarks_of(tmp_path / "out")) == good
+    errors = capsys.readouterr().err
+    skipped = (tmp_path / "out" / "skipped.txt").read_text(encoding="utf-8").splitlines()
+    assert len(skipped) == 2 and "broken.png" in skipped[0] and "is empty (0 bytes)" in skipped[1]
+    assert "skipped: image" in errors and "broken.png" in errors and "Traceback" not in errors
+
+
+def test_nothing_is_left_where_no_image_can_be_read(trained_run, tmp_path, monkeypatch, capsys):
+    (tmp_path / "a.png").write_text("no image")
+    assert call(monkeypatch, trained_run / "best.pt", tmp_path / "a.png", "--out", tmp_path / "out") == 2
+    assert "none of 1 images can be read" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_files_of_one_name_in_several_folders_stay_apart(trained_run, images, tmp_path, monkeypatch):
+    first, second = sorted(images.iterdir())[:2]
+    for folder, image in (("one", first), ("two", second)):
+        (tmp_path / "films" / folder).mkdir(parents=True)
+        shutil.copy(image, tmp_path / "films" / folder / "film.png")
+    arguments = [tmp_path / "films" / "*" / "*.png", tmp_path / "films", "--out", tmp_path / "out"]
+    assert call(monkeypatch, trained_run / "best.pt", *arguments) == 0
+    names, *_ = read_predictions(tmp_path / "out" / "predictions.csv")
+    assert names == ["one/film.png", "two/film.png"]
+    settings = dict(
+        split="same", img_dir=str(tmp_path / "films"), json_path=str(tmp_path / "out" / "json" / "data.json")
+    )
+    assert [record.name for record in load_data(tiny_config(tmp_path, **settings)).records] == names
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["CHECKPOINT", "nowhere/*.png", "--out", "OUT"], "nowhere/*.png: no image there"),
+        (["nothing.pt", "IMAGES", "--out", "OUT"], "checkpoint nothing.pt does not exist"),
+        (["CHECKPOINT", "IMAGES", "--out", "IMAGES"], "exists already"),
+        (["CHECKPOINT", "IMAGES", "--out", "OUT", "--batch_size", "0"], "setting batch_size: 0"),
+    ],
+)
+def test_mistakes_end_in_one_line(trained_run, images, tmp_path, monkeypatch, capsys, arguments, message):
+    places = {"CHECKPOINT": trained_run / "best.pt", "IMAGES": images, "OUT": tmp_path / "out"}
+    before = sorted(images.iterdir())
+    assert call(monkeypatch, *(places.get(word, word) for word in arguments)) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert sorted(images.iterdir()) == before and not (tmp_path / "out").exists()
+
+
+def test_an_ensemble_gives_the_mean_and_how_far_its_members_are_apart(dataset, tmp_path, monkeypatch):
+    paths = [save_untrained(tmp_path / f"{seed}.pt", dataset, seed=seed) for seed in (0, 1)]
+    for number, path in enumerate(paths):
+        assert call(monkeypatch, path, dataset / "imgs", "--out", tmp_path / str(number)) == 0
+    both = tmp_path / "both"
+    assert call(monkeypatch, paths[0], dataset / "imgs", "--out", both, "--ensemble", paths[1]) == 0
+    first, second, mean = (landmarks_of(tmp_path / name) for name in ("0", "1", "both"))
+    names, _, columns, _ = read_predictions(both / "predictions.csv")
+    for index, name in enumerate(names):
+        assert np.abs(mean[name] - (first[name] + second[name]) / 2).max() < 1e-3
+        distance = np.linalg.norm(first[name] - second[name], axis=-1)
+        assert np.abs(columns["ensemble_spread"][index] - distance / 2).max() < 1e-3
+    assert distance.max() > 1
+
+
+def test_members_of_an_ensemble_are_matched_by_abbreviation(dataset, tmp_path, monkeypatch):
+    path = save_untrained(tmp_path / "a.pt", dataset)
+    state = read_checkpoint(path)
+    swapped = [state["abbreviations"][n] for n in (1, 0, 2, 3)]
+    save_checkpoint(tmp_path / "b.pt", state | {"abbreviations": swapped})
+    assert call(monkeypatch, path, dataset / "imgs", "--out", tmp_path / "one") == 0
+    arguments = ["--out", tmp_path / "both", "--ensemble", tmp_path / "b.pt"]
+    assert call(monkeypatch, path, dataset / "imgs", *arguments) == 0
+    one, both = landmarks_of(tmp_path / "one"), landmarks_of(tmp_path / "both")
+    for name, points in one.items():
+        middle = points[:2].mean(0)
+        assert np.abs(both[name] - [middle, middle, *points[2:]]).max() < 1e-3
+
+
+def test_an_ensemble_of_other_landmarks_is_refused(dataset, tmp_path, monkeypatch, capsys):
+    path = save_untrained(tmp_path / "a.pt", dataset)
+    save_checkpoint(tmp_path / "b.pt", read_checkpoint(path) | {"abbreviations": ["R1", "R2", "A", "C"]})
+    arguments = ["--out", tmp_path / "out", "--ensemble", tmp_path / "b.pt"]
+    assert call(monkeypatch, path, dataset / "imgs", *arguments) == 2
+    assert "does not find the landmarks of" in capsys.readouterr().err
+
+
+def test_views_are_averaged_as_in_a_test(dataset, tmp_path, monkeypatch):
+    path = save_untrained(tmp_path / "a.pt", dataset, views=3)
+    monkeypatch.setattr(sys, "argv", ["main.py"])
+    main.run(["--test", str(path), "--run_dir", str(tmp_path / "run"), "--device", "cpu", "--workers", "0",
+              "--split", "same"])  # fmt: skip
+    assert call(monkeypatch, path, dataset / "imgs", "--out", tmp_path / "out", "--batch_size", "4") == 0
+    found, tested = landmarks_of(tmp_path / "out"), landmarks_of(tmp_path / "run" / "test")
+    assert found.keys() == tested.keys()
+    assert all(np.abs(found[name] - points).max() < 1e-3 for name, points in tested.items())
+
+
+def test_a_dicom_film_gives_what_its_png_gives_and_its_spacing(dataset, tmp_path, monkeypatch):
+    path = save_untrained(tmp_path / "a.pt", dataset, spacing=None)
+    pixels = read_image(next((dataset / "imgs").iterdir())).astype(int) * 16
+    films = tmp_path / "films"
+    films.mkdir()
+    write_dicom(films / "film", pixels, PixelSpacing=[0.2, 0.2])  # no ending
+    Image.fromarray(dicom.read(films / "film").image).save(films / "film.png")
+    assert call(monkeypatch, path, films, "--out", tmp_path / "out") == 0
+    found = landmarks_of(tmp_path / "out")
+    assert np.array_equal(found["film"], found["film.png"])
+    entries = json.loads((tmp_path / "out" / "json" / "data.json").read_text(encoding="utf-8"))
+    assert [entry.get("spacing") for entry in entries] == [0.2, None]
+
+
+def test_a_method_s_uncertainty_stands_beside_its_landmarks(dataset, tmp_path, monkeypatch):
+    path = save_untrained(tmp_path / "a.pt", dataset, "noothout")
+    assert call(monkeypatch, path, dataset / "imgs", "--out", tmp_path / "out") == 0
+    (entry, *_) = json.loads((tmp_path / "out" / "json" / "data.json").read_text(encoding="utf-8"))
+    assert all(point["vote_spread"] > 0 and "global_error" not in point for point in entry["points"])
+
+
+def test_a_landmark_beside_its_image_is_put_on_the_border_in_the_json(tmp_path):
+    record = Record("a.png", tmp_path / "a.png", np.zeros((2, 2)), np.zeros(2, bool), size=(60, 40))
+    found = np.array([[[-3.0, 20.0], [61.0, 45.0]]])
+    predictions = Predictions(["a.png"], found, np.full((1, 2, 2), math.nan), np.ones((1, 2)), np.full(1, math.nan))
+    state = {"abbreviations": ["A", "B"], "names": ["a", "b"]}
+    predict.write_records(tmp_path / "json" / "data.json", predictions, [record], state)
+    (entry,) = json.loads((tmp_path / "json" / "data.json").read_text(encoding="utf-8"))
+    assert [(point["X"], point["Y"]) for point in entry["points"]] == [(-0.5, 20.0), (59.5, 39.5)]
+
+
+def test_measurements_use_the_ruler_that_was_found(tmp_path):
+    names = ["R1", "R2", "Is1u", "Is1l", "N", "S"]
+    found = np.array([[[0, 0], [0, 50], [83, 60], [80, 64], [70, 0], [0, 0]]], float)  # 10 mm are 50 px
+    record = Record("a.png", tmp_path, np.full((6, 2), math.nan), np.zeros(6, bool), size=(100, 100))
+    predictions = Predictions(["a.png"], found, np.full((1, 6, 2), math.nan), np.ones((1, 6)), np.full(1, math.nan))
+    state = {"abbreviations": names, "names": names}
+    for config, expected in ((Config(), "1.000"), (Config(measurements="none"), "1.000"), (Config(spacing=None), "")):
+        path = tmp_path / "measurements.csv"
+        assert predict.write_measurements(path, config, predictions, [record], state)
+        with open(path, newline="", encoding="utf-8") as file:
+            assert list(csv.reader(file)) == [["image", "MW (mm)"], ["a.png", expected]]
