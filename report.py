@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import xlwt
 
+from config import UserError
 from measurements import Measured
 from utils import error_figures, finite_mean, summarise_errors
 
@@ -48,21 +49,51 @@ def write_predictions(path: Path, predictions, abbreviations: Sequence[str], uni
 
 
 def read_predictions(path: Path) -> tuple[list[str], list[str], dict[str, np.ndarray], str]:
-    """predictions.csv as image names (I), abbreviations (N), {column: (I, N) array, nan where blank}, and the unit."""
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    names, abbreviations = (
-        list(dict.fromkeys(r["image"] for r in rows)),
-        list(dict.fromkeys(r["landmark"] for r in rows)),
-    )
+    """predictions.csv as image names (I), abbreviations (N), {column: (I, N) array, nan where blank}, and the unit.
+
+    The order of the rows is free. Raises UserError for a file that is cut off or no predictions.csv.
+    """
+    rows = read_rows(path)
     unit = "mm" if "error_mm" in rows[0] else "px"
-    columns = {
-        column: np.array([float(r[column] or "nan") for r in rows]).reshape(len(names), len(abbreviations))
-        for column in rows[0]
-        if column not in ("image", "landmark")
-    }
+    absent = [name for name in ("image", "landmark", *OWN_COLUMNS[:4], f"error_{unit}") if name not in rows[0]]
+    if absent:
+        raise UserError(f"{path} has no column {absent[0]}; give the predictions.csv of a run")
+    images = {name: i for i, name in enumerate(dict.fromkeys(row["image"] for row in rows))}
+    landmarks = {name: n for n, name in enumerate(dict.fromkeys(row["landmark"] for row in rows))}
+    grid = np.zeros((len(images), len(landmarks)), int)
+    columns = {name: np.full(grid.shape, math.nan) for name in rows[0] if name not in ("image", "landmark")}
+    for row in rows:
+        place = images[row["image"]], landmarks[row["landmark"]]
+        grid[place] += 1
+        for name, values in columns.items():
+            try:
+                values[place] = float(row[name] or "nan")
+            except ValueError:
+                values[place] = math.inf
+            if math.isinf(values[place]):
+                where = f"{path}: image {row['image']}, landmark {row['landmark']}: {name}"
+                raise UserError(f"{where} is {row[name]!r}; expected a number or a blank; copy the file anew")
+    for i, n in np.argwhere(grid != 1)[:1]:
+        what = "no row" if grid[i, n] == 0 else f"{grid[i, n]} rows"
+        where = f"{path}: image {list(images)[i]}, landmark {list(landmarks)[n]}"
+        raise UserError(f"{where} has {what}; expected one of each image and landmark; copy the file anew")
     columns["error"] = columns.pop(f"error_{unit}")
-    return names, abbreviations, columns, unit
+    return list(images), list(landmarks), columns, unit
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a csv file, at least one, each with a cell per column. Raises UserError."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            head, *rows = list(csv.reader(file, strict=True)) or [[]]
+    except (csv.Error, ValueError) as error:
+        raise UserError(f"{path} cannot be read as csv in UTF-8 ({error}); give the predictions.csv of a run") from None
+    if not rows:
+        raise UserError(f"{path} holds no rows; give the predictions.csv of a run that was tested")
+    for number, row in enumerate(rows, 2):
+        if len(row) != len(head):
+            raise UserError(f"{path}: row {number} has {len(row)} cells, expected {len(head)}; copy the file anew")
+    return [dict(zip(head, row, strict=True)) for row in rows]
 
 
 def pool_predictions(sources: Sequence[Path], path: Path) -> None:
@@ -75,6 +106,19 @@ def pool_predictions(sources: Sequence[Path], path: Path) -> None:
         writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)), restval="")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def part_points(
+    columns: Mapping[str, np.ndarray], abbreviations: Sequence[str], part: str, exclude: Sequence[str]
+) -> np.ndarray:
+    """Which points (I, N) of predictions.csv a part of the report is about: bool.
+
+    part: "all"; "headline", without the landmarks in `exclude`; or "occluded", what something hides.
+    """
+    if part == "occluded":
+        return columns["occluded"] == 1
+    kept = np.array([part == "all" or name not in exclude for name in abbreviations])
+    return np.broadcast_to(kept, columns["error"].shape)
 
 
 # --- Figures and tables --------------------------------------------------------------------------

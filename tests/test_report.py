@@ -1,3 +1,4 @@
+import csv
 import json
 import math
 
@@ -5,6 +6,7 @@ import numpy as np
 import pytest
 import xlrd
 
+from config import UserError
 from evaluate import Predictions
 from report import pool_predictions, read_predictions, summary_table, write_predictions, write_report
 
@@ -164,3 +166,49 @@ def test_pooled_predictions_keep_their_columns_where_only_some_have_them(tmp_pat
         pool_predictions([tmp_path / f"{name}.csv" for name in order], tmp_path / "predictions.csv")
         summary = write_report(tmp_path, NAMES, (), THRESHOLDS, {})
         assert summary["occluded"]["n_landmarks"] == 1 and summary["all"]["measures"] == {"dice": 0.5}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda rows: [], "holds no rows"),
+        (lambda rows: rows[:1], "holds no rows"),
+        (lambda rows: [["image", "x"], ["a", "1"]], "has no column landmark"),
+        (lambda rows: [row[:-2] for row in rows], "has no column error_px"),
+        (lambda rows: rows[:-1], "image b.png, landmark B has no row"),
+        (lambda rows: [*rows, rows[1]], "image a.png, landmark A has 2 rows"),
+        (lambda rows: [*rows[:-1], rows[-1][:4]], "row 5 has 4 cells, expected 8"),
+        (lambda rows: [rows[0], [*rows[1][:2], "1,5", *rows[1][3:]], *rows[2:]], "landmark A: x is '1,5'; expected a"),
+        (lambda rows: [rows[0], [*rows[1][:2], "inf", *rows[1][3:]], *rows[2:]], "landmark A: x is 'inf'; expected a"),
+    ],
+)
+def test_a_damaged_or_foreign_predictions_csv_ends_in_one_line(tmp_path, change, message):
+    truth = np.array([[[1.0, 2], [3, 4]]] * 2)
+    predictions = Predictions(["a.png", "b.png"], truth + 1, truth, np.ones((2, 2)), np.ones(2))
+    path = tmp_path / "predictions.csv"
+    write_predictions(path, predictions, ["A", "B"], "mm")
+    rows = [line.split(",") for line in path.read_text(encoding="utf-8").splitlines()]
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(change(rows))
+    with pytest.raises(UserError) as error:
+        read_predictions(path)
+    assert str(error.value).startswith(str(path)) and message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_predictions_csv_that_is_no_text_is_refused(tmp_path):
+    for content in (b"\xff\xfe\x00", b'image,landmark\n"a', b"\x00"):
+        (tmp_path / "predictions.csv").write_bytes(content)
+        with pytest.raises(UserError, match="predictions.csv"):
+            read_predictions(tmp_path / "predictions.csv")
+
+
+def test_the_order_of_the_rows_of_predictions_is_free(tmp_path):
+    truth = np.random.default_rng(0).uniform(0, 90, (3, 2, 2))
+    predictions = Predictions(["a", "b", "c"], truth + (3, 4), truth, np.arange(6.0).reshape(3, 2), np.ones(3))
+    path = tmp_path / "predictions.csv"
+    write_predictions(path, predictions, ["A", "B"], "mm")
+    head, *rows = path.read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join([head, *(rows[n] for n in (4, 1, 0, 5, 3, 2))]), encoding="utf-8")
+    names, abbreviations, columns, _ = read_predictions(path)
+    assert (names, abbreviations) == (["c", "a", "b"], ["A", "B"])
+    assert columns["score"].tolist() == [[4, 5], [0, 1], [2, 3]]

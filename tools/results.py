@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from config import UserError, check_names
-from report import read_predictions
+from report import part_points, read_predictions
 from utils import paired_difference
 
 PLACES = ("img_dir", "json_path", "run_dir", "global_checkpoint")  # where things lay on that machine: not kept
@@ -69,11 +69,8 @@ def compare(run_dir: Path, against: Path, test_set: str, part: str, excluded: tu
         raise UserError(f"{error.filename} does not exist: give a finished run with that test set") from None
     if (names, abbreviations) != (other_names, other_abbreviations):
         return {}
-    if part == "occluded":
-        hidden = columns["occluded"] == 1
-        return paired_difference(*(np.where(hidden, each["error"], np.nan) for each in (columns, other_columns)))
-    kept = [part == "all" or name not in excluded for name in abbreviations]
-    return paired_difference(columns["error"][:, kept], other_columns["error"][:, kept])
+    inside = part_points(columns, abbreviations, part, excluded)
+    return paired_difference(*(np.where(inside, each["error"], np.nan) for each in (columns, other_columns)))
 
 
 def without_paths(argv: list[str]) -> list[str]:
