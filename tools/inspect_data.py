@@ -25,9 +25,10 @@ from PIL import Image, ImageDraw, ImageFont
 from annotation import Record, read_annotation, read_images, read_spacing, shorten
 from cephalometry import known_measures, measure_profiles
 from config import Config, UserError
-from formats.common import expecting, read_json
+from formats.common import read_json
 from images import read_image
 from pictures import BLUE
+from tools.readers import read_readers, reader_errors
 from utils import finite_mean
 
 TILE, MOST = 300, 48  # px of a picture on the sheet, and how many at most
@@ -81,17 +82,13 @@ def describe(abbreviations: Sequence[str], records: Sequence[Record]) -> list[st
     return lines
 
 
-def reader_distances(entries: Sequence[dict], records: Sequence[Record]) -> np.ndarray | None:
+def reader_distances(
+    entries: Sequence[dict], abbreviations: Sequence[str], records: Sequence[Record]
+) -> np.ndarray | None:
     """Distances (I, N) between two readers, mm or px where the spacing is unknown; none where records keep no two."""
-    if not all(isinstance(entry.get("readers"), dict) and len(entry["readers"]) == 2 for entry in entries):
-        return None
-    shape = (len(records), 2, len(records[0].landmarks), 2)
-    with expecting("readers of data.json", f"two lists of {shape[2]} points x, y in each record"):
-        pairs = [list(entry["readers"].values()) for entry in entries]
-        points = np.array([[[xy or (math.nan, math.nan) for xy in reader] for reader in pair] for pair in pairs], float)
-        points = points.reshape(shape)
+    found = read_readers(entries, "data.json", [record.name for record in records], abbreviations)
     spacing = np.nan_to_num([record.spacing for record in records], nan=1.0)
-    return np.linalg.norm(points[:, 0] - points[:, 1], axis=-1) * spacing[:, None]
+    return None if found is None else 2 * reader_errors(found[0], spacing)
 
 
 def describe_classes(abbreviations: Sequence[str], records: Sequence[Record]) -> list[str]:
@@ -209,7 +206,7 @@ def main() -> int:
         abbreviations, records, entries = load(options.folder)
         unit = "mm" if math.isfinite(records[0].spacing) else "px"
         print(*describe(abbreviations, records), *describe_classes(abbreviations, records), sep="\n")
-        distances = reader_distances(entries, records)
+        distances = reader_distances(entries, abbreviations, records)
         if distances is not None:
             print(*describe_readers(abbreviations, records, distances, unit), sep="\n")
         out.mkdir(parents=True, exist_ok=True)
