@@ -1,4 +1,4 @@
-"""What people look at: predictions.csv -> overlays and rates, metrics.csv -> curves, one image epoch by epoch."""
+"""What people look at: predictions.csv -> overlays, rates; metrics.csv -> curves; an image by epochs; runs compared."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,9 +18,11 @@ from utils import apply_affine, compose_affines, finite_mean, is_loss_term, radi
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402  (the backend comes first)
-from matplotlib.ticker import LogLocator, NullFormatter  # noqa: E402
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter  # noqa: E402
 
 RED, BLUE, YELLOW = (255, 60, 50), (60, 140, 255), (255, 220, 0)
+# colours that colour-blind people tell apart, after Okabe and Ito; all of them show on white
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 
 
 def draw_overlay(image: np.ndarray, landmarks: np.ndarray, truth: np.ndarray, caption: str) -> Image.Image:
@@ -139,6 +141,67 @@ def draw_rates(folder: Path, thresholds: Sequence[float]) -> None:
     axis.set_axisbelow(True)
     figure.tight_layout()
     figure.savefig(folder / "rates.png", dpi=110)
+    pyplot.close(figure)
+
+
+def draw_error_curves(
+    runs: Mapping[str, np.ndarray],
+    references: Mapping[str, np.ndarray],
+    thresholds: Sequence[float],
+    unit: str,
+    path: Path,
+) -> None:
+    """The share of points within each distance, a line for each run's errors (I, N) by name, nan not counted.
+
+    references: lines to hold them against, grey. Up to where the worst run reaches 99 %, at most 2.5 times the largest
+    threshold.
+    """  # fmt: skip
+    flat = {name: np.sort(errors[np.isfinite(errors)]) for name, errors in (*runs.items(), *references.items())}
+    far = max(float(np.quantile(flat[name], 0.99)) for name in runs)
+    limit = min(max(far, 1.1 * max(thresholds)), 2.5 * max(thresholds))
+    figure, axis = pyplot.subplots(figsize=(7.5, 5))
+    for threshold in thresholds:
+        axis.axvline(threshold, color="0.8", linewidth=0.8, zorder=0)
+        axis.text(threshold, 101.5, f"{threshold:g}", color="0.5", fontsize=8, ha="center")
+    styles = [{"color": colour, "linestyle": dash} for dash in ("-", "--", ":") for colour in COLOURS]
+    grey = [{"color": "0.45", "linestyle": dash} for dash in ((0, (6, 2)), (0, (2, 2)))]
+    for place, (name, errors) in enumerate(flat.items()):
+        style = styles[place % len(styles)] if name in runs else grey[(place - len(runs)) % 2]
+        shares = 100 * np.arange(len(errors) + 1) / len(errors)
+        label = f"{name}: {errors.mean():.2f} {unit}"
+        axis.step([0, *errors], shares, where="post", label=label, linewidth=1.5, **style)
+    axis.set(xlim=(0, limit), ylim=(0, 101), xlabel=f"radial error ({unit})", ylabel="points within it (%)")
+    axis.legend(loc="lower right", title="MRE", fontsize=8 if len(flat) < 12 else 6, alignment="left")
+    axis.grid(axis="y", alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def draw_differences(
+    landmarks: Sequence[str], panels: Mapping[str, tuple[np.ndarray, np.ndarray]], unit: str, path: Path
+) -> None:
+    """Differences of landmarks between two runs, a panel for each pair by its name: dots with their intervals, sorted.
+
+    A panel: (N, 3) difference, low, high, in the unit of the errors, nan where unknown; and (N,) whether it is sure.
+    """
+    height = max(3, 1.4 + 0.17 * len(landmarks))
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(4.2 * len(panels), height), squeeze=False)
+    for axis, (title, (values, sure)) in zip(axes.flat, panels.items(), strict=True):
+        order = [n for n in np.argsort(values[:, 0]) if np.isfinite(values[n, 0])]
+        axis.axvline(0, color="0.5", linewidth=0.8)
+        for marked, colour in ((True, COLOURS[1]), (False, "0.6")):
+            rows = [row for row, n in enumerate(order) if sure[n] == marked]
+            middle, low, high = values[[order[row] for row in rows]].T
+            axis.hlines(rows, low, high, color=colour, linewidth=1.5)
+            axis.plot(middle, rows, "o", color=colour, markersize=4)
+        axis.set_yticks(range(len(order)), [landmarks[n] for n in order], fontsize=7)
+        axis.set(ylim=(-0.7, len(order) - 0.3), xlabel=f"difference of MRE ({unit})")
+        axis.set_title(f"{title}\nsure (orange): {int(sure.sum())} of {len(order)}", fontsize=9)
+        axis.xaxis.set_major_locator(MaxNLocator(6))
+        axis.grid(axis="x", alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
 
