@@ -1,6 +1,7 @@
 """Small data sets and settings, drawn here, for every test file."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from detector import LandmarkDetector
 from machine import keep_freed_memory
 from methods import METHODS
 from splits import load_data
+from tools import compare
 from utils import decode_heatmaps, gaussian_heatmaps
 
 ABBREVIATIONS = ("R1", "R2", "A", "B")
@@ -136,6 +138,22 @@ def trained_run(tmp_path_factory) -> Path:
     (folder / "settings.json").write_text(json.dumps(tiny_config(folder).to_dict()), encoding="utf-8")
     main.run(["--config", str(folder / "settings.json"), "--run_dir", str(folder / "run")])
     return folder / "run"
+
+
+@pytest.fixture
+def run_compare(monkeypatch, capsys, tmp_path):
+    """tools.compare with these arguments: its exit status and what it says; files in tmp_path/out."""
+
+    def call(*arguments) -> tuple[int, str]:
+        words = list(map(str, arguments))
+        words += [] if "--out" in words else ["--out", str(tmp_path / "out")]
+        words += [] if "--resamples" in words else ["--resamples", "300"]
+        monkeypatch.setattr(sys, "argv", ["compare", *words])
+        status = compare.main()
+        streams = capsys.readouterr()
+        return status, streams.out + streams.err
+
+    return call
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -72,7 +72,7 @@ def reader_rows(first: Run, shared: np.ndarray, data: Path | None) -> tuple[dict
     UserError for a `data` that cannot be read.
     """
     settings = first.provenance.get("settings", {})
-    path = data or Path(settings.get("json_path", ""))
+    path = data or Path(str(settings.get("json_path", "")))
     if data is None and not path.is_file():
         return {}, []
     try:
@@ -89,7 +89,7 @@ def reader_rows(first: Run, shared: np.ndarray, data: Path | None) -> tuple[dict
     # as the run itself took it: a record's own, else that of the settings, else what its errors tell
     spacing, setting = np.ones(len(first.names)), settings.get("spacing")
     if first.unit == "mm":
-        general = setting if isinstance(setting, float) else implied_spacing(first)[0]
+        general = setting if isinstance(setting, int | float) else implied_spacing(first)[0]
         spacing = np.where(np.isfinite(found[1]), found[1], general)
     return {
         "one reader against their mean": reader_errors(readers, spacing),
@@ -205,10 +205,13 @@ def write_tables(out: Path, tables: Mapping[str, Table], settings: Mapping[str, 
             writer.writerows([["" if value != value else value for value in row.values()] for row in table])
         sheet = book.add_sheet(name)
         write_row(sheet, 0, head, BOLD)
+        precise = [title.endswith(("p", "p_corrected")) for title in head]
         for number, row in enumerate(table, 1):
-            for column, (title, value) in enumerate(row.items()):
-                blanks = [None] * column
-                write_row(sheet, number, [*blanks, value], PRECISE if title.endswith(("p", "p_corrected")) else None)
+            for style in (None, PRECISE):
+                values = zip(row.values(), precise, strict=True)
+                write_row(
+                    sheet, number, [value if (style is PRECISE) == fine else None for value, fine in values], style
+                )
         sheet.col(0).width = 256 * 30
         sheet.set_panes_frozen(True)
         sheet.set_horz_split_pos(1)
@@ -243,6 +246,13 @@ def compare(options: argparse.Namespace) -> None:
     errors, notes = shared_errors(runs, options.part, exclude)
     shared = np.isfinite(errors[first.label])
     readers, more = reader_rows(first, shared, options.data)
+    notes += more
+    images = int(shared.any(1).sum())
+    least = max(2.0 ** (1 - images), 1 / (options.resamples + 1))
+    if len(runs) > 1 and least * shared.any(0).sum() >= SURE:
+        notes.append(
+            f"no landmark can differ surely: p is {least:.2g} at least ({images} images, {options.resamples} resamples)"
+        )
 
     table: Table = []
     for label, own in (errors | readers).items():
@@ -258,11 +268,12 @@ def compare(options: argparse.Namespace) -> None:
     print(f"{first.path.parent.name}, {options.part} ({described['part']}); in brackets the 95 % interval over images")
     print(run_lines(table, thresholds, unit))
     if pairs:
-        print(f"\ndifferences; p over images, and corrected for {len(pairs)} pairs (Holm)")
+        print(f"\ndifferences, the first less the second; p over images, and corrected for {len(pairs)} pairs (Holm)")
         print(pair_lines(pairs, thresholds[0], unit))
-        print("", f"landmarks; sure: p corrected for {len(landmarks)} landmarks (Holm) below {SURE:g}", sep="\n")
+        print(f"\nlandmarks, MRE; sure: p corrected for {len(landmarks)} landmarks (Holm) below {SURE:g}")
         print(*landmark_lines(landmark_pairs, pairs, unit), sep="\n")
-    print(*(f"note: {note}" for note in notes + more), sep="\n", end="\n" if notes + more else "")
+    for note in notes:
+        print(f"note: {note}")
 
     out.mkdir(parents=True, exist_ok=True)
     tables = {"comparison": table, "pairs": pairs, "landmarks": landmarks, "landmark_pairs": landmark_pairs}
@@ -275,7 +286,8 @@ def compare(options: argparse.Namespace) -> None:
         panels[f"{pair['run']}\nagainst {pair['against']}"] = values, np.array([r["p_corrected"] < SURE for r in own])
     if panels:
         draw_differences([row["landmark"] for row in landmarks], panels, unit, out / "differences.png")
-    print(f"look at {shorten([str(out / name) for name in ('comparison.xls', 'curves.png', 'differences.png')])}")
+    pictures = ["curves.png", "differences.png"] if panels else ["curves.png"]
+    print(f"look at {shorten([str(out / name) for name in ('comparison.xls', *pictures)])}")
 
 
 def main() -> int:

@@ -82,7 +82,9 @@ def read_provenance(path: Path) -> tuple[Path, dict[str, Any]]:
                 settings = {"report_exclude": Config.report_exclude, "sdr_thresholds": Config.sdr_thresholds}
                 settings |= provenance["settings"]
                 settings["report_exclude"] = tuple(map(str, settings["report_exclude"]))
-                settings["sdr_thresholds"] = tuple(sorted(map(float, settings["sdr_thresholds"])))
+                settings["sdr_thresholds"] = tuple(map(float, settings["sdr_thresholds"]))
+                if not settings["sdr_thresholds"]:
+                    raise ValueError("sdr_thresholds is empty")
                 return folder, provenance | {"settings": settings}
     return path.resolve().parent, {}
 

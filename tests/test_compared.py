@@ -1,0 +1,109 @@
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_runs import ABBREVIATIONS, ERRORS, NAMES, TRUTH, rows_of, write_run
+
+
+def test_a_run_is_named_by_its_folder_its_test_set_or_its_file(run_compare, tmp_path):
+    one = write_run(tmp_path / "seed 1" / "run", ERRORS, test_set="test1")
+    two = write_run(tmp_path / "seed 2" / "run", ERRORS, test_set="test1")
+    write_run(tmp_path / "seed 3", ERRORS, test_set="test1").joinpath("config.json").unlink()
+    places = (one, two / "test1", tmp_path / "seed 3" / "test1" / "predictions.csv", one)
+    status, output = run_compare(*places)
+    assert status == 0
+    labels = [row["run"] for row in rows_of(tmp_path / "out" / "comparison.csv")]
+    assert labels[1:3] == ["seed 2/run", "test1"] and len(set(labels)) == 4
+    assert labels[0].endswith("seed 1/run (1)") and labels[3].endswith("seed 1/run (2)")
+    status, output = run_compare(*places, "--names", *"wxyz", "--out", tmp_path / "named")
+    assert [row["run"] for row in rows_of(tmp_path / "named" / "comparison.csv")] == list("wxyz")
+
+
+def test_of_several_test_sets_one_is_asked_for(run_compare, tmp_path):
+    run = write_run(tmp_path / "a", ERRORS, test_set="test1")
+    (run / "config.json").unlink()
+    write_run(run, ERRORS + 1, test_set="test2")
+    status, output = run_compare(run)
+    assert status == 2 and output == f"error: {run} holds no test set test; choose with --set one of test1, test2\n"
+    assert run_compare(run, "--set", "test2")[0] == 0
+    assert float(rows_of(tmp_path / "out" / "comparison.csv")[0]["MRE"]) == pytest.approx(
+        ERRORS[:, 1:].mean() + 1, abs=1e-4
+    )
+
+
+def other_run(folder: Path, what: str) -> Path:
+    """A run that cannot stand beside write_run(folder / "a", ERRORS)."""
+    truth, names, abbreviations = TRUTH.copy(), list(NAMES), list(ABBREVIATIONS)
+    if what == "image":
+        names[3] = "another.png"
+    elif what == "fewer images":
+        return write_run(folder, ERRORS[:-1], TRUTH[:-1], NAMES[:-1])
+    elif what == "landmark":
+        abbreviations[2] = "C"
+    elif what == "truth":
+        truth[2:, 1, 0] += 0.02
+    elif what == "truth absent":
+        truth[4, 0] = math.nan
+    return write_run(folder, ERRORS, truth, names, abbreviations, {"unit": math.nan, "spacing": 0.101}.get(what, 0.1))
+
+
+@pytest.mark.parametrize(
+    "what, message",
+    [
+        ("image", "image image 3 (ä).png is in a, but not in b; compare runs on the same test set"),
+        ("fewer images", "image image 7 (ä).png is in a, but not in b; compare runs on the same test set"),
+        ("landmark", "landmark B is in a, but not in b; compare runs on the same test set"),
+        (
+            "truth",
+            "the truth of image image 2 (ä).png, landmark A is ({0:.2f}, {1:.2f}) px in a, ({2:.2f}, {1:.2f}) px in b",
+        ),
+        (
+            "truth absent",
+            "the truth of image image 4 (ä).png, landmark R1 is ({3:.2f}, {4:.2f}) px in a, not known in b",
+        ),
+        ("unit", "errors are in mm in a, in px in b; test both with one spacing"),
+        ("spacing", "image image 0 (ä).png has 0.1000 mm per px in a, 0.1010 in b; test both with one spacing"),
+    ],
+)
+def test_what_differs_is_refused_by_the_first_difference(run_compare, tmp_path, what, message):
+    write_run(tmp_path / "a", ERRORS)
+    other_run(tmp_path / "b", what)
+    status, output = run_compare(tmp_path / "a", tmp_path / "b")
+    (x, y), place = TRUTH[2, 1], TRUTH[4, 0]
+    assert status == 2 and output.startswith("error: " + message.format(x, y, x + 0.02, *place))
+    assert output.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_a_truth_that_was_rounded_is_the_same(run_compare, tmp_path):
+    write_run(tmp_path / "a", ERRORS)
+    write_run(tmp_path / "b", ERRORS, TRUTH + 0.005)
+    assert run_compare(tmp_path / "a", tmp_path / "b")[0] == 0
+
+
+def test_what_is_no_run_or_says_nothing_is_refused_in_one_line(run_compare, tmp_path):
+    run = write_run(tmp_path / "a", ERRORS)
+    blind = write_run(tmp_path / "blind", ERRORS, np.full(TRUTH.shape, math.nan))
+    broken = write_run(tmp_path / "broken", ERRORS)
+    foreign = write_run(tmp_path / "foreign", ERRORS)
+    (foreign / "config.json").write_text("{}")
+    path = broken / "test" / "predictions.csv"
+    path.write_bytes(path.read_bytes()[:-12])
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").touch()
+    for arguments, message in (
+        ([tmp_path / "nowhere"], f"{tmp_path / 'nowhere'} holds no predictions.csv; give a run that was tested"),
+        ([run, broken], f"{path}: row 25 has 7 cells, expected 8; copy the file anew"),
+        ([run / "config.json"], f"{run / 'config.json'} holds no rows"),
+        ([blind], f"{blind / 'test' / 'predictions.csv'} holds no truth, so there are no errors to compare"),
+        ([foreign], f"{foreign / 'config.json'}: expected the config.json of a run; there is no 'settings'"),
+        ([run, "--set", "test7", "--part", "all"], f"{run} holds no test set test7; choose with --set one of test"),
+        ([run, run, "--names", "x"], "--names: expected 2 different names, one for each run, found x"),
+        ([run, run, "--names", "x", "x"], "--names: expected 2 different names, one for each run, found x, x"),
+        ([run, "--part", "occluded"], f"{run / 'test' / 'predictions.csv'} marks no occluded landmarks"),
+        ([run, "--out", tmp_path / "full"], f"{tmp_path / 'full'} exists already and is not empty; choose another"),
+        ([run, "--resamples", "0"], "--resamples is 0; give a number above 0"),
+    ):
+        status, output = run_compare(*arguments)
+        assert status == 2 and output.startswith(f"error: {message}") and output.count("\n") == 1, output
+    assert not (tmp_path / "out").exists()
