@@ -27,7 +27,6 @@ from typing import Any
 import numpy as np
 import xlwt
 
-from annotation import shorten
 from config import Config, UserError
 from formats.common import read_json
 from pictures import draw_differences, draw_error_curves
@@ -268,7 +267,8 @@ def compare(options: argparse.Namespace) -> None:
     print(f"{first.path.parent.name}, {options.part} ({described['part']}); in brackets the 95 % interval over images")
     print(run_lines(table, thresholds, unit))
     if pairs:
-        print(f"\ndifferences, the first less the second; p over images, and corrected for {len(pairs)} pairs (Holm)")
+        count = f"{len(pairs)} pairs" if len(pairs) > 1 else "1 pair"
+        print(f"\ndifferences, the first less the second; p over images, and corrected for {count} (Holm)")
         print(pair_lines(pairs, thresholds[0], unit))
         print(f"\nlandmarks, MRE; sure: p corrected for {len(landmarks)} landmarks (Holm) below {SURE:g}")
         print(*landmark_lines(landmark_pairs, pairs, unit), sep="\n")
@@ -287,7 +287,7 @@ def compare(options: argparse.Namespace) -> None:
     if panels:
         draw_differences([row["landmark"] for row in landmarks], panels, unit, out / "differences.png")
     pictures = ["curves.png", "differences.png"] if panels else ["curves.png"]
-    print(f"look at {shorten([str(out / name) for name in ('comparison.xls', *pictures)])}")
+    print(f"look at {out}: {', '.join(['comparison.xls', *pictures])}")
 
 
 def main() -> int:
