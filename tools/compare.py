@@ -204,7 +204,7 @@ def write_tables(out: Path, tables: Mapping[str, Table], settings: Mapping[str, 
             writer.writerows([["" if value != value else value for value in row.values()] for row in table])
         sheet = book.add_sheet(name)
         write_row(sheet, 0, head, BOLD)
-        precise = [title.endswith(("p", "p_corrected")) for title in head]
+        precise = [name.endswith("pairs") and title.endswith(("p", "p_corrected")) for title in head]
         for number, row in enumerate(table, 1):
             for style in (None, PRECISE):
                 values = zip(row.values(), precise, strict=True)
