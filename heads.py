@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from utils import is_exporting
+
 
 class ComposedHead(nn.Module):
     """A 3x3 convolution followed by a 1x1 convolution with nothing between, computed as one 3x3.
@@ -108,12 +110,7 @@ class AddRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx, full: Tensor, above: Tensor, here: Tensor, below: Tensor, borders: Tensor) -> Tensor:
         ctx.mark_dirty(full)
-        full += here
-        full[:, :, 1:] += above[:, :, :-1]
-        full[:, :, :-1] += below[:, :, 1:]
-        full[..., :2] += borders[..., :2]
-        full[..., -2:] += borders[..., 2:]
-        return full
+        return add_in_place(full, above, here, below, borders)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, ...]:
@@ -122,10 +119,21 @@ class AddRows(torch.autograd.Function):
         return gradient, above, gradient, below, borders
 
 
+def add_in_place(full: Tensor, above: Tensor, here: Tensor, below: Tensor, borders: Tensor) -> Tensor:
+    """add_rows, in full."""
+    full += here
+    full[:, :, 1:] += above[:, :, :-1]
+    full[:, :, :-1] += below[:, :, 1:]
+    full[..., :2] += borders[..., :2]
+    full[..., -2:] += borders[..., 2:]
+    return full
+
+
 @torch.fx.wrap
 def add_rows(full: Tensor, above: Tensor, here: Tensor, below: Tensor, borders: Tensor) -> Tensor:
     """full (B, K, H, W) + above, one row down, + here + below, one row up, + borders (B, K, H, 4), outermost."""
-    return AddRows.apply(full, above, here, below, borders)
+    add = add_in_place if is_exporting() else AddRows.apply
+    return add(full, above, here, below, borders)
 
 
 def upsample(x: Tensor, factors: tuple[int, int] = (2, 2)) -> Tensor:

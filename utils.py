@@ -80,9 +80,7 @@ def decode_heatmaps(heatmaps: Tensor, decode: str, sigma: float) -> tuple[Tensor
     decode: "argmax", the first maximum; or "subpixel", refined by a Gaussian fitted around it.
     Raises ValueError for maps that are not finite: their maximum means nothing.
     """
-    # the sum is quick; of finite values it may overflow
-    if not heatmaps.sum().isfinite() and not heatmaps.isfinite().all():
-        raise ValueError("heatmaps hold nan or infinite values")
+    demand_finite(heatmaps, "heatmaps")
     # the first of the rows that hold a maximum, then the column: a maximum over the whole map has to carry its index
     # along; over maps in channels_last layout pooling takes a twelfth of the time of amax
     if heatmaps.is_contiguous():
@@ -120,13 +118,40 @@ def fit_gaussian(heatmaps: Tensor, peak: Tensor, sigma: float) -> Tensor:
     normal = torch.einsum("bnp,pi,pj->bnij", weights, basis, basis)
     right = torch.einsum("bnp,pi->bni", weights * values.clamp(min=1e-30).log(), basis)
     ridge = 1e-12 * normal.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None] + 1e-30
-    a_b_c_d = torch.linalg.solve(normal + ridge * torch.eye(4, device=heatmaps.device, dtype=torch.double), right)
+    a_b_c_d = solve_positive(normal + ridge * torch.eye(4, device=heatmaps.device, dtype=torch.double), right)
     offset = -a_b_c_d[..., 1:3] / (2 * a_b_c_d[..., 3:].clamp(max=-1e-12))
     centre = peak + radius * offset
     edge = torch.tensor([width, height], device=heatmaps.device) - 0.5
     near = (offset.abs() <= 1) & (centre >= -0.5) & (centre <= edge)
     trusted = (a_b_c_d[..., 3:] < 0) & near.all(-1, keepdim=True)
     return torch.where(trusted, centre, peak).float()
+
+
+def solve_positive(matrix: Tensor, right: Tensor) -> Tensor:
+    """The solutions (..., n) of few equations with positive definite matrices (..., n, n), by plain elimination.
+
+    torch.linalg.solve has no counterpart in ONNX; for positive definite matrices no rows need to be exchanged.
+    """
+    rows = torch.cat([matrix, right[..., None]], -1)
+    for k in range(matrix.shape[-1]):
+        pivot = rows[..., k : k + 1, :] / rows[..., k : k + 1, k : k + 1]
+        rest = rows - rows[..., k : k + 1] * pivot
+        rows = torch.cat([rest[..., :k, :], pivot, rest[..., k + 1 :, :]], -2)
+    return rows[..., -1]
+
+
+def is_exporting() -> bool:
+    """Whether tensors only pass through to record a graph, which can neither raise nor call other libraries."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def demand_finite(values: Tensor, what: str) -> None:
+    """Raise ValueError for values that are nan or infinite; not in a graph that is exported."""
+    if is_exporting():
+        return
+    # the sum is quick; of finite values it may overflow
+    if not values.sum().isfinite() and not values.isfinite().all():
+        raise ValueError(f"{what} hold nan or infinite values")
 
 
 # --- Errors --------------------------------------------------------------------------------------

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from utils import demand_finite
+
 FARTHEST = 1e5  # px: a vote lies at most so far from its patch, whatever an untrained network says
 
 # --- Targets and votes ---------------------------------------------------------------------------
@@ -65,8 +67,8 @@ def count_votes(logits: Tensor, displacements: Tensor, patch: int, base: float) 
     probability, spread (B, N, D) px: the votes' standard deviation along each axis, weighted alike.
     Raises ValueError for votes that are not finite.
     """
-    if not (logits.isfinite().all() and displacements.isfinite().all()):
-        raise ValueError("votes hold nan or infinite values")
+    for votes in (logits, displacements):
+        demand_finite(votes, "votes")
     dims, grid = displacements.shape[2], logits.shape[2:]
     votes = from_log(displacements.float(), base)
     centres = [
@@ -104,7 +106,7 @@ def take_windows(image: Tensor, start: Tensor, side: int, source: Tensor | None 
         pixels = start[..., axis, None] + torch.arange(side, device=start.device)
         index.append(on_grid(pixels.clamp(0, length - 1), axis, dims))
     if source is None:
-        source = torch.arange(len(image), device=image.device)[:, None]
+        source = torch.arange(image.shape[0], device=image.device)[:, None]
     return image[(source.view(*source.shape, *[1] * dims), *index)]
 
 

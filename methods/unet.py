@@ -17,7 +17,7 @@ from backbone import read_backbone_weights
 from config import Config, UserError, check_names
 from detector import LandmarkDetector
 from model import use_image_statistics
-from utils import decode_heatmaps
+from utils import decode_heatmaps, demand_finite, is_exporting
 
 
 @dataclass(frozen=True)
@@ -103,13 +103,35 @@ def decode_components(maps: Tensor, threshold: float = 0.5) -> tuple[Tensor, Ten
 
     Raises ValueError for maps that are not finite.
     """
-    if not maps.sum().isfinite():
-        raise ValueError("maps hold nan or infinite values")
+    demand_finite(maps, "maps")
     weights = maps.float() * peak_components(maps, threshold)
     total = weights.sum((-2, -1)).clamp(min=torch.finfo(torch.float32).tiny)
     x, y = (torch.arange(length, device=maps.device, dtype=torch.float32) for length in maps.shape[:1:-1])
     landmarks = torch.stack([(weights.sum(-2) * x).sum(-1), (weights.sum(-1) * y).sum(-1)], -1) / total[..., None]
     return landmarks, maps.float().amax((-2, -1))
+
+
+def decode_windows(maps: Tensor, radius: int, threshold: float = 0.5) -> tuple[Tensor, Tensor]:
+    """decode_components without a call that labels components, for a graph that is exported.
+
+    The component grows from the peak, a pixel at a time, within windows that reach `radius` px to each side of it; what
+    of it lies beyond them, or is reached by a way of more than 2 radius px, does not count.
+    """
+    score, index = maps.float().flatten(2).max(-1)
+    peak = torch.stack([index % maps.shape[-1], index // maps.shape[-1]], -1)
+    steps = torch.arange(-radius, radius + 1, device=maps.device)
+    columns, rows = (peak[..., axis, None] + radius + steps for axis in (0, 1))
+    batch, landmark = (torch.arange(length, device=maps.device) for length in maps.shape[:2])
+    padded = F.pad(maps.float(), (radius,) * 4)
+    window = padded[batch[:, None, None, None], landmark[:, None, None], rows[..., :, None], columns[..., None, :]]
+    above = (window >= threshold * score[..., None, None]).float()
+    component = ((steps == 0)[:, None] & (steps == 0)).float().expand_as(above)
+    for _ in range(2 * radius):
+        component = F.max_pool2d(component, 3, 1, 1) * above
+    weights = window * component
+    total = weights.sum((-2, -1)).clamp(min=torch.finfo(torch.float32).tiny)
+    offset = torch.stack([(weights.sum(-2) * steps).sum(-1), (weights.sum(-1) * steps).sum(-1)], -1)
+    return peak + offset / total[..., None], score
 
 
 def dice_coefficients(masks: Tensor, labels: Tensor) -> Tensor:
@@ -166,6 +188,9 @@ class UNet(LandmarkDetector):
     def decode(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Landmarks by config.decode; the score is the greatest probability of a pixel."""
         maps = outputs.float().sigmoid()
+        if self.config.decode == "subpixel" and is_exporting():
+            first = self.config.label_radius  # a component may be as large, and larger where it has yet to be learnt
+            return decode_windows(maps, max(first + 16, min(4 * first, 64)))
         if self.config.decode == "subpixel":
             return decode_components(maps)
         return decode_heatmaps(maps, "argmax", self.config.sigma)

@@ -7,7 +7,16 @@ from scipy import ndimage
 
 from config import UserError, build_config, preset_settings
 from data import Sample
-from methods.unet import UNet, UNetConfig, decode_components, dice_coefficients, draw_diamonds, label_radius
+from methods.unet import (
+    UNet,
+    UNetConfig,
+    decode_components,
+    decode_windows,
+    dice_coefficients,
+    draw_diamonds,
+    label_radius,
+)
+from utils import gaussian_heatmaps
 
 
 def unet_config(folder, **settings) -> UNetConfig:
@@ -168,3 +177,14 @@ def test_a_missing_landmark_leaves_the_weights_of_its_own_channel_alone(tmp_path
 def test_settings_that_cannot_work_are_refused_by_name(setting, value):
     with pytest.raises(UserError, match=f"setting {setting}"):
         UNetConfig(**{setting: value})
+
+
+def test_windows_decode_what_labelled_components_do():
+    generator = torch.Generator().manual_seed(0)
+    landmarks = torch.rand(2, 5, 2, generator=generator) * torch.tensor([59.0, 43.0])
+    landmarks[0, :2] = torch.tensor([[0.0, 0.0], [59.0, 43.0]])  # at the border
+    maps = gaussian_heatmaps(landmarks, (44, 60), 3.0)
+    maps += 0.45 * gaussian_heatmaps(landmarks.flip(1), (44, 60), 2.0)  # others, that are not as high
+    maps[0, 2] = draw_diamonds(landmarks[:1, 2:3], (44, 60), 6)[0, 0]  # a flat one
+    for ours, theirs in zip(decode_windows(maps, 16), decode_components(maps), strict=True):
+        assert (ours - theirs).abs().max() < 1e-4

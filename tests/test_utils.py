@@ -22,6 +22,7 @@ from utils import (
     resize_affine,
     scale_landmarks,
     seed_everything,
+    solve_positive,
     summarise_errors,
 )  # fmt: skip
 
@@ -298,3 +299,13 @@ def test_holm_by_hand():
     assert np.allclose(holm([0.5, 0.001, 0.9]), [1, 0.003, 1])
     assert np.allclose(holm([0.02, math.nan, 0.03]), [0.04, math.nan, 0.04], equal_nan=True)
     assert holm([]).size == 0 and holm([0.3]) == 0.3
+
+
+def test_elimination_solves_what_linalg_solves():
+    generator = torch.Generator().manual_seed(0)
+    factor = torch.randn(50, 4, 4, generator=generator, dtype=torch.float64)
+    matrix = factor @ factor.mT + 1e-6 * torch.eye(4, dtype=torch.float64)
+    right = torch.randn(50, 4, generator=generator, dtype=torch.float64)
+    found = solve_positive(matrix, right)
+    assert ((matrix @ found[..., None])[..., 0] - right).abs().max() < 1e-7
+    assert torch.allclose(found, torch.linalg.solve(matrix, right), rtol=1e-6)
