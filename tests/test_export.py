@@ -1,0 +1,108 @@
+import json
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import METHOD_SETTINGS, tiny_config
+from PIL import Image
+from torch.utils.data import default_collate
+
+from config import UserError, build_config
+from data import make_sample
+from methods import METHODS, create_detector, method_class
+from run_folder import save_checkpoint
+from splits import load_data
+from tools import export
+from train import checkpoint_state
+
+pytestmark = pytest.mark.skipif(cv2.__version__ < "5", reason="the graph repeats OpenCV 5")
+pytest.importorskip("onnxscript")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+
+def save_trained(folder: Path, method: str, steps: int = 40, **settings) -> Path:
+    """A checkpoint of a method after some steps on two images of make_records: its maps have peaks."""
+    torch.manual_seed(0)
+    plain = tiny_config(folder).to_dict() | METHOD_SETTINGS.get(method, {}) | settings
+    config = build_config(method_class(method).Config, plain | {"method": method})
+    data = load_data(config)
+    detector = create_detector(config).train()
+    batch = default_collate([make_sample(config, record) for record in data.records[:2]])
+    optimizers = detector.configure_optimizers()
+    for _ in range(steps):
+        detector.train_step(batch, 0, optimizers)
+    save_checkpoint(folder / "best.pt", checkpoint_state(config, data, detector, {"epoch": 1, "best_MRE": 9.0}))
+    return folder / "best.pt"
+
+
+@pytest.mark.parametrize("kind", export.FORMATS)
+@pytest.mark.parametrize("method", METHODS)
+def test_an_exported_graph_finds_what_the_method_finds(dataset, method, kind, monkeypatch, capsys):
+    path = save_trained(dataset, method)
+    out = dataset / "graph"
+    words = ["export", path, "--format", kind, "--out", out, "--images", dataset / "imgs"]
+    monkeypatch.setattr(sys, "argv", list(map(str, words)))
+    assert export.main() == 0, capsys.readouterr().err
+    assert "no landmark is more than" in capsys.readouterr().out
+    images = np.stack([np.asarray(Image.open(each).convert("L")) for each in sorted((dataset / "imgs").iterdir())])
+    if kind == "onnx":
+        session = onnxruntime.InferenceSession(out)
+        about = session.get_modelmeta().custom_metadata_map
+        landmarks, scores = session.run(None, {"image": images})
+        (turned, _) = session.run(None, {"image": np.ascontiguousarray(images[:1].transpose(0, 2, 1))})
+    else:
+        about = {"landmarks": ""}
+        graph = torch.jit.load(out, _extra_files=about)
+        landmarks, scores = (each.detach().numpy() for each in graph(torch.from_numpy(images)))
+        turned = graph(torch.from_numpy(images[:1].transpose(0, 2, 1).copy()))[0].detach().numpy()
+    assert json.loads(about["landmarks"]) == ["R1", "R2", "A", "B"]
+    assert landmarks.shape == (6, 4, 2) and scores.shape == (6, 4) and turned.shape == (1, 4, 2)
+    truth = load_data(tiny_config(dataset)).records[0].landmarks
+    assert np.linalg.norm(landmarks[0] - truth, axis=-1).max() < 8  # px of the image, not of the network
+
+
+@pytest.mark.parametrize("decode", ["argmax", "subpixel"])
+def test_every_decoding_and_crop_is_exported(dataset, decode):
+    path = save_trained(dataset, "posenet", decode=decode, crop=(0.02, 0.03, 0.97, 0.99))
+    message = export.export(str(path), "torchscript", dataset / "graph", [str(dataset / "imgs")], 6)
+    assert "in 6 images no landmark is more than" in message
+
+
+def test_a_graph_that_finds_other_landmarks_is_not_written(dataset, monkeypatch):
+    path = save_trained(dataset, "posenet", steps=1)
+    good = export.make_eager
+
+    def shifted(detector, config):
+        return lambda images: (good(detector, config)(images)[0] + 0.06, good(detector, config)(images)[1])
+
+    monkeypatch.setattr(export, "make_eager", shifted)
+    with pytest.raises(UserError, match=r"0\.0\d* px off \(allowed: 0\.05 px\); nothing is written"):
+        export.export(str(path), "torchscript", dataset / "graph", [str(dataset / "imgs")], 2)
+    assert {each.name for each in dataset.iterdir()} == {"imgs", "json", "best.pt"}
+
+
+def test_mistakes_end_in_one_line(dataset, monkeypatch, capsys):
+    path = save_trained(dataset, "posenet", steps=1)
+    cases = {
+        (path, "--images", dataset / "nothing"): "no image there",
+        (path, "--checks", 0): "--checks must be at least 1",
+        (dataset / "none.pt",): "does not exist",
+    }
+    for words, message in cases.items():
+        monkeypatch.setattr(sys, "argv", ["export", *map(str, words)])
+        assert export.main() == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+    monkeypatch.setattr(sys, "argv", ["export", str(path)])
+    (dataset / "imgs").rename(dataset / "elsewhere")
+    assert export.main() == 2
+    assert "is not there any more; give --images" in capsys.readouterr().err
+
+
+def test_a_coloured_image_is_checked_as_it_is_read_for_the_graph(tmp_path):
+    Image.new("RGB", (90, 80), (200, 10, 0)).save(tmp_path / "red.png")
+    ((name, image),) = export.read_for_check(tiny_config(tmp_path), [str(tmp_path / "red.png")], 3)
+    assert name == "red.png" and np.array_equal(image, np.asarray(Image.open(tmp_path / "red.png").convert("L")))

@@ -1,0 +1,237 @@
+"""A trained method as one file for other programs: image in, landmarks in px of the image and scores out.
+
+    python -m tools.export CHECKPOINT [--format onnx|torchscript] [--out FILE] [--images IMAGES...]
+
+The graph takes "image", (batch, height, width) uint8 grey, of any size, and gives "landmarks", (batch, landmark, 2)
+x, y in px of that image with pixel centres at integers, and "scores" (batch, landmark): reading a file is all that is
+left to do. Resizing, normalising and decoding are part of it; batch norms are folded, heads composed; float32, one
+plain view. Its landmarks are held against those of this repository on images (--images; else those that the checkpoint
+was trained on), singly and in a batch; it is written only if none is off by more than 0.05 px. The names of the
+landmarks, in their order, are kept in the file (ONNX metadata, or TorchScript's extra file) "landmarks".
+
+    session = onnxruntime.InferenceSession("best.onnx")
+    landmarks, scores = session.run(None, {"image": numpy.asarray(PIL.Image.open(FILE).convert("L"))[None]})
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import default_collate
+from tqdm import tqdm
+
+from annotation import Record
+from config import Config, UserError, build_config
+from data import make_sample, shrink_for_network
+from evaluate import predict_batch, prepare_detector
+from images import read_image
+from methods import method_class
+from run_folder import read_checkpoint, source_commit
+from tools.export_graph import ImageToLandmarks
+from tools.predict import find_images
+
+FORMATS = {"onnx": ".onnx", "torchscript": ".torchscript.pt"}
+TOLERANCE = 0.05  # px of the image
+CPU = torch.device("cpu")
+Predict = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # images (B, h, w) -> landmarks, scores
+
+
+# --- Exporting ------------------------------------------------------------------------------------------
+
+
+def export_onnx(graph: ImageToLandmarks, example: torch.Tensor, about: dict[str, str], path: Path) -> Predict:
+    """Write an ONNX file with metadata; what it computes, by onnxruntime. Raises UserError where that is not there."""
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  (torch's exporter needs it)
+    except ImportError as error:
+        raise UserError(f"format onnx needs {error.name}: pip install onnx onnxruntime onnxscript") from None
+    shapes = {"image": {0: "batch", 1: "height", 2: "width"}}
+    with quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            graph, (example,), dynamo=True, dynamic_shapes=shapes, input_names=["image"],
+            output_names=["landmarks", "scores"], external_data=False,
+        )  # fmt: skip
+    program.model.metadata_props.update(about)
+    program.save(path)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda images: tuple(session.run(None, {"image": images}))
+
+
+def export_torchscript(graph: ImageToLandmarks, example: torch.Tensor, about: dict[str, str], path: Path) -> Predict:
+    """Write a TorchScript file with extra files; the function that it computes."""
+    with quiet(), torch.no_grad():
+        traced = torch.jit.trace(graph, (example,), check_trace=False)
+        torch.jit.save(traced, str(path), _extra_files={name: text.encode() for name, text in about.items()})
+        loaded = torch.jit.load(str(path))
+
+    def predict(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        with torch.inference_mode():
+            landmarks, scores = loaded(torch.from_numpy(images))
+        return landmarks.numpy(), scores.numpy()
+
+    return predict
+
+
+@contextlib.contextmanager
+def quiet():
+    """Without what torch's exporters say of themselves as they work."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def describe(config: Config, state: dict[str, Any]) -> dict[str, str]:
+    """What the file says of itself, each as text."""
+    settings = {
+        name: value for name, value in config.to_dict().items() if name not in ("img_dir", "json_path", "run_dir")
+    }
+    return {
+        "landmarks": json.dumps(state["abbreviations"], ensure_ascii=False),
+        "names": json.dumps(state["names"], ensure_ascii=False),
+        "method": config.method, "settings": json.dumps(settings), "commit": source_commit(),
+        "input": "image: (batch, height, width) uint8 grey",
+        "output": "landmarks: (batch, landmark, 2) x, y in px of the image, pixel centres at integers; scores",
+    }  # fmt: skip
+
+
+# --- Checking -------------------------------------------------------------------------------------------
+
+
+def read_for_check(config: Config, places: Sequence[str], most: int) -> list[tuple[str, np.ndarray]]:
+    """Up to `most` images, spread over those at hand, as (h, w) uint8 grey. Raises UserError where there are none."""
+    if not places and not Path(config.img_dir).is_dir():
+        raise UserError(
+            f"{config.img_dir}, the images of the checkpoint, is not there any more; give --images to check on"
+        )
+    files = find_images(places or [config.img_dir])
+    chosen = sorted(set(np.linspace(0, len(files) - 1, min(most, len(files))).round().astype(int)))
+    images = []
+    for index in chosen:
+        image = np.round(read_image(files[index])).astype(np.uint8)
+        images.append(
+            (files[index].name, image if image.ndim == 2 else np.asarray(Image.fromarray(image).convert("L")))
+        )
+    return images
+
+
+def make_eager(detector, config: Config) -> Predict:
+    """What this repository predicts for images, by the path of its tests."""
+
+    def predict(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        samples = []
+        for image in images:
+            blank = np.zeros((config.num_landmarks, 2))
+            record = Record("", Path(), blank, np.zeros(len(blank), bool), size=(image.shape[1], image.shape[0]))
+            samples.append(make_sample(config, record, image=shrink_for_network(config, image)))
+        landmarks, figures = predict_batch(detector, default_collate(samples), CPU)
+        return landmarks, figures["score"]
+
+    return predict
+
+
+def compare(eager: Predict, exported: Predict, images: Sequence[tuple[str, np.ndarray]]) -> tuple[float, str]:
+    """The largest distance, px, between landmarks of both, and at which image; each alone, and the first one twice."""
+    worst, where = 0.0, images[0][0]
+    for number, (name, image) in enumerate(tqdm(images, "checking", leave=False, disable=None)):
+        (expected, score), (found, own) = eager(image[None]), exported(image[None])
+        distance = float(np.linalg.norm(found - expected, axis=-1).max())
+        if not np.allclose(score, own, rtol=1e-2, atol=1e-2):
+            raise UserError(f"the exported graph gives other scores at {name} (by {np.abs(score - own).max():.3g})")
+        if number == 0:
+            batch = exported(np.stack([image, image[:, ::-1], image]))[0]
+            distance = max(distance, float(np.linalg.norm(batch[[0, 2]] - found, axis=-1).max()))
+        worst, where = (distance, name) if not distance <= worst else (worst, where)
+    return worst, where
+
+
+def seconds_of(predict: Predict, image: np.ndarray, repeats: int = 5) -> float:
+    """The median time of an image, after a warm-up."""
+    times = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        predict(image[None])
+        times.append(time.perf_counter() - started)
+    return float(np.median(times[1:]))
+
+
+# --- The command ----------------------------------------------------------------------------------------
+
+
+def export(checkpoint: str, kind: str, out: Path, places: Sequence[str], most: int) -> str:
+    """Export, check and write; what to tell. Raises UserError where the graph differs, and leaves no file then."""
+    if int(cv2.__version__.split(".")[0]) < 5:
+        raise UserError("the graph repeats OpenCV 5 bit by bit, which is not there: pip install -U opencv-python")
+    state = read_checkpoint(checkpoint)
+    settings = dict(device="cpu", test_precision="fp32", views=1, channels_last=False, fold_norms=True, compile=False)
+    config = build_config(method_class(state["method"]).Config, state["settings"] | settings)
+    images = read_for_check(config, places, most)
+    detector = prepare_detector(state, config, CPU)
+    eager = make_eager(detector, config)
+    example = torch.from_numpy(np.stack([images[0][1]] * 2))
+    partial = out.with_name(f"{out.name}.partial")
+    write = {"onnx": export_onnx, "torchscript": export_torchscript}[kind]
+    try:
+        exported = write(ImageToLandmarks(detector).eval(), example, describe(config, state), partial)
+        worst, where = compare(eager, exported, images)
+        if not worst <= TOLERANCE:
+            hint = ": an argmax may jump between pixels that are as high" if config.decode == "argmax" else ""
+            raise UserError(
+                f"the exported graph finds a landmark of {where} {worst:.3g} px off (allowed: {TOLERANCE} px){hint}; "
+                "nothing is written"
+            )
+        image = images[0][1]
+        ours, theirs = seconds_of(eager, image), seconds_of(exported, image)
+        os.replace(partial, out)
+    finally:
+        partial.unlink(missing_ok=True)
+    return (
+        f"{out}: {out.stat().st_size / 1e6:.0f} MB; "
+        f"in {len(images)} images no landmark is more than {worst:.2g} px off\n"
+        f"{image.shape[1]} x {image.shape[0]} px on this CPU: {1000 * theirs:.0f} ms per image, "
+        f"{1000 * ours:.0f} ms in this repository ({ours / theirs:.2f} x)"
+    )
+
+
+def main() -> int:
+    """Exit status 2 for a mistake of the user, or a graph that finds other landmarks."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", help="best.pt or last.pt of a run")
+    parser.add_argument("--format", choices=list(FORMATS), default="onnx")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="else beside the checkpoint")
+    parser.add_argument(
+        "--images", nargs="+", default=[], metavar="IMAGES", help="files, folders or patterns to check on"
+    )
+    parser.add_argument("--checks", type=int, default=8, help="on how many images at most (8)")
+    options = parser.parse_args()
+    out = options.out or Path(options.checkpoint).with_suffix(FORMATS[options.format])
+    try:
+        if options.checks < 1:
+            raise UserError("--checks must be at least 1")
+        print(export(options.checkpoint, options.format, out, options.images, options.checks))
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""An exported method as one graph: radiographs of any size in, landmarks in px of these and scores out.
+
+What data.py and images.py do to an image with OpenCV 5 is done here by products with two matrices, one for each axis,
+that are made of the image's size in the graph itself. It takes the same steps, and rounds after each as 8-bit images
+are: a grey level more or less moves landmarks by a tenth of a px. tests/test_export_graph.py holds it against data.py.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from config import Config
+from detector import LandmarkDetector
+from images import IMAGENET_MEAN, IMAGENET_SD
+
+
+class ImageToLandmarks(nn.Module):
+    """image (B, h, w) uint8 grey -> landmarks (B, N, 2) (x, y) in px of the image, scores (B, N); one plain view."""
+
+    def __init__(self, detector: LandmarkDetector) -> None:
+        super().__init__()
+        self.detector = detector
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None])
+        self.register_buffer("sd", torch.tensor(IMAGENET_SD)[:, None, None])
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        lengths = (image.shape[2], image.shape[1])  # x first
+        pixels = [torch.arange(length, dtype=torch.float64, device=image.device) for length in lengths]
+        size = torch.stack([own[-1] + 1 for own in pixels])  # (2,) width, height
+        scale, offset = network_frame(self.detector.config, size)
+        seen = resample(self.detector.config, image.float(), scale, offset, size, pixels) / 255
+        landmarks, scores = self.detector.predict((seen[:, None] - self.mean) / self.sd)
+        return (landmarks.double() * scale + offset).float(), scores
+
+
+def network_frame(config: Config, size: Tensor) -> tuple[Tensor, Tensor]:
+    """data.network_affine of an image's size (2,) (width, height): original px = scale * network px + offset (2,)."""
+    network = torch.tensor([config.width, config.height], dtype=torch.float64, device=size.device)
+    left, top, right, bottom = config.crop
+    start = torch.tensor([left, top], dtype=torch.float64, device=size.device)
+    crop = torch.tensor([right - left, bottom - top], dtype=torch.float64, device=size.device) * size
+    seen = network * (crop / network).max() if config.keep_aspect else crop
+    scale, margin = seen / network, (crop - seen) / 2
+    if config.keep_aspect:
+        margin = torch.where(((scale - 1).abs() <= 1e-5).all(), torch.floor(margin + 1e-6), margin)
+    return scale, 0.5 * scale - 0.5 + start * size + margin
+
+
+def resample(
+    config: Config, image: Tensor, scale: Tensor, offset: Tensor, size: Tensor, pixels: list[Tensor]
+) -> Tensor:
+    """An image (B, h, w) in 0..255 as the network sees it (B, H, W): data.shrink_for_network, images.warp_image.
+
+    Three steps serve all cases. First, a large image is shrunk by areas to twice the resolution of the input; a smaller
+    one is brought to the input's size, or to twice that, at once. Then a crop of the large one is drawn at twice the
+    input's size. At last four pixels are averaged into one. A plain resize that enlarges is a step of its own.
+    """
+    network = torch.tensor([config.width, config.height], dtype=torch.float64, device=size.device)
+    shrunk = 2 * torch.round(size / scale).clamp(min=1)
+    large = (size > shrunk).all()
+    ratio = torch.where(large, shrunk / size, torch.ones_like(size))  # of what the first step leaves
+    shrinks = (scale * ratio > 1 - 1e-6).all() & (scale * ratio > 1 + 1e-6).any()  # ONNX keeps 1 - 1e-9 as 1
+    plain = (torch.isclose(scale, size / network) & torch.isclose(offset, 0.5 * scale - 0.5, atol=1e-9)).all()
+    first, second = [], []
+    for axis, length in enumerate((config.width, config.height)):
+        n, s, o, r = size[axis], scale[axis], offset[axis], ratio[axis]
+        share = config.crop[axis + 2] - config.crop[axis]
+        most = 2 * max(length, round(length / share))  # rows that the first step makes of an image of any shape
+        rows, halves = (torch.arange(count, dtype=torch.float64, device=size.device) for count in (most, 2 * length))
+        areas = overlaps(rows, n / shrunk[axis], pixels[axis]) * (rows < shrunk[axis])[:, None]
+        resized = overlaps(rows, n / length, pixels[axis])
+        twofold, single = (
+            drawn(0.5 * s, o - 0.25 * s, rows, pixels[axis], axis == 0),
+            drawn(s, o, rows, pixels[axis], axis == 0),
+        )
+        warped = torch.where(shrinks, twofold, single)
+        first.append(torch.where(large, areas, torch.where(plain, resized, warped)).float())
+
+        crops = drawn(0.5 * s * r, (o - 0.25 * s + 0.5) * r - 0.5, halves, rows, axis == 0)
+        same, pairs = (halves[:, None] == rows).double(), (torch.floor(halves / 2)[:, None] == rows).double()
+        twice = large | (shrinks & ~plain)  # whether the first step has made twice the input's size
+        second.append(torch.where(large & ~plain, crops, torch.where(twice, same, pairs)).float())
+
+    by_area = large | (plain & shrinks)
+    quarters = by_area & (size == 2 * torch.where(large, shrunk, network)).all()  # OpenCV rounds these halves up
+    result = rounded(first[1] @ image @ first[0].mT, ~quarters)
+    result = rounded(second[1] @ result @ second[0].mT, torch.ones_like(large))
+    result = rounded(nn.functional.avg_pool2d(result, 2), torch.zeros_like(large))
+    return torch.where(plain & ~shrinks, enlarged(image, size, scale, (config.width, config.height)), result)
+
+
+def enlarged(image: Tensor, size: Tensor, scale: Tensor, target: tuple[int, int]) -> Tensor:
+    """A plain resize (B, H, W) of an image (B, h, w) that it does not shrink, in the 11 and 7 bits of OpenCV's."""
+    taps = []
+    for axis, length in enumerate(target):
+        places = (torch.arange(length, dtype=torch.float64, device=image.device) + 0.5) * scale[axis] - 0.5
+        places = torch.minimum(places.clamp(min=0), size[axis] - 1)
+        low = torch.floor(places)
+        high = torch.minimum(low + 1, size[axis] - 1)
+        taps.append(
+            (low.long(), high.long(), torch.round(2048 * (1 - places + low)), torch.round(2048 * (places - low)))
+        )
+    low, high, weight, other = taps[0]
+    rows = torch.floor((weight * image[:, :, low] + other * image[:, :, high]) / 16)
+    low, high, weight, other = taps[1]
+    upper, lower = weight[:, None] * rows[:, low], other[:, None] * rows[:, high]
+    return torch.floor((torch.floor(upper / 65536) + torch.floor(lower / 65536) + 2) / 4).float()
+
+
+def rounded(image: Tensor, to_even: Tensor) -> Tensor:
+    """Whole grey levels; a half goes to the even one, or up."""
+    return torch.where(to_even, torch.round(image), torch.floor(image + 0.5))
+
+
+def overlaps(cells: Tensor, side: Tensor, pixels: Tensor) -> Tensor:
+    """The share (n, m) of each pixel (m,) in the mean of a cell (n,), whole numbers, of a side in pixels."""
+    start = (cells * side)[:, None]
+    return (torch.minimum(start + side, pixels + 1) - torch.maximum(start, pixels)).clamp(min=0) / side
+
+
+def drawn(scale: Tensor, offset: Tensor, places: Tensor, pixels: Tensor, along_x: bool) -> Tensor:
+    """The weights (n, m) of pixels (m,) at scale * places (n,) + offset, interpolated linearly; 0 beyond the image.
+
+    OpenCV 5 computes places in float32: of y it rounds the product too, of x the sum alone.
+    """
+    scale, offset, places = scale.float(), offset.float(), places.float()
+    if along_x:
+        places = (scale.double() * places.double() + offset.double()).float()
+    else:
+        places = scale * places + offset
+    return (1 - (places.double()[:, None] - pixels).abs()).clamp(min=0)
