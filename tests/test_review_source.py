@@ -1,0 +1,161 @@
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+from conftest import make_records, write_records
+from PIL import Image
+
+from config import UserError
+from evaluate import Predictions
+from report import read_predictions, write_predictions
+from tools import review
+from tools.review_source import read_source
+
+ABBREVIATIONS = ["R1", "R2", "A", "B"]
+
+
+def predicted(folder, name="test", shift=2.0, spacing=0.5, score=0.5, truth=True):
+    """The test folder of a run in folder/run, whose predictions of all images of folder lie `shift` px to the right.
+
+    shift and score: one for all images, or one for each.
+    """
+    records = json.loads((folder / "json" / "data.json").read_text(encoding="utf-8"))
+    true = np.array([[[point["X"], point["Y"]] for point in record["points"]] for record in records])
+    count = len(records)
+    known = true if truth else np.full_like(true, np.nan)
+    found = true + np.stack(np.broadcast_arrays(shift, 0.0), -1).reshape(-1, 1, 2)
+    scores = np.zeros(true.shape[:2]) + np.reshape(score, (-1, 1))
+    names = [record["imagePath"] for record in records]
+    predictions = Predictions(names, found, known, scores, np.full(count, spacing))
+    test = folder / "run" / name
+    test.mkdir(parents=True, exist_ok=True)
+    unit = "mm" if np.isfinite(spacing) else "px"
+    write_predictions(test / "predictions.csv", predictions, ABBREVIATIONS, unit)
+    settings = {"img_dir": str(folder / "imgs"), "json_path": str(folder / "json" / "data.json")}
+    (folder / "run" / "config.json").write_text(json.dumps({"settings": settings}), encoding="utf-8")
+    return test
+
+
+def test_predictions_keep_what_the_data_set_says_of_images_and_points(dataset):
+    records = make_records(dataset)
+    for record in records:
+        record |= {"gender": "f", "patient": 12345678901234567890}
+        record["points"][2] |= {"occluded": True, "visible": False}
+    write_records(dataset, records)
+    (shown,) = read_source(predicted(dataset), None, None)
+    assert shown.predicted and shown.landmarks == {name: f"point {name}" for name in ABBREVIATIONS}
+    record = shown.images[0].record
+    assert record["gender"] == "f" and record["patient"] == 12345678901234567890
+    assert record["points"][2]["occluded"] and record["points"][2]["visible"]
+    assert record["points"][0]["X"] == pytest.approx(records[0]["points"][0]["X"] + 2, abs=1e-4)
+    assert '"patient": 12345678901234567890' in review.record_keys(record)
+
+
+def test_the_spacing_is_that_by_which_the_report_counted(dataset):
+    (shown,) = read_source(predicted(dataset, spacing=0.5), None, None)
+    assert [image.spacing for image in shown.images] == pytest.approx([0.5] * 6, rel=1e-4)
+    (shown,) = read_source(predicted(dataset, spacing=float("nan")), None, None)
+    assert shown.unit == "px" and [image.spacing for image in shown.images] == [1.0] * 6
+
+
+def test_an_image_without_error_has_the_spacing_of_the_others(dataset):
+    test = predicted(dataset)
+    lines = (test / "predictions.csv").read_text(encoding="utf-8").splitlines()
+    cells = [line.split(",") for line in lines]
+    for row in cells[1:5]:  # no truth in the first image
+        row[4:7] = ["", "", ""]
+    (test / "predictions.csv").write_text("\n".join(map(",".join, cells)), encoding="utf-8")
+    (shown,) = read_source(test, None, None)
+    assert shown.images[0].truth is None and shown.images[0].spacing == pytest.approx(0.5, rel=1e-4)
+
+
+def test_without_its_data_set_a_run_is_shown_by_the_csv_alone(dataset):
+    test = predicted(dataset)
+    shutil.move(dataset / "json", dataset / "elsewhere")
+    (shown,) = read_source(test, None, None)
+    assert "data.json does not exist: the predictions are shown without" in shown.notes[0]
+    assert shown.landmarks == {name: name for name in ABBREVIATIONS}
+    names, _, columns, _ = read_predictions(test / "predictions.csv")
+    assert [image.record["imagePath"] for image in shown.images] == names
+    points = [[point["X"], point["Y"]] for point in shown.images[3].record["points"]]
+    assert points == np.stack([columns["x"], columns["y"]], -1)[3].tolist()
+
+
+def test_a_run_with_several_test_sets_gives_a_page_of_each(dataset):
+    first, second = predicted(dataset, "test1"), predicted(dataset, "test2")
+    assert [each.out.parent for each in read_source(first.parent, None, None)] == [first, second]
+    assert [each.out.parent for each in read_source(first.parent, None, "test2")] == [second]
+
+
+def test_a_folder_of_predictions_with_its_own_data_set_is_shown_with_that(dataset):
+    test = predicted(dataset, truth=False)
+    shutil.copytree(dataset / "json", test / "json")
+    shutil.move(dataset / "run" / "config.json", test / "config.json")
+    (shown,) = read_source(test, None, None)
+    assert shown.images[0].truth is None and shown.landmarks["A"] == "point A" and not shown.notes
+
+
+def test_a_data_set_shows_one_split_and_keeps_the_others(dataset):
+    records = make_records(dataset)
+    for number, record in enumerate(records):
+        record["split"] = "train" if number % 2 else "test1"
+    write_records(dataset, records)
+    (shown,) = read_source(dataset / "json" / "data.json", None, "train")
+    assert [image.place for image in shown.images] == [1, 3, 5] and list(shown.others) == [0, 2, 4]
+    with pytest.raises(UserError, match="there is no split in .* 'val'; known: test1, train"):
+        read_source(dataset, None, "val")
+
+
+def test_a_point_outside_its_image_can_be_looked_at(dataset):
+    records = make_records(dataset)
+    records[0]["points"][0]["X"] = -30.0
+    write_records(dataset, records)
+    assert read_source(dataset, None, None)[0].images[0].record["points"][0]["X"] == -30.0
+
+
+def test_pixels_are_embedded_upright_in_8_bit_and_not_larger_than_asked(tmp_path):
+    deep = np.linspace(0, 60000, 40 * 30).reshape(40, 30).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.tif")
+    size, address, text = review.prepare_image(tmp_path / "deep.tif", 20, tmp_path)  # no browser shows it as it is
+    assert size == (30, 40) and address == "" and text
+    grey = Image.fromarray(np.zeros((40, 30), np.uint8))
+    exif = grey.getexif()
+    exif[0x0112] = 6  # lies on its side
+    grey.save(tmp_path / "a b.jpg", exif=exif)
+    assert review.prepare_image(tmp_path / "a b.jpg", 20, tmp_path / "pages") == ((40, 30), "../a%20b.jpg", "")
+
+
+def swap_lines(path):
+    """The file, its last two lines swapped."""
+    *lines, one, other = path.read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join([*lines, other, one]), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    "break_it, words",
+    [
+        (lambda folder: folder / "nowhere", "does not exist; give a run"),
+        (lambda folder: folder / "imgs", "holds neither predictions.csv nor json/data.json"),
+        (lambda folder: folder / "imgs" / "image 0 (ä).png", "is neither a predictions.csv nor a data.json"),
+        (lambda folder: (folder / "imgs" / "image 3 (ä).png").unlink() or folder, "image 3 (ä).png is not in"),
+        (lambda folder: (folder / "run/test/predictions.csv").write_text("a,b\n1,2\n") and folder / "run/test",
+         "expected a predictions.csv"),
+        (lambda folder: (folder / "run/test/predictions.csv").write_text("") or folder / "run/test",
+         "expected a predictions.csv"),
+        (lambda folder: swap_lines(folder / "run/test/predictions.csv").parent, "its rows are not those of each image"),
+        (lambda folder: (folder / "run/config.json").unlink() or folder / "run", "give the folder of its images"),
+        (lambda folder: (folder / "json/data.json").write_text("[{}]") and folder, "expected an object with imagePath"),
+        (lambda folder: (folder / "imgs" / "image 3 (ä).png").write_bytes(b"no") and folder, "is not an image"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_shown_is_refused_in_one_line(dataset, break_it, words, monkeypatch, capsys):
+    predicted(dataset)
+    source = break_it(dataset)
+    monkeypatch.setattr(sys, "argv", ["review", str(source)])
+    assert review.main() == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1 and "Traceback" not in error
+    assert not list(dataset.rglob("review.html*"))

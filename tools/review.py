@@ -1,0 +1,200 @@
+"""Look at predictions or annotations in a browser, correct them, and save a data.json that main.py reads.
+
+    python -m tools.review SOURCE [--images IMGS] [--split NAME] [--out FILE.html] [--pixels 1200] [--link]
+
+SOURCE is a run, its test folder or a predictions.csv: predicted points (red) can be moved, true ones (blue) are beside
+them. Or it is a data set, a folder with imgs/ and json/data.json, or a data.json: then the true points can be moved.
+Writes review.html beside it, one file per test set, that needs no server and no network. What it saves is all
+records of the file that it shows; of predictions, those of the predicted images, with the corrected points as truth.
+"""
+
+import argparse
+import base64
+import json
+import logging
+import os
+import re
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import cv2
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from config import UserError
+from formats.common import image_size, record_points
+from images import read_image
+from tools.review_source import Review, Shown, read_source
+
+PAGE = Path(__file__).parent / "review_page"
+SCRIPTS = ("model.js", "view.js", "tables.js", "script.js")  # one after another, they are one script
+SHOWN_AS_THEY_ARE = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP"}  # by a browser, if of 8 bit
+
+
+# --- Page ----------------------------------------------------------------------------------------
+
+
+def prepare_image(path: Path, pixels: int, beside: Path | None) -> tuple[tuple[int, int], str, str]:
+    """Size (w, h) of an image, its address, and where that is none its JPEG data, at most `pixels` high, in base64.
+
+    beside: the folder of the page, if an image that a browser can show is to stay where it is.
+    """
+    if beside is not None and path.suffix.lower() in SHOWN_AS_THEY_ARE:
+        try:
+            with Image.open(path) as image:
+                fits = image.format == SHOWN_AS_THEY_ARE[path.suffix.lower()] and not image.mode.startswith(("I", "F"))
+            if fits:
+                address = os.path.relpath(path.resolve(), beside.resolve()).replace(os.sep, "/")
+                return image_size(path), quote(address), ""
+        except (OSError, ValueError):  # read_image says what is wrong; or Windows has it on another drive
+            pass
+    image = np.clip(read_image(path), 0, 255).astype(np.uint8)
+    size = (image.shape[1], image.shape[0])
+    if size[1] > pixels:
+        image = cv2.resize(image, (max(1, round(size[0] * pixels / size[1])), pixels), interpolation=cv2.INTER_AREA)
+    image = image[..., ::-1] if image.ndim == 3 else image
+    done, jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 88])
+    if not done:
+        raise UserError(f"image {path} of {size[0]} x {size[1]} px cannot be written as JPEG; lower --pixels")
+    return size, "", base64.b64encode(jpeg.tobytes()).decode("ascii")
+
+
+def describe_image(landmarks: Mapping[str, str], shown: Shown, size: tuple[int, int], address: str) -> dict[str, Any]:
+    """What the page knows of an image. `keys` is text, since a browser would round long whole numbers."""
+    points = record_points(shown.record)
+    return {
+        "name": shown.record["imagePath"],
+        "split": shown.record.get("split"),
+        "place": shown.place,
+        "width": size[0],
+        "height": size[1],
+        "address": address,
+        "spacing": shown.spacing,
+        "points": [points[abbreviation] for abbreviation in landmarks],
+        "truth": shown.truth,
+        "score": shown.score,
+        "keys": record_keys(shown.record),
+        "record": shown.record["points"],
+    }
+
+
+def record_keys(record: Mapping[str, Any]) -> str:
+    """Everything but the points of a record, as JSON without its braces."""
+    return json.dumps({key: value for key, value in record.items() if key != "points"}, ensure_ascii=False)[1:-1]
+
+
+def write_page(review: Review, out: Path, pixels: int, link: bool) -> None:
+    """The page as one file, whole or not at all. Raises UserError for an image that cannot be read."""
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--out {out} is no name of a page; give one that ends with .html")
+    pieces = re.split(r"\{\{(\w+)\}\}", (PAGE / "page.html").read_text(encoding="utf-8"))
+    prepare = partial(prepare_image, pixels=pixels, beside=out.parent if link else None)
+    part = out.with_name(out.name + ".partial")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    described: list[dict] = []
+
+    def content(name: str) -> Iterator[str]:
+        """The text for a name in page.html, piece by piece."""
+        if name == "images":
+            with ThreadPoolExecutor(max_workers=4) as pool:  # decoding leaves Python's lock
+                ready = pool.map(prepare, [shown.path for shown in review.images])
+                bar = tqdm(ready, "preparing images", len(review.images), leave=False, disable=None)
+                for number, (shown, (size, address, text)) in enumerate(zip(review.images, bar, strict=True)):
+                    described.append(describe_image(review.landmarks, shown, size, address))
+                    if text:
+                        yield f'<script type="text/plain" id="image-{number}">{text}</script>\n'
+        elif name == "data":  # no "<" in it, so nothing in it can end the element that holds it
+            yield page_data(review, described).replace("<", "\\u003c")
+        elif name == "sources":
+            yield " file: 'self'" if link else ""
+        elif name == "style":
+            yield (PAGE / "style.css").read_text(encoding="utf-8")
+        elif name == "script":
+            yield from ((PAGE / script).read_text(encoding="utf-8") for script in SCRIPTS)
+
+    try:
+        with open(part, "w", encoding="utf-8") as file:
+            for number, piece in enumerate(pieces):
+                file.writelines(content(piece) if number % 2 else [piece])
+        os.replace(part, out)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def page_data(review: Review, described: Sequence[dict]) -> str:
+    """The JSON that the page is made from. Raises UserError for a point with a number that JSON has not."""
+    data = {
+        "title": review.title,
+        "predicted": review.predicted,
+        "unit": review.unit,
+        "threshold": review.threshold,
+        "landmarks": [{"abbreviation": abbreviation, "name": name} for abbreviation, name in review.landmarks.items()],
+        "images": described,
+        "others": [[place, json.dumps(record, ensure_ascii=False)] for place, record in review.others.items()],
+    }
+    try:
+        return json.dumps(data, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        raise UserError(
+            f"{review.title}: a point's key is NaN or infinite, which JSON has no word for; remove it"
+        ) from None
+
+
+# --- Command -------------------------------------------------------------------------------------
+
+
+def next_commands(review: Review) -> list[str]:
+    """The commands that use what the page saves: to train on it, or, where its records belong to test sets, to test."""
+    records = [*(image.record for image in review.images), *review.others.values()]
+    places = shlex.join(["--img_dir", str(review.folder), "--json_path", "SAVED/data.json"])
+    lines = []
+    if {None, "train"} & {record.get("split") for record in records}:
+        words = f"python main.py {places} --num_landmarks {len(review.landmarks)}"
+        if not {"R1", "R2"} <= review.landmarks.keys():
+            words += " --report_exclude none"
+            words += "" if all(record.get("spacing") for record in records) else " --spacing none"
+        lines.append(f"train on what it saves with: {words}")
+    if review.checkpoint or not lines:
+        checkpoint = shlex.quote(str(review.checkpoint or "RUN/best.pt"))
+        lines.append(f"test on what it saves with: python main.py --test {checkpoint} {places}")
+    return lines
+
+
+def main() -> int:
+    """Exit status 2 for a source that cannot be shown."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path)
+    parser.add_argument("--images", type=Path, metavar="IMGS", help="the folder of the images")
+    parser.add_argument("--split", metavar="NAME", help="only the images of this split; of a run, only this test set")
+    parser.add_argument("--out", type=Path, metavar="FILE.html", help="default: review.html beside the source")
+    parser.add_argument("--pixels", type=int, default=1200, help="height of an embedded image at most")
+    parser.add_argument("--link", action="store_true", help="leave images that a browser can show where they are")
+    options = parser.parse_args()
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        if options.pixels < 1:
+            raise UserError(f"--pixels {options.pixels} is not allowed; it must be at least 1")
+        reviews = read_source(options.source, options.images, options.split)
+        if options.out and len(reviews) > 1:
+            raise UserError(f"--out is one file, {options.source} holds {len(reviews)} test sets; choose by --split")
+        for review in reviews:
+            out = options.out or review.out
+            write_page(review, out, options.pixels, options.link)
+            notes = [f"note: {note}" for note in review.notes]
+            size = f"{len(review.images)} images, {out.stat().st_size / 1e6:.1f} MB"
+            print(*notes, f"open {out} in a browser: {size}", *next_commands(review), sep="\n")
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

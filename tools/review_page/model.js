@@ -1,0 +1,154 @@
+"use strict";
+// What the page knows: images and points, every edit, the figures, and the file that is saved.
+// A point is [x, y] in px of the image file, (0, 0) the centre of its first pixel; null: missing.
+
+const data = JSON.parse(document.getElementById("data").textContent);
+const landmarks = data.landmarks;
+const images = data.images;
+for (const [number, image] of images.entries()) {
+  image.number = number;
+  image.source = image.points; // as the file has them
+  image.points = image.points.slice();
+}
+const hasTruth = images.some((image) => image.truth);
+const hasScore = images.some((image) => image.score && image.score.some((value) => value !== null));
+
+function samePoint(one, other) {
+  return one === other || (one !== null && other !== null && one[0] === other[0] && one[1] === other[1]);
+}
+
+function insideImage(image, [x, y]) {
+  const hundredths = (value, size) => Math.round(Math.min(Math.max(value, -0.5), size - 0.5) * 100) / 100;
+  return [hundredths(x, image.width), hundredths(y, image.height)];
+}
+
+// --- Edits: done, and undone ones that can come back. Each knows its image and what its points were and are.
+
+const done = [];
+const undone = [];
+let saved = null; // the last edit that is in the saved file
+
+function commit(image, changes, words, goesOn = false) {
+  const last = done.at(-1);
+  if (goesOn && last && last.image === image && last.changes[0].landmark === changes[0].landmark && last !== saved) {
+    last.changes[0].after = changes[0].after; // a key that is held down is one edit
+  } else {
+    done.push({ image, changes, words });
+  }
+  undone.length = 0;
+  for (const change of changes) image.points[change.landmark] = change.after;
+}
+
+function undoEdit() {
+  const edit = done.pop();
+  if (edit) {
+    undone.push(edit);
+    for (const change of edit.changes) edit.image.points[change.landmark] = change.before;
+  }
+  return edit;
+}
+
+function redoEdit() {
+  const edit = undone.pop();
+  if (edit) {
+    done.push(edit);
+    for (const change of edit.changes) edit.image.points[change.landmark] = change.after;
+  }
+  return edit;
+}
+
+function isUnsaved() {
+  return (done.at(-1) ?? null) !== saved;
+}
+
+function isChanged(image, landmark) {
+  return !samePoint(image.points[landmark], image.source[landmark]);
+}
+
+function countChanges(image) {
+  return landmarks.reduce((count, _, landmark) => count + isChanged(image, landmark), 0);
+}
+
+// --- Figures: errors in mm, in px where the spacing is unknown; null where there is none
+
+function errorOf(image, landmark) {
+  const point = image.points[landmark];
+  const truth = image.truth && image.truth[landmark];
+  if (!point || !truth || image.spacing === null) return null;
+  return Math.hypot(point[0] - truth[0], point[1] - truth[1]) * image.spacing;
+}
+
+function scoreOf(image, landmark) {
+  return image.points[landmark] && image.score ? image.score[landmark] : null;
+}
+
+function known(values) {
+  return values.filter((value) => value !== null);
+}
+
+function mean(values) {
+  return values.length ? values.reduce((sum, value) => sum + value, 0) / values.length : null;
+}
+
+function largest(values) {
+  return values.length ? Math.max(...values) : null;
+}
+
+function smallest(values) {
+  return values.length ? Math.min(...values) : null;
+}
+
+function imageFigures(image) {
+  const errors = known(landmarks.map((_, landmark) => errorOf(image, landmark)));
+  const scores = known(landmarks.map((_, landmark) => scoreOf(image, landmark)));
+  return {
+    error: mean(errors), worst: largest(errors), score: mean(scores), lowest: smallest(scores),
+    missing: image.points.filter((point) => point === null).length, changed: countChanges(image),
+  };
+}
+
+function landmarkFigures(landmark) {
+  const pairs = images.map((image) => [image, errorOf(image, landmark)]).filter(([, error]) => error !== null);
+  const rated = images.map((image) => [image, scoreOf(image, landmark)]).filter(([, score]) => score !== null);
+  const errors = pairs.map(([, error]) => error);
+  const scores = rated.map(([, score]) => score);
+  const most = largest(errors);
+  const lowest = smallest(scores);
+  const place = hasTruth ? pairs.find(([, error]) => error === most) : rated.find(([, score]) => score === lowest);
+  const within = errors.filter((error) => error <= data.threshold).length;
+  return {
+    count: hasTruth ? errors.length : images.filter((image) => image.points[landmark]).length,
+    missing: images.filter((image) => !image.points[landmark]).length,
+    error: mean(errors), rate: errors.length ? (100 * within) / errors.length : null, most,
+    score: mean(scores), lowest, where: place ? place[0] : null,
+  };
+}
+
+// --- The file that is saved: what was not changed stands in it as it was read
+
+function isOutside(image, point) {
+  return point !== null && (Math.min(...point) < -0.5 || point[0] > image.width - 0.5 || point[1] > image.height - 0.5);
+}
+
+function countOutside() {
+  return images.reduce((sum, image) => sum + image.points.filter((point) => isOutside(image, point)).length, 0);
+}
+
+function savedPoint(image, point) {
+  const landmark = landmarks.findIndex((each) => each.abbreviation === point.pointAbbreviation);
+  const own = image.points[landmark];
+  const off = data.predicted && isOutside(image, own); // main.py would refuse it as truth
+  if (!off && !isChanged(image, landmark)) return point;
+  const [X, Y] = (off ? insideImage(image, own) : own) ?? [null, null];
+  return { ...point, X, Y, ...(X !== null && "visible" in point ? { visible: true } : {}) };
+}
+
+function savedText() {
+  const records = new Map(data.others);
+  for (const image of images) {
+    const points = image.record.map((point) => JSON.stringify(savedPoint(image, point)));
+    records.set(image.place, `{${image.keys}, "points": [\n  ${points.join(",\n  ")}\n ]}`);
+  }
+  const places = [...records.keys()].sort((one, other) => one - other);
+  return `[\n ${places.map((place) => records.get(place)).join(",\n ")}\n]\n`;
+}

@@ -1,0 +1,208 @@
+"""What tools.review shows, read from predictions or from a data set: images, points that can be moved, the truth."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from annotation import read_annotation, read_points
+from config import Config, UserError, check_names, read_settings
+from formats.common import Images, expecting, make_record, read_csv, read_json
+from report import read_predictions
+
+
+class Shown(NamedTuple):
+    """One image of the page; points by landmark, (x, y) original px, none where missing."""
+
+    path: Path
+    record: dict[str, Any]  # of data.json, with the points that can be moved
+    place: int  # of the record in the file that is saved
+    truth: list[tuple[float, float] | None] | None = None
+    score: list[float | None] | None = None
+    spacing: float | None = None  # mm per px; 1 where errors are in px
+
+
+class Review(NamedTuple):
+    """What one page shows."""
+
+    title: str
+    predicted: bool  # whether its points are predictions, or the truth
+    landmarks: dict[str, str]  # names by abbreviation
+    images: list[Shown]
+    others: dict[int, dict]  # records that are saved as they are, by their place
+    folder: Path  # of the images
+    out: Path  # the page, if nothing else is said
+    unit: str = "mm"
+    threshold: float = 2.0  # of the SDR in the table, in that unit
+    notes: Sequence[str] = ()
+    checkpoint: Path | None = None  # of the run
+
+
+# --- What a source is ------------------------------------------------------------------------------
+
+
+def read_source(source: Path, images: Path | None, split: str | None) -> list[Review]:
+    """The pages of a source. Raises UserError for one that is neither predictions nor a data set."""
+    if source.is_dir():
+        sets = {file.parent.name: file for file in sorted(source.glob("*/predictions.csv"))}
+        if (source / "predictions.csv").exists():
+            return [read_predicted(source / "predictions.csv", images, split)]
+        if sets:
+            check_names([split] if split else [], sets, "test set")
+            return [read_predicted(file, images, None) for name, file in sets.items() if split in (None, name)]
+        if (source / "json" / "data.json").exists():
+            return [read_data_set(source / "json" / "data.json", images, split)]
+        raise UserError(f"{source} holds neither predictions.csv nor json/data.json; give a run or a data set")
+    if not source.exists():
+        raise UserError(f"{source} does not exist; give a run, its test folder, a predictions.csv, or a data set")
+    read = {".csv": read_predicted, ".json": read_data_set}.get(source.suffix.lower())
+    if read is None:
+        raise UserError(f"{source} is neither a predictions.csv nor a data.json")
+    return [read(source, images, split)]
+
+
+def read_data_set(file: Path, images: Path | None, split: str | None) -> Review:
+    """A data.json; points with a score were predicted.
+
+    Raises UserError for what main.py would refuse, but for a point outside its image: here it can be mended.
+    """
+    home = file.parent.parent if file.parent.name == "json" else file.parent
+    folder, content = images or home / "imgs", read_json(file)
+    try:
+        count = len(content[0]["points"])
+    except (LookupError, TypeError):
+        count = 1  # read_annotation says what is wrong
+    abbreviations, names, _ = read_annotation(Config(img_dir=str(folder), json_path=str(file), num_landmarks=count))
+    places = choose(content, split, file)
+    paths = find_images(file, folder, [content[place]["imagePath"] for place in places])
+    shown, scored = [], False
+    for place, path in zip(places, paths, strict=True):
+        table = {point["pointAbbreviation"]: point.get("score") for point in content[place]["points"]}
+        score = [value if isinstance(value, int | float) else None for value in map(table.get, abbreviations)]
+        scored = scored or any(value is not None for value in score)
+        shown.append(Shown(path, content[place], place, score=score))
+    others = {place: record for place, record in enumerate(content) if place not in set(places)}
+    title = f"{file.parent.parent.resolve().name if file.parent.name == 'json' else file.name} {split or ''}".strip()
+    landmarks = dict(zip(abbreviations, names, strict=True))
+    return Review(title, scored, landmarks, shown, others, folder, home / "review.html")
+
+
+def read_predicted(file: Path, images: Path | None, split: str | None) -> Review:
+    """A predictions.csv; the config.json of its run says where images and data.json are. Raises UserError."""
+    with expecting(file, "a predictions.csv, with the columns image,landmark,x,y,x_true,y_true,error_mm,score"):
+        names, abbreviations, columns, unit = read_predictions(file)
+        found, truth = (np.stack([columns[x], columns[y]], -1) for x, y in (("x", "y"), ("x_true", "y_true")))
+        score = columns["score"]
+    rows = [row[:2] for row in read_csv(file)[1:]]
+    if rows != [[name.strip(), abbreviation.strip()] for name in names for abbreviation in abbreviations]:
+        raise UserError(f"{file}: its rows are not those of each image, one after another; write it anew by main.py")
+    run_dir = next((folder for folder in (file.parent, file.parent.parent) if (folder / "config.json").exists()), None)
+    settings = read_settings(run_dir / "config.json") if run_dir else {}
+    folder = images or (Path(settings["img_dir"]) if settings.get("img_dir") else None)
+    if folder is None:
+        raise UserError(f"{file} has no config.json beside it; give the folder of its images with --images")
+    records, landmarks, notes = known_records(file, settings, abbreviations)
+    spacing = spacings(columns["error"], np.linalg.norm(found - truth, axis=-1), unit)
+    paths = find_images(file, folder, names)
+    shown = []
+    for i, (name, path) in enumerate(zip(names, paths, strict=True)):
+        points = dict(zip(abbreviations, map(plain, found[i]), strict=True))
+        record = correctable(records[name], points) if name in records else make_record_of(name, points, landmarks)
+        own = record.get("spacing") if unit == "mm" and spacing[i] is None else spacing[i]
+        true = list(map(plain, truth[i])) if np.isfinite(truth[i]).any() else None
+        scores = [None if math.isnan(value) else float(value) for value in score[i]]
+        shown.append(Shown(path, record, i, true, scores, own))
+    chosen = choose([image.record for image in shown], split, file)
+    where = file.parent.resolve()
+    title = f"{where.parent.name} {where.name}" if run_dir and run_dir != file.parent else where.name
+    checkpoints = [run_dir / name for name in ("best.pt", "last.pt") if (run_dir / name).exists()] if run_dir else []
+    return Review(
+        title, True, landmarks, [shown[i]._replace(place=place) for place, i in enumerate(chosen)], {}, folder,
+        file.parent / "review.html", unit, float(settings.get("sdr_thresholds", Config.sdr_thresholds)[0]), notes,
+        checkpoints[0] if checkpoints else None,
+    )  # fmt: skip
+
+
+def known_records(
+    file: Path, settings: Mapping[str, Any], abbreviations: Sequence[str]
+) -> tuple[dict[str, dict], dict[str, str], list[str]]:
+    """What a data.json knows of predicted images: records by image, names by abbreviation, and a note if there is none.
+
+    It stands beside the predictions, or is that of the run; records with other landmarks are not taken.
+    """
+    places = [file.parent / "json" / "data.json", *[Path(settings[k]) for k in ("json_path",) if settings.get(k)]]
+    source = next((place for place in places if place.exists()), None)
+    names = {abbreviation: abbreviation for abbreviation in abbreviations}
+    try:
+        if source is None:
+            raise UserError(f"{places[-1]} does not exist")
+        content = read_json(source)
+        with expecting(source, "a list of records"):
+            records = {record["imagePath"]: record for record in content}
+        tables = {name: read_points(f"{source}: image {name}", record) for name, record in records.items()}
+    except UserError as error:
+        return {}, names, [f"{error}: the predictions are shown without what it says of points and images"]
+    fitting = {name: record for name, record in records.items() if set(tables[name]) == set(abbreviations)}
+    for name in fitting:
+        names |= {a: str(point.get("pointName") or "").strip() or a for a, point in tables[name].items()}
+        break
+    return fitting, names, []
+
+
+def correctable(record: dict, points: Mapping[str, list[float] | None]) -> dict:
+    """A record with other points, everything else that it says kept."""
+    moved = []
+    for point in record["points"]:
+        x, y = points[point["pointAbbreviation"]] or (None, None)
+        moved.append(point | {"X": x, "Y": y} | ({"visible": True} if "visible" in point else {}))
+    return record | {"points": moved}
+
+
+def make_record_of(name: str, points: Mapping[str, list[float] | None], landmarks: Mapping[str, str]) -> dict:
+    """A record of an image of which no data.json knows."""
+    record = make_record(name, dict.fromkeys(points), landmarks)
+    return correctable(record, points)
+
+
+def spacings(errors: np.ndarray, distances: np.ndarray, unit: str) -> list[float | None]:
+    """mm per px of each image, as the report counted: errors over distances in px (I, N); 1 where errors are in px.
+
+    Where an image has no error it is the median of the others; none if there is no other.
+    """
+    if unit == "px":
+        return [1.0] * len(errors)
+    known = np.isfinite(errors) & (distances > 0)
+    lengths = np.where(known, distances, 0).sum(1)
+    values = np.divide(np.where(known, errors, 0).sum(1), lengths, out=np.full(len(errors), np.nan), where=lengths > 0)
+    common = float(np.nanmedian(values)) if np.isfinite(values).any() else None
+    return [common if math.isnan(value) else float(value) for value in values]
+
+
+def plain(point: np.ndarray) -> list[float] | None:
+    """A point as numbers; none for nan."""
+    return [float(value) for value in point] if np.isfinite(point).all() else None
+
+
+def choose(records: Sequence[Mapping[str, Any]], split: str | None, file: Path) -> list[int]:
+    """Places of the records of a split, of all without one. Raises UserError if there are none."""
+    known = dict.fromkeys(str(record["split"]) for record in records if record.get("split"))
+    if split and not known:
+        raise UserError(f"{file}: its records name no split; leave --split out")
+    check_names([split] if split else [], known, f"split in {file}:")
+    return [place for place, record in enumerate(records) if split in (None, record.get("split"))]
+
+
+def find_images(file: Path, folder: Path, names: Sequence[str]) -> list[Path]:
+    """The image files of a folder, whatever the case of their names. Raises UserError that names the first absent."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; give that of the images with --images")
+    files = Images(folder)
+    paths = {name: folder / name if (folder / name).is_file() else files.find(name) for name in names}
+    absent = [name for name, path in paths.items() if path is None]
+    if absent:
+        more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+        are = "are" if more else "is"
+        raise UserError(f"{file}: {absent[0]}{more} {are} not in {folder}; give the folder of the images with --images")
+    return [path for path in paths.values() if path is not None]
