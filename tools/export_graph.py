@@ -60,25 +60,26 @@ def resample(
     ratio = torch.where(large, shrunk / size, torch.ones_like(size))  # of what the first step leaves
     shrinks = (scale * ratio > 1 - 1e-6).all() & (scale * ratio > 1 + 1e-6).any()  # ONNX keeps 1 - 1e-9 as 1
     plain = (torch.isclose(scale, size / network) & torch.isclose(offset, 0.5 * scale - 0.5, atol=1e-9)).all()
+    stretched = not config.keep_aspect and tuple(config.crop) == (0, 0, 1, 1)  # whatever the image: nothing is warped
     first, second = [], []
     for axis, length in enumerate((config.width, config.height)):
         n, s, o, r = size[axis], scale[axis], offset[axis], ratio[axis]
         share = config.crop[axis + 2] - config.crop[axis]
         most = 2 * max(length, round(length / share))  # rows that the first step makes of an image of any shape
         rows, halves = (torch.arange(count, dtype=torch.float64, device=size.device) for count in (most, 2 * length))
-        areas = overlaps(rows, n / shrunk[axis], pixels[axis]) * (rows < shrunk[axis])[:, None]
-        resized = overlaps(rows, n / length, pixels[axis])
-        twofold, single = (
-            drawn(0.5 * s, o - 0.25 * s, rows, pixels[axis], axis == 0),
-            drawn(s, o, rows, pixels[axis], axis == 0),
-        )
-        warped = torch.where(shrinks, twofold, single)
-        first.append(torch.where(large, areas, torch.where(plain, resized, warped)).float())
-
-        crops = drawn(0.5 * s * r, (o - 0.25 * s + 0.5) * r - 0.5, halves, rows, axis == 0)
-        same, pairs = (halves[:, None] == rows).double(), (torch.floor(halves / 2)[:, None] == rows).double()
+        same, pairs = (halves[:, None] == rows).float(), (torch.floor(halves / 2)[:, None] == rows).float()
+        cells = torch.where(large, shrunk[axis], torch.full_like(n, length))
+        resized = overlaps(rows, n / cells, pixels[axis]) * (rows < cells)[:, None]
+        if stretched:
+            first.append(resized.float())
+            second.append(torch.where(large, same, pairs))
+            continue
+        step, start = torch.where(shrinks, 0.5 * s, s), torch.where(shrinks, o - 0.25 * s, o)
+        warped = drawn(step, start, rows, pixels[axis], axis == 0)
+        first.append(torch.where(large | plain, resized, warped).float())
+        crops = drawn(0.5 * s * r, (o - 0.25 * s + 0.5) * r - 0.5, halves, rows, axis == 0).float()
         twice = large | (shrinks & ~plain)  # whether the first step has made twice the input's size
-        second.append(torch.where(large & ~plain, crops, torch.where(twice, same, pairs)).float())
+        second.append(torch.where(large & ~plain, crops, torch.where(twice, same, pairs)))
 
     by_area = large | (plain & shrinks)
     quarters = by_area & (size == 2 * torch.where(large, shrunk, network)).all()  # OpenCV rounds these halves up
