@@ -5,7 +5,7 @@ px. The angles and distances of cephalograms are defined in cephalometry.py.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,7 @@ class Measured(NamedTuple):
     names: tuple[str, ...]  # M measures, with their unit
     predicted: np.ndarray  # (I, M), nan where a landmark is missing
     true: np.ndarray  # (I, M)
-    figures: dict[str, float]  # of the set, by name
+    figures: dict[str, Any]  # of the set, by name: numbers, or numbers by measure
     sources: tuple[str, ...] = ()  # definition and source of each measure
     classes: Mapping[str, tuple[np.ndarray, np.ndarray]] = {}  # names (I,) of predicted and true class, by measure
 
@@ -66,8 +66,7 @@ def measure_cephalograms(
             if known.any():
                 classes[each.title] = pair
                 rates[each.name] = 100 * float(np.mean((pair[0] == pair[1])[known]))
-    figures = {"same class (%)": float(np.mean(list(rates.values())))} if rates else {}
-    figures |= {f"{name} (%)": rate for name, rate in rates.items()}
+    figures = {"same class (%)": {"mean": float(np.mean(list(rates.values()))), **rates}} if rates else {}
     sources = tuple(f"{each.definition} ({each.source})" for each in measures)
     return Measured(tuple(each.title for each in measures), predicted, true, figures, sources, classes)
 

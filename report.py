@@ -257,7 +257,12 @@ def write_measurement_sheets(book, names, measured: Measured) -> None:
     write_row(sheet, 0, list(columns), BOLD)
     for row, values in enumerate(zip(*columns.values(), strict=True), 1):
         write_row(sheet, row, values)
-    for row, (name, value) in enumerate(measured.figures.items(), len(names) + 2):
+    flat = [
+        (f"{name}, {key}" if key else name, value)
+        for name, figure in measured.figures.items()
+        for key, value in (figure.items() if isinstance(figure, dict) else [("", figure)])
+    ]
+    for row, (name, value) in enumerate(flat, len(names) + 2):
         write_row(sheet, row, [name, value], PRECISE)
     sheet.col(0).width = 256 * 30
 
@@ -304,7 +309,12 @@ def summary_table(summary: Mapping[str, Any], thresholds: Sequence[float]) -> st
         )
     measured = summary.get("measurements", {})
     many = sum(name.startswith(MEAN_ERROR) for name in measured) > 5  # then they stand in results.xls alone
-    shown = [f"{name} {value:.4g}" for name, value in measured.items() if not (many and name.startswith(MEAN_ERROR))]
+    shown = [
+        f"{name} "
+        + (", ".join(f"{k} {v:.4g}" for k, v in value.items()) if isinstance(value, dict) else f"{value:.4g}")
+        for name, value in measured.items()
+        if not (many and name.startswith(MEAN_ERROR))
+    ]
     if shown:
         lines.append("measured: " + "; ".join(shown))
     return "\n".join(lines)
