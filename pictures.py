@@ -168,7 +168,7 @@ def draw_error_curves(
     for place, (name, errors) in enumerate(flat.items()):
         style = styles[place % len(styles)] if name in runs else grey[(place - len(runs)) % 2]
         shares = 100 * np.arange(len(errors) + 1) / len(errors)
-        label = f"{name}: {errors.mean():.2f} {unit}"
+        label = f"{plain_text(name)}: {errors.mean():.2f} {unit}"
         axis.step([0, *errors], shares, where="post", label=label, linewidth=1.5, **style)
     axis.set(xlim=(0, limit), ylim=(0, 101), xlabel=f"radial error ({unit})", ylabel="points within it (%)")
     axis.legend(loc="lower right", title="MRE", fontsize=8 if len(flat) < 12 else 6, alignment="left")
@@ -176,6 +176,11 @@ def draw_error_curves(
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
+
+
+def plain_text(name: str) -> str:
+    """A name as it stands: matplotlib takes what is between dollars for a formula, and leaves out a label of _."""
+    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
 def draw_differences(
@@ -197,7 +202,7 @@ def draw_differences(
             axis.plot(middle, rows, "o", color=colour, markersize=4)
         axis.set_yticks(range(len(order)), [landmarks[n] for n in order], fontsize=7)
         axis.set(ylim=(-0.7, len(order) - 0.3), xlabel=f"difference of MRE ({unit})")
-        axis.set_title(f"{title}\nsure (orange): {int(sure.sum())} of {len(order)}", fontsize=9)
+        axis.set_title(f"{plain_text(title)}\nsure (orange): {int(sure.sum())} of {len(order)}", fontsize=9)
         axis.xaxis.set_major_locator(MaxNLocator(6))
         axis.grid(axis="x", alpha=0.3)
     figure.tight_layout()

@@ -84,7 +84,7 @@ def read_predictions(path: Path) -> tuple[list[str], list[str], dict[str, np.nda
 def read_rows(path: Path) -> list[dict[str, str]]:
     """The rows of a csv file, at least one, each with a cell per column. Raises UserError."""
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(path, newline="", encoding="utf-8-sig") as file:  # Excel begins a file with a mark
             head, *rows = list(csv.reader(file, strict=True)) or [[]]
     except (csv.Error, ValueError) as error:
         raise UserError(f"{path} cannot be read as csv in UTF-8 ({error}); give the predictions.csv of a run") from None

@@ -202,8 +202,12 @@ def paired_difference(errors: np.ndarray, others: np.ndarray, seed: int = 0, res
     if not len(differences):
         return dict.fromkeys(("difference", "low", "high"), math.nan)
     sums, counts = np.nansum(differences, axis=1), np.isfinite(differences).sum(axis=1)
-    samples = np.random.default_rng(seed).choice(len(sums), (resamples, len(sums)))
-    low, high = np.percentile(sums[samples].sum(1) / counts[samples].sum(1), (2.5, 97.5))
+    generator, means = np.random.default_rng(seed), []
+    step = max(1, 2_000_000 // len(sums))  # resamples at a time: 50 MB
+    for start in range(0, resamples, step):
+        samples = generator.choice(len(sums), (min(step, resamples - start), len(sums)))
+        means.append(sums[samples].sum(1) / counts[samples].sum(1))
+    low, high = np.percentile(np.concatenate(means), (2.5, 97.5))
     return {"difference": float(sums.sum() / counts.sum()), "low": float(low), "high": float(high)}
 
 

@@ -6,7 +6,7 @@ import xlrd
 from made_runs import ABBREVIATIONS, ERRORS, IMAGES, NAMES, TRUTH, numbers, rows_of, write_run
 from PIL import Image
 
-from pictures import draw_error_curves
+from pictures import draw_differences, draw_error_curves
 from utils import error_figures, paired_difference
 
 
@@ -151,3 +151,14 @@ def test_a_curve_passes_through_its_shares(tmp_path, monkeypatch):
     (line,) = (line for line in drawn["figure"].axes[0].lines if line.get_label() == "a: 2.00 mm")
     assert line.get_drawstyle() == "steps-post"
     assert np.allclose(line.get_xydata(), [[0, 0], [1, 100 / 3], [2, 200 / 3], [3, 100]])
+
+
+def test_a_name_is_drawn_as_it_stands(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr("pictures.pyplot.close", lambda figure: drawn.update(figure=figure))
+    errors = {name: np.array([[1.0, 3.0]]) for name in ("x$_{$", "_under")}
+    draw_error_curves(errors, {}, (2.0,), "mm", tmp_path / "curves.png")
+    labels = [text.get_text() for text in drawn["figure"].axes[0].get_legend().get_texts()]
+    assert labels == [r"x\$_{\$: 2.00 mm", " _under: 2.00 mm"]
+    panels = {"a$\nagainst b$": (np.array([[0.1, 0.0, 0.2]]), np.array([True]))}
+    draw_differences(["A"], panels, "mm", tmp_path / "differences.png")

@@ -107,3 +107,23 @@ def test_what_is_no_run_or_says_nothing_is_refused_in_one_line(run_compare, tmp_
         status, output = run_compare(*arguments)
         assert status == 2 and output.startswith(f"error: {message}") and output.count("\n") == 1, output
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_of_another_test_set_than_the_one_asked_for_is_refused(run_compare, tmp_path):
+    run = write_run(tmp_path / "a", ERRORS, test_set="test1")
+    for place in (run / "test1", run / "test1" / "predictions.csv"):
+        status, output = run_compare(place, "--set", "test2")
+        assert status == 2 and output == f"error: {place} is of the test set test1, not test2; leave out --set\n"
+
+
+def test_a_file_that_excel_has_saved_is_read(run_compare, tmp_path):
+    run = write_run(tmp_path / "a", ERRORS)
+    path = run / "test" / "predictions.csv"
+    path.write_text(path.read_text(encoding="utf-8"), encoding="utf-8-sig")
+    assert run_compare(run)[0] == 0
+
+
+def test_a_place_for_the_files_that_cannot_be_made_is_refused_before_the_work(run_compare, tmp_path):
+    run = write_run(tmp_path / "a", ERRORS)
+    status, output = run_compare(run, run, "--out", run / "config.json" / "out")
+    assert status == 2 and output.startswith("error: --out ") and "cannot be made" in output

@@ -187,10 +187,14 @@ def landmark_lines(table: Table, pairs: Table, unit: str) -> list[str]:
 # --- Files ---------------------------------------------------------------------------------------
 
 
-def check_out(out: Path) -> None:
-    """Refuse a place for the files that is taken. Raises UserError."""
+def make_out(out: Path) -> None:
+    """Make the folder of the files, before the work. Raises UserError for a place that is taken or forbidden."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already and is not empty; choose another --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be made ({error.strerror}); choose another") from None
 
 
 def write_tables(out: Path, tables: Mapping[str, Table], settings: Mapping[str, Any]) -> None:
@@ -227,7 +231,7 @@ def describe_settings(runs: Sequence[Run], options: argparse.Namespace, exclude:
     }  # fmt: skip
     for run in runs:
         settings[f"{run.label}: predictions"] = str(run.path)
-        if "argv" in run.provenance:
+        if isinstance(run.provenance.get("argv"), list):
             settings[f"{run.label}: command"] = shlex.join(["python", *map(str, run.provenance["argv"])])
             settings[f"{run.label}: commit"] = str(run.provenance.get("commit", "unknown"))
     return settings
@@ -236,7 +240,6 @@ def describe_settings(runs: Sequence[Run], options: argparse.Namespace, exclude:
 def compare(options: argparse.Namespace) -> None:
     """The whole comparison: read, print, write. Raises UserError."""
     out = options.out or Path("runs") / f"comparison-{time.strftime('%Y%m%d-%H%M%S')}"
-    check_out(out)
     runs = read_runs(options.runs, options.set, options.names or ())
     first, unit = runs[0], runs[0].unit
     settings = first.provenance.get("settings", {})
@@ -245,6 +248,7 @@ def compare(options: argparse.Namespace) -> None:
     errors, notes = shared_errors(runs, options.part, exclude)
     shared = np.isfinite(errors[first.label])
     readers, more = reader_rows(first, shared, options.data)
+    make_out(out)
     notes += more
     images = int(shared.any(1).sum())
     least = max(2.0 ** (1 - images), 1 / (options.resamples + 1))
@@ -264,7 +268,9 @@ def compare(options: argparse.Namespace) -> None:
         for n in np.flatnonzero(shared.any(0))
     ]
     described = describe_settings(runs, options, exclude)
-    print(f"{first.path.parent.name}, {options.part} ({described['part']}); in brackets the 95 % interval over images")
+    print(
+        f"{first.path.resolve().parent.name}, {options.part} ({described['part']}); in brackets the 95 % interval over images"
+    )
     print(run_lines(table, thresholds, unit))
     if pairs:
         count = f"{len(pairs)} pairs" if len(pairs) > 1 else "1 pair"
@@ -275,7 +281,6 @@ def compare(options: argparse.Namespace) -> None:
     for note in notes:
         print(f"note: {note}")
 
-    out.mkdir(parents=True, exist_ok=True)
     tables = {"comparison": table, "pairs": pairs, "landmarks": landmarks, "landmark_pairs": landmark_pairs}
     write_tables(out, tables, described)
     draw_error_curves(errors, readers, thresholds, unit, out / "curves.png")

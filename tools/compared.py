@@ -57,10 +57,11 @@ def find_predictions(place: Path, test_set: str | None) -> Path:
 
     Of several test sets the one asked for, else test.
     """
-    if place.is_file():
-        return place
-    if (place / "predictions.csv").is_file():
-        return place / "predictions.csv"
+    own = place if place.is_file() else place / "predictions.csv"
+    if own.is_file():
+        if test_set not in (None, own.resolve().parent.name):
+            raise UserError(f"{place} is of the test set {own.resolve().parent.name}, not {test_set}; leave out --set")
+        return own
     found = {path.parent.name: path for path in sorted(place.glob("*/predictions.csv"))}
     if not found:
         raise UserError(f"{place} holds no predictions.csv; give a run that was tested, or one of its test sets")
