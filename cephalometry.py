@@ -128,9 +128,9 @@ MEASURES = (
     Measure("SN-GoGn", "degrees", ("S", "N", "Go", "Gn"), lambda s, n, go, gn: turn(n - s, gn - go),
             "S-N to Go-Gn; the challenge calls it FMA or FHA", "Steiner 1953",
             (26.8, 31.4), ("low angle", "normal", "high angle")),
-    # the challenge leaves 0 to 2 mm without a class, edge to edge being 0 itself
     Measure("MW", "mm", ("Is1u", "Is1l"), modified_wits,
-            "Is1u to Is1l, below 0 where Is1l is ahead", "Wang et al. 2016",
+            "Is1u to Is1l, below 0 where Is1l is ahead; 0 to 2 mm, without a class in the challenge, are edge to edge",
+            "Wang et al. 2016",
             (0.0, 2.0, 4.5), ("anterior crossbite", "edge to edge", "normal", "large overjet")),
     # jaws
     Measure("FMA", "degrees", ("P", "Or", "Go", "Me"), lambda p, o, go, me: turn(o - p, me - go),

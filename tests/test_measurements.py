@@ -99,6 +99,7 @@ def test_the_classification_success_rate_counts_images_of_the_class_of_their_tru
     measured = measure("cephalogram", JAWS, found, truth, [(100, 100)] * 3, [0.5] * 3)
     rates = dict(measured.figures["same class (%)"])
     assert rates["ANB"] == pytest.approx(200 / 3) and rates["SNB"] == 100
+    assert measured.figures["mean over classes (%)"]["ANB"] == pytest.approx(75)  # half of class I, all of class II
     assert rates.pop("mean") == pytest.approx(np.mean(list(rates.values()))) and len(rates) == 4
     assert [pair.tolist() for pair in measured.classes["ANB (degrees)"]] == [
         ["class III", "class I", "class II"], ["class I", "class I", "class II"],
