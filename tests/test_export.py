@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import METHOD_SETTINGS, tiny_config
+from conftest import METHOD_SETTINGS, make_records, tiny_config, write_records
 from PIL import Image
 from torch.utils.data import default_collate
 
@@ -38,12 +38,22 @@ def save_trained(folder: Path, method: str, steps: int = 40, **settings) -> Path
     return folder / "best.pt"
 
 
+@pytest.fixture(scope="module", params=METHODS)
+def trained(request, tmp_path_factory) -> Path:
+    """The checkpoint of each method in turn, beside its data set."""
+    folder = tmp_path_factory.mktemp(request.param)
+    write_records(folder, make_records(folder))
+    return save_trained(folder, request.param)
+
+
 @pytest.mark.parametrize("kind", export.FORMATS)
-@pytest.mark.parametrize("method", METHODS)
-def test_an_exported_graph_finds_what_the_method_finds(dataset, method, kind, monkeypatch, capsys):
-    path = save_trained(dataset, method)
-    out = dataset / "graph"
-    words = ["export", path, "--format", kind, "--out", out, "--images", dataset / "imgs"]
+def test_an_exported_graph_finds_what_the_method_finds(trained, kind, tmp_path, monkeypatch, capsys):
+    dataset, out = trained.parent, tmp_path / "graph"
+    with Image.open(sorted((dataset / "imgs").iterdir())[0]) as first:  # other sizes: nothing of one is frozen
+        first.resize((300, 200)).save(tmp_path / "large.png")
+        first.crop((10, 0, 90, 70)).save(tmp_path / "small.png")
+    places = (dataset / "imgs", tmp_path / "large.png", tmp_path / "small.png")
+    words = ["export", trained, "--format", kind, "--out", out, "--images", *places]
     monkeypatch.setattr(sys, "argv", list(map(str, words)))
     assert export.main() == 0, capsys.readouterr().err
     assert "no landmark is more than" in capsys.readouterr().out
@@ -86,9 +96,13 @@ def test_a_graph_that_finds_other_landmarks_is_not_written(dataset, monkeypatch)
 
 def test_mistakes_end_in_one_line(dataset, monkeypatch, capsys):
     path = save_trained(dataset, "posenet", steps=1)
+    before = path.read_bytes()
     cases = {
         (path, "--images", dataset / "nothing"): "no image there",
         (path, "--checks", 0): "--checks must be at least 1",
+        (path, "--out", path): "exists already; remove it, or choose another --out",
+        (path, "--out", "."): "exists already",
+        (path, "--out", dataset / "none" / "a.onnx"): "is not a folder; make it, or choose another --out",
         (dataset / "none.pt",): "does not exist",
     }
     for words, message in cases.items():
@@ -96,6 +110,7 @@ def test_mistakes_end_in_one_line(dataset, monkeypatch, capsys):
         assert export.main() == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
+    assert path.read_bytes() == before
     monkeypatch.setattr(sys, "argv", ["export", str(path)])
     (dataset / "imgs").rename(dataset / "elsewhere")
     assert export.main() == 2

@@ -41,7 +41,7 @@ from images import read_image
 from methods import method_class
 from run_folder import read_checkpoint, source_commit
 from tools.export_graph import ImageToLandmarks
-from tools.predict import find_images
+from tools.films import find_images
 
 FORMATS = {"onnx": ".onnx", "torchscript": ".torchscript.pt"}
 TOLERANCE = 0.05  # px of the image
@@ -178,6 +178,10 @@ def seconds_of(predict: Predict, image: np.ndarray, repeats: int = 5) -> float:
 
 def export(checkpoint: str, kind: str, out: Path, places: Sequence[str], most: int) -> str:
     """Export, check and write; what to tell. Raises UserError where the graph differs, and leaves no file then."""
+    if out.exists():
+        raise UserError(f"{out} exists already; remove it, or choose another --out")
+    if not out.parent.is_dir():
+        raise UserError(f"--out {out}: {out.parent} is not a folder; make it, or choose another --out")
     if int(cv2.__version__.split(".")[0]) < 5:
         raise UserError("the graph repeats OpenCV 5 bit by bit, which is not there: pip install -U opencv-python")
     state = read_checkpoint(checkpoint)
@@ -230,6 +234,8 @@ def main() -> int:
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 
