@@ -37,7 +37,10 @@ def read_image(path: Path) -> np.ndarray:
         with Image.open(path) as file:
             upright = ImageOps.exif_transpose(file)
             if upright.mode.startswith(("I", "F")):
-                return stretch_intensities(np.asarray(upright))
+                deep = np.asarray(upright)
+                if not np.isfinite(deep).all():
+                    raise UserError(f"image {path} holds nan or infinite values; restore the file or remove its record")
+                return stretch_intensities(deep)
             return np.asarray(upright.convert("L" if upright.mode in ("1", "L", "LA") else "RGB"))
     except FileNotFoundError:
         raise UserError(f"image {path} does not exist; correct imagePath or img_dir") from None

@@ -27,7 +27,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 
 def draw_overlay(image: np.ndarray, landmarks: np.ndarray, truth: np.ndarray, caption: str) -> Image.Image:
     """The image with truth (blue) and detection (red) as dots and the error as a line; points in its px."""
-    scale = max(1.0, 1200 / image.shape[0])  # small pictures are enlarged, or the dots would hide the anatomy
+    # small pictures are enlarged, or the dots would hide the anatomy
+    scale = max(1.0, min(1200 / image.shape[0], 3000 / image.shape[1]))
     picture = Image.fromarray(image.astype(np.uint8)).convert("RGB")
     size = (round(picture.width * scale), round(picture.height * scale))
     picture = picture.resize(size, Image.Resampling.BILINEAR)
@@ -76,10 +77,10 @@ def draw_overlays(folder: Path, records: Sequence[Record], most: int) -> None:
     for rank, index in tqdm(chosen, "drawing overlays", leave=False, disable=None):
         name, mean = names[index], finite_mean(columns["error"][index])
         known = f"MRE {mean:.2f} {unit}" if math.isfinite(mean) else f"score {finite_mean(columns['score'][index]):.2f}"
-        caption = f"{name}   {known}   "
+        caption = f"{''.join(letter if letter.isprintable() else '?' for letter in name)}   {known}   "
         points = [np.stack([columns[x][index], columns[y][index]], -1) for x, y in (("x", "y"), ("x_true", "y_true"))]
         picture = draw_overlay(read_image(by_name[name].path), *points, caption)
-        picture.save(folder / "overlays" / f"{rank:03d}_{Path(name).stem}.png")
+        picture.save(folder / "overlays" / f"{rank:03d}_{Path(name).stem[:100]}.png")
 
 
 def spread_of_images(errors: np.ndarray, most: int) -> list[tuple[int, int]]:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from config import UserError
+
 # --- Frames --------------------------------------------------------------------------------------
 # An affine is a (..., 2, 3) array or tensor that maps points (x, y, 1) of one frame to (x, y) of another.
 
@@ -140,18 +142,22 @@ def solve_positive(matrix: Tensor, right: Tensor) -> Tensor:
     return rows[..., -1]
 
 
+class NotFinite(UserError, ValueError):
+    """What a network gives is nan or infinite, so nothing can be read off it."""
+
+
 def is_exporting() -> bool:
     """Whether tensors only pass through to record a graph, which can neither raise nor call other libraries."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def demand_finite(values: Tensor, what: str) -> None:
-    """Raise ValueError for values that are nan or infinite; not in a graph that is exported."""
+    """Raise NotFinite for values that are nan or infinite; not in a graph that is exported."""
     if is_exporting():
         return
     # the sum is quick; of finite values it may overflow
     if not values.sum().isfinite() and not values.isfinite().all():
-        raise ValueError(f"{what} hold nan or infinite values")
+        raise NotFinite(f"{what} hold nan or infinite values: the weights are spoilt; use an earlier checkpoint")
 
 
 # --- Errors --------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 import csv
 import json
 import math
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from config import Config, build_config
 from evaluate import Predictions
 from images import read_image
 from methods import create_detector, method_class
+from pictures import draw_overlay
 from report import read_predictions
 from run_folder import read_checkpoint, save_checkpoint
 from splits import load_data
@@ -117,6 +119,7 @@ def test_files_of_one_name_in_several_folders_stay_apart(trained_run, images, tm
         (["nothing.pt", "IMAGES", "--out", "OUT"], "checkpoint nothing.pt does not exist"),
         (["CHECKPOINT", "IMAGES", "--out", "IMAGES"], "exists already"),
         (["CHECKPOINT", "IMAGES", "--out", "OUT", "--batch_size", "0"], "setting batch_size: 0"),
+        (["CHECKPOINT", "IMAGES", "--out", "OUT", "--overlays", "-1"], "--overlays must be 0 or above"),
     ],
 )
 def test_mistakes_end_in_one_line(trained_run, images, tmp_path, monkeypatch, capsys, arguments, message):
@@ -217,4 +220,59 @@ def test_measurements_use_the_ruler_that_was_found(tmp_path):
         path = tmp_path / "measurements.csv"
         assert predict.write_measurements(path, config, predictions, [record], state)
         with open(path, newline="", encoding="utf-8") as file:
-            assert list(csv.reader(file)) == [["image", "MW (mm)"], ["a.png", expected]]
+            rows = list(csv.reader(file))
+        assert rows == [["image", "mm per px", "MW (mm)"], ["a.png", "0.2" if expected else "", expected]]
+
+
+def test_one_image_without_a_ruler_leaves_the_others_their_millimetres(tmp_path, capsys):
+    names = ["R1", "R2", "Is1u", "Is1l", "N", "S"]
+    points = np.array([[0, 0], [0, 50], [83, 60], [80, 64], [70, 0], [0, 0]], float)
+    flat = points.copy()
+    flat[1] = flat[0]
+    blank = np.full((6, 2), math.nan), np.zeros(6, bool)
+    records = [Record(f"{size}.png", tmp_path, *blank, size=(size, size)) for size in (100, 101)]
+    unknown = np.full((2, 6, 2), math.nan)
+    predictions = Predictions(
+        ["100.png", "101.png"], np.stack([points, flat]), unknown, np.ones((2, 6)), np.full(2, math.nan)
+    )
+    state = {"abbreviations": names, "names": names}
+    assert predict.write_measurements(tmp_path / "measurements.csv", Config(), predictions, records, state)
+    with open(tmp_path / "measurements.csv", newline="", encoding="utf-8") as file:
+        assert [row[1:] for row in csv.reader(file)][1:] == [["0.2", "1.000"], ["", ""]]
+    assert capsys.readouterr().err.startswith("no distances in mm: image 101.png and all others of 101 x 101 px")
+
+
+def test_odd_names_and_spoilt_images_stop_nothing(trained_run, images, tmp_path, monkeypatch, capsys):
+    films = tmp_path / "films"
+    films.mkdir()
+    first = sorted(images.iterdir())[0]
+    for name in ("line\nbreak.png", "x" * 240 + ".png"):
+        shutil.copy(first, films / name)
+    (films / "nowhere.png").symlink_to(tmp_path / "nothing")
+    deep = np.asarray(Image.open(first), np.float32)
+    deep[3, 4] = math.nan
+    Image.fromarray(deep).save(films / "nan.tif")
+    with open(os.fsencode(films) + b"/bad\xff.png", "wb") as file:
+        file.write(first.read_bytes())
+    assert call(monkeypatch, trained_run / "best.pt", films, "--out", tmp_path / "out") == 1
+    assert len(landmarks_of(tmp_path / "out")) == 2 and len(list((tmp_path / "out" / "overlays").iterdir())) == 2
+    errors = capsys.readouterr().err
+    skipped = (tmp_path / "out" / "skipped.txt").read_text(encoding="utf-8")
+    for reason in ("name is not UTF-8", "holds nan or infinite values", "cannot be read (No such file or directory)"):
+        assert reason in errors and reason in skipped
+
+
+def test_weights_that_are_nan_end_in_one_line(dataset, tmp_path, monkeypatch, capsys):
+    path = save_untrained(tmp_path / "a.pt", dataset)
+    state = read_checkpoint(path)
+    for weights in state["model"].values():
+        weights.fill_(math.nan) if weights.is_floating_point() else None
+    save_checkpoint(path, state)
+    assert call(monkeypatch, path, dataset / "imgs", "--out", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert "hold nan or infinite values: the weights are spoilt" in error and not (tmp_path / "out").exists()
+
+
+def test_a_wide_low_image_has_an_overlay_of_bounded_size():
+    point = np.full((1, 2), 1.0)
+    assert max(draw_overlay(np.zeros((3, 2000), np.uint8), point, point, "a").size) <= 3000

@@ -268,9 +268,8 @@ def compare(options: argparse.Namespace) -> None:
         for n in np.flatnonzero(shared.any(0))
     ]
     described = describe_settings(runs, options, exclude)
-    print(
-        f"{first.path.resolve().parent.name}, {options.part} ({described['part']}); in brackets the 95 % interval over images"
-    )
+    name = first.path.resolve().parent.name
+    print(f"{name}, {options.part} ({described['part']}); in brackets the 95 % interval over images")
     print(run_lines(table, thresholds, unit))
     if pairs:
         count = f"{len(pairs)} pairs" if len(pairs) > 1 else "1 pair"

@@ -12,12 +12,12 @@ checkpoints, of the same or of different methods, give the mean of their landmar
     DIR/config.json        settings, command, commit, hardware; DIR/skipped.txt: what could not be read, and why
 
 An image that cannot be read is named and left out; the exit status is then 1. Uncertainties are px of the image file:
-vote_spread of the method noothout, ensemble_spread of several checkpoints.
+vote_spread of the method noothout, ensemble_spread of several checkpoints. measurements.csv tells the mm per px that it
+took: a DICOM file's, else --spacing, else as the checkpoint; data.json has the first two.
 """
 
 import argparse
 import csv
-import glob
 import json
 import math
 import os
@@ -30,21 +30,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
 
-import dicom
 from annotation import Record, read_spacing
 from config import Config, UserError, build_config
-from data import Sample, limit_threads, make_sample, shrink_for_network
+from data import Sample, limit_threads
 from evaluate import Predictions, gather_predictions, predict_batch, prepare_detector
-from images import ENDINGS, read_image, stretch_intensities
 from machine import resolve_device
 from measurements import measure
-from methods import method_class
+from methods import load_detector, method_class
 from pictures import draw_overlays
 from report import write_predictions
 from run_folder import read_checkpoint, write_provenance, write_text
+from tools.films import ImageFiles, Unread, find_images
 
 
 class Member(NamedTuple):
@@ -52,76 +51,6 @@ class Member(NamedTuple):
 
     state: dict[str, Any]
     config: Config
-
-
-# --- Images ---------------------------------------------------------------------------------------------
-
-
-def find_images(places: Sequence[str]) -> list[Path]:
-    """The image files of files, folders and patterns, each once. Raises UserError for a place without any."""
-    files: dict[Path, None] = {}
-    for place in places:
-        path = Path(place)
-        if path.is_dir():
-            found = [p for p in sorted(path.rglob("*")) if p.is_file() and looks_like_image(p)]
-        elif path.exists():
-            found = [path]
-        else:
-            found = [Path(name) for name in sorted(glob.glob(place, recursive=True)) if Path(name).is_file()]
-        if not found:
-            raise UserError(f"{place}: no image there; give files, folders or patterns of {', '.join(ENDINGS)}")
-        files |= dict.fromkeys(Path(os.path.abspath(p)) for p in found)  # links keep their names
-    return list(files)
-
-
-def looks_like_image(path: Path) -> bool:
-    """Whether a file of a folder is meant: by its ending, or a DICOM file that has none."""
-    return path.suffix.lower() in ENDINGS or (not path.suffix and dicom.is_dicom(path))
-
-
-class Unread(NamedTuple):
-    """An image that cannot be read."""
-
-    path: Path
-    reason: str
-
-
-class ImageFiles(Dataset):
-    """Images that nobody has annotated: of each its record, and the samples (all views) for each member; or Unread."""
-
-    def __init__(self, files: Sequence[Path], names: Sequence[str], configs: Sequence[Config], spacing: float) -> None:
-        self.files, self.names, self.configs, self.spacing = files, names, configs, spacing
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> tuple[Record, list[list[Sample]]] | Unread:
-        path = self.files[index]
-        try:
-            image, spacing = read_with_spacing(path)
-        except UserError as error:
-            return Unread(path, str(error))
-        count = self.configs[0].num_landmarks
-        record = Record(
-            name=self.names[index], path=path, landmarks=np.full((count, 2), math.nan),
-            occluded=np.zeros(count, bool), size=(image.shape[1], image.shape[0]),
-        )  # fmt: skip
-        samples = []  # without a spacing: so what is measured stays in px
-        for config in self.configs:
-            small = shrink_for_network(config, image)
-            samples.append([make_sample(config, record, image=small, view=view) for view in range(config.views)])
-        return replace(record, spacing=self.spacing if math.isnan(spacing) else spacing), samples
-
-
-def read_with_spacing(path: Path) -> tuple[np.ndarray, float]:
-    """An image as images.read_image gives it, and mm per px where its file says, else nan. Raises UserError."""
-    try:
-        if path.stat().st_size and dicom.is_dicom(path):
-            content = dicom.read(path)
-            return stretch_intensities(content.image), math.nan if content.spacing is None else content.spacing
-    except OSError as error:
-        raise UserError(f"image {path} cannot be read ({error.strerror})") from None
-    return read_image(path), math.nan
 
 
 # --- Prediction -----------------------------------------------------------------------------------------
@@ -145,23 +74,25 @@ def predict_images(members: Sequence[Member], loader: DataLoader) -> tuple[Predi
     """The predictions of the images of a loader that can be read, their records, and the others.
 
     Of several members the mean; in measures also "ensemble_spread", the root of their mean squared distance from it.
+    Prints what is odd about a file, the first of many.
     """
     device = resolve_device(members[0].config.device)
     detectors = [prepare_detector(member.state, member.config, device) for member in members]
     order = members[0].state["abbreviations"]
     columns = [[member.state["abbreviations"].index(name) for name in order] for member in members]
-    results, unread = [], []
+    results, unread, notes = [], [], []
     bar = tqdm(total=len(loader.dataset), desc="predicting", unit="image", disable=None)
     for items in loader:
         unread += [item for item in items if isinstance(item, Unread)]
         good = [item for item in items if not isinstance(item, Unread)]
         found, figures = [], []
         for number, (detector, member) in enumerate(zip(detectors, members, strict=True)):
-            samples = [sample for _, of_members in good for sample in of_members[number]]
+            samples = [sample for film in good for sample in film.samples[number]]
             landmarks, values = predict_samples(detector, member, samples, device)
             found.append(landmarks[:, columns[number]])
             figures.append({name: each[:, columns[number]] for name, each in values.items()})
-        for index, (record, _) in enumerate(good):
+        notes += [note for film in good for note in film.notes]
+        for index, (record, *_) in enumerate(good):
             places = np.stack([own[index] for own in found])
             own = {name: np.mean([f[name][index] for f in figures if name in f], 0) for f in figures for name in f}
             if len(members) > 1:
@@ -169,6 +100,8 @@ def predict_images(members: Sequence[Member], loader: DataLoader) -> tuple[Predi
             results.append((record, places.mean(0), own))
         bar.update(len(items))
     bar.close()
+    if notes:
+        print(f"note: {notes[0]}" + (f" ({len(notes) - 1} more notes like it)" if notes[1:] else ""), file=sys.stderr)
     if not results:
         raise UserError(f"none of {len(unread)} images can be read; the first: {unread[0].reason}")
     known = {name for _, _, own in results for name, values in own.items() if np.isfinite(values).any()}
@@ -217,14 +150,31 @@ def write_records(path: Path, predictions: Predictions, records: Sequence[Record
     write_text(path, json.dumps(entries, indent=1, ensure_ascii=False))
 
 
-def write_measurements(path: Path, config: Config, predictions: Predictions, records: list[Record], state) -> bool:
+def find_spacing(config: Config, abbreviations: Sequence[str], records: Sequence[Record]) -> list[Record]:
+    """The records with mm per px for measurements: their own, else by the checkpoint's settings, else nan.
+
+    By the ruler that was found, if that is the setting, its median over images of one size.
+    """
+    if isinstance(config.spacing, float):
+        return [replace(r, spacing=config.spacing) if math.isnan(r.spacing) else r for r in records]
+    if config.spacing != "ruler" or not set(config.ruler) <= set(abbreviations):
+        return list(records)
+    by_size: dict[tuple[int, int], list[Record]] = {}
+    for record in records:
+        by_size.setdefault(record.size, []).append(record)
+    known: dict[str, float] = {}
+    for own in by_size.values():
+        try:
+            known |= {record.name: record.spacing for record in read_spacing(config, abbreviations, own)}
+        except UserError as error:  # a ruler without length
+            print(f"no distances in mm: {str(error).partition(': ')[2].partition(';')[0]}", file=sys.stderr)
+    return [replace(record, spacing=known.get(record.name, record.spacing)) for record in records]
+
+
+def write_measurements(path: Path, config: Config, predictions: Predictions, records: Sequence[Record], state) -> bool:
     """measurements.csv, where the landmarks have measures: a row per image, blank where one is missing."""
     records = [replace(r, landmarks=own) for r, own in zip(records, predictions.landmarks, strict=True)]
-    if config.spacing == "ruler" and set(config.ruler) <= set(state["abbreviations"]):
-        try:
-            records = read_spacing(config, state["abbreviations"], records)  # by the ruler that was found
-        except UserError:  # one that has no length
-            print("no ruler was found in some images: their distances in mm are left blank", file=sys.stderr)
+    records = find_spacing(config, state["abbreviations"], records)
     spacing = [record.spacing for record in records]
     sizes = [record.size for record in records]
     kind = "auto" if config.measurements == "none" else config.measurements  # of a report, that setting says
@@ -234,9 +184,10 @@ def write_measurements(path: Path, config: Config, predictions: Predictions, rec
         return False
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["image", *measured.names])
+        writer.writerow(["image", "mm per px", *measured.names])
         for record, row in zip(records, measured.predicted, strict=True):
-            writer.writerow([record.name, *(f"{value:.3f}" if math.isfinite(value) else "" for value in row)])
+            cells = [f"{record.spacing:.6g}", *(f"{value:.3f}" for value in row)]
+            writer.writerow([record.name, *("" if cell == "nan" else cell for cell in cells)])
     return True
 
 
@@ -245,6 +196,8 @@ def run(options: argparse.Namespace) -> int:
     out = Path(options.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already; choose another --out, or empty it")
+    if options.overlays < 0:
+        raise UserError("--overlays must be 0 or above")
     settings = {name: getattr(options, name) for name in ("device", "batch_size", "workers", "views", "spacing")}
     settings = {name: value for name, value in settings.items() if value is not None}
     members = read_members([options.checkpoint, *options.ensemble], settings)
@@ -253,7 +206,7 @@ def run(options: argparse.Namespace) -> int:
     folder = Path(os.path.commonpath([file.parent for file in files]))
     names = [file.relative_to(folder).as_posix() for file in files]
     configs = [member.config for member in members]
-    spacing = config.spacing if isinstance(config.spacing, float) else math.nan
+    spacing = math.nan if options.spacing is None else options.spacing
     loader = DataLoader(
         ImageFiles(files, names, configs, spacing), batch_size=config.batch_size, collate_fn=list,
         num_workers=min(config.workers, math.ceil(len(files) / config.batch_size)), worker_init_fn=limit_threads,
@@ -262,22 +215,23 @@ def run(options: argparse.Namespace) -> int:
     started = time.perf_counter()
     try:
         predictions, records, unread = predict_images(members, loader)
-    except UserError:
+    except BaseException:  # Ctrl-C too: an empty folder would say nothing
         out.rmdir()
         raise
     seconds = time.perf_counter() - started
     print(f"{len(records)} images in {seconds:.1f} s, {len(records) / seconds:.2f} images/s")
+    if unread:
+        lines = [f"{ascii(str(each.path))}: {each.reason}\n" for each in unread]
+        write_text(out / "skipped.txt", "".join(lines))
+    for each in unread:
+        print(f"skipped: {each.reason}", file=sys.stderr)
     write_predictions(out / "predictions.csv", predictions, state["abbreviations"], "px")
     write_records(out / "json" / "data.json", predictions, records, state)
     measured = write_measurements(out / "measurements.csv", config, predictions, records, state)
     used = config.replace(img_dir=str(folder), json_path=str(out / "json" / "data.json"), run_dir=str(out))
-    size = sum(weights.numel() for member in members for weights in member.state["model"].values())
+    size = sum(load_detector(member.state)[0].size for member in members)
     write_provenance(out, used, size, resolve_device(config.device))
     draw_overlays(out, records, options.overlays)
-    if unread:
-        write_text(out / "skipped.txt", "".join(f"{each.path}: {each.reason}\n" for each in unread))
-    for each in unread:
-        print(f"skipped: {each.reason}", file=sys.stderr)
     print(f"predictions.csv, json/data.json{', measurements.csv' if measured else ''} and overlays/ in {out}")
     return 1 if unread else 0
 
@@ -289,7 +243,7 @@ def main() -> int:
     parser.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders or patterns")
     parser.add_argument("--out", required=True, metavar="DIR", help="a new or empty folder")
     parser.add_argument("--ensemble", nargs="+", default=[], metavar="CHECKPOINT", help="further checkpoints")
-    parser.add_argument("--spacing", type=float, help="mm per px, for distances in mm where no DICOM file says it")
+    parser.add_argument("--spacing", type=float, help="mm per px, where no DICOM file says it (as in the checkpoint)")
     parser.add_argument("--overlays", type=int, default=100, help="of how many images at most (100)")
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:1, ... (as in the checkpoint)")
     parser.add_argument("--batch_size", type=int, help="images at a time (as in the checkpoint)")
@@ -306,6 +260,8 @@ def main() -> int:
         message = f"{error.filename}: {error.strerror}"
     except torch.OutOfMemoryError:
         message = "the device has not enough memory: lower --batch_size"
+    except KeyboardInterrupt:
+        return 130
     print(f"error: {message}", file=sys.stderr)
     return 2
 
