@@ -4,12 +4,13 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import make_records, write_records
+from conftest import make_records, tiny_config, write_records
 from PIL import Image
 
 from config import UserError
 from evaluate import Predictions
 from report import read_predictions, write_predictions
+from splits import load_data
 from tools import review
 from tools.review_source import read_source
 
@@ -71,6 +72,51 @@ def test_an_image_without_error_has_the_spacing_of_the_others(dataset):
     assert shown.images[0].truth is None and shown.images[0].spacing == pytest.approx(0.5, rel=1e-4)
 
 
+def test_predictions_keep_the_spacing_by_which_their_run_counted(dataset, monkeypatch, capsys):
+    test = predicted(dataset, shift=np.arange(1, 7), spacing=0.3)  # by their own ruler of 20 px it would be 0.5
+    (shown,) = read_source(test, None, None)
+    assert [image.record["spacing"] for image in shown.images] == [0.3] * 6 and not shown.notes
+    records = [image.record for image in shown.images]
+    for record in records:  # a ruler that was found 1 px long
+        record["points"][1] |= {"X": record["points"][0]["X"] + 1, "Y": record["points"][0]["Y"]}
+    path = write_records(test, records)
+    assert [record.spacing for record in load_data(tiny_config(dataset, json_path=str(path))).records] == [0.3] * 6
+    shutil.rmtree(dataset / "json")
+    (shown,) = read_source(test.parent, None, None)  # a run that knows of its images by the csv alone
+    assert [image.record["spacing"] for image in shown.images] == [0.3] * 6
+    monkeypatch.setattr(sys, "argv", ["review", str(test)])
+    assert review.main() == 0 and "--spacing" not in capsys.readouterr().out
+
+
+def test_a_spacing_of_its_own_stays_as_the_data_set_has_it(dataset):
+    records = make_records(dataset)
+    for number, record in enumerate(records):
+        record |= {"spacing": 0.1 + number} if number < 3 else {}
+    write_records(dataset, records)
+    (shown,) = read_source(predicted(dataset, spacing=0.3), None, None)
+    spacing = [image.record["spacing"] for image in shown.images]
+    assert spacing[:3] == [0.1, 1.1, 2.1] and spacing[3:] == [0.3] * 3
+
+
+def test_images_of_one_size_with_spacings_of_their_own_are_not_given_one(dataset):
+    test = predicted(dataset, spacing=0.3)
+    lines = (test / "predictions.csv").read_text(encoding="utf-8").splitlines()
+    lines = [line.replace("0.6000", "1.2000") if line.startswith("image 5") else line for line in lines]
+    (test / "predictions.csv").write_text("\n".join(lines), encoding="utf-8")
+    (shown,) = read_source(test, None, None)
+    assert [image.record["spacing"] for image in shown.images] == pytest.approx([0.3] * 5 + [0.6], rel=1e-4)
+
+
+def test_without_a_spacing_one_is_told_that_the_saved_ruler_makes_the_millimetres(dataset):
+    (shown,) = read_source(predicted(dataset, spacing=float("nan")), None, None)
+    assert "main.py will take it from the saved points R1 and R2, 10 mm apart" in shown.notes[0]
+    assert not any("spacing" in image.record for image in shown.images)
+    records = make_records(dataset)
+    records[2]["points"][0]["score"] = 0.5  # as tools.predict writes them
+    write_records(dataset, records)
+    assert "R1 and R2" in read_source(dataset, None, None)[0].notes[0]
+
+
 def test_without_its_data_set_a_run_is_shown_by_the_csv_alone(dataset):
     test = predicted(dataset)
     shutil.move(dataset / "json", dataset / "elsewhere")
@@ -94,7 +140,8 @@ def test_a_folder_of_predictions_with_its_own_data_set_is_shown_with_that(datase
     shutil.copytree(dataset / "json", test / "json")
     shutil.move(dataset / "run" / "config.json", test / "config.json")
     (shown,) = read_source(test, None, None)
-    assert shown.images[0].truth is None and shown.landmarks["A"] == "point A" and not shown.notes
+    assert shown.images[0].truth is None and shown.landmarks["A"] == "point A"
+    assert not any("data.json" in note for note in shown.notes)
 
 
 def test_a_data_set_shows_one_split_and_keeps_the_others(dataset):

@@ -1,7 +1,7 @@
 """What tools.review shows, read from predictions or from a data set: images, points that can be moved, the truth."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +9,8 @@ import numpy as np
 
 from annotation import read_annotation, read_points
 from config import Config, UserError, check_names, read_settings
-from formats.common import Images, expecting, make_record, read_csv, read_json
+from formats.common import Images, expecting, image_size, make_record, read_csv, read_json
+from images import read_image
 from report import read_predictions
 
 
@@ -86,7 +87,8 @@ def read_data_set(file: Path, images: Path | None, split: str | None) -> Review:
     others = {place: record for place, record in enumerate(content) if place not in set(places)}
     title = f"{file.parent.parent.resolve().name if file.parent.name == 'json' else file.name} {split or ''}".strip()
     landmarks = dict(zip(abbreviations, names, strict=True))
-    return Review(title, scored, landmarks, shown, others, folder, home / "review.html")
+    notes = note_of_ruler([image.record for image in shown], abbreviations) if scored else []
+    return Review(title, scored, landmarks, shown, others, folder, home / "review.html", notes=notes)
 
 
 def read_predicted(file: Path, images: Path | None, split: str | None) -> Review:
@@ -104,12 +106,18 @@ def read_predicted(file: Path, images: Path | None, split: str | None) -> Review
     if folder is None:
         raise UserError(f"{file} has no config.json beside it; give the folder of its images with --images")
     records, landmarks, notes = known_records(file, settings, abbreviations)
-    spacing = spacings(columns["error"], np.linalg.norm(found - truth, axis=-1), unit)
     paths = find_images(file, folder, names)
+    stated = [has_spacing(records.get(name, {})) for name in names]
+    # images of one size share a spacing by ruler or setting; where each states its own, sizes need not be read
+    sizes = [None if own or unit == "px" else size_of(path) for own, path in zip(stated, paths, strict=True)]
+    spacing = spacings(columns["error"], np.linalg.norm(found - truth, axis=-1), sizes, unit)
     shown = []
     for i, (name, path) in enumerate(zip(names, paths, strict=True)):
         points = dict(zip(abbreviations, map(plain, found[i]), strict=True))
         record = correctable(records[name], points) if name in records else make_record_of(name, points, landmarks)
+        if not stated[i]:  # else main.py would count by the distance of two predicted ruler points
+            record = record | {"spacing": spacing[i] if unit == "mm" else None}
+            record = record if record["spacing"] else {key: record[key] for key in record if key != "spacing"}
         own = record.get("spacing") if unit == "mm" and spacing[i] is None else spacing[i]
         true = list(map(plain, truth[i])) if np.isfinite(truth[i]).any() else None
         scores = [None if math.isnan(value) else float(value) for value in score[i]]
@@ -117,6 +125,7 @@ def read_predicted(file: Path, images: Path | None, split: str | None) -> Review
     chosen = choose([image.record for image in shown], split, file)
     where = file.parent.resolve()
     title = f"{where.parent.name} {where.name}" if run_dir and run_dir != file.parent else where.name
+    notes += note_of_ruler([shown[i].record for i in chosen], abbreviations)
     checkpoints = [run_dir / name for name in ("best.pt", "last.pt") if (run_dir / name).exists()] if run_dir else []
     return Review(
         title, True, landmarks, [shown[i]._replace(place=place) for place, i in enumerate(chosen)], {}, folder,
@@ -166,18 +175,66 @@ def make_record_of(name: str, points: Mapping[str, list[float] | None], landmark
     return correctable(record, points)
 
 
-def spacings(errors: np.ndarray, distances: np.ndarray, unit: str) -> list[float | None]:
+def size_of(path: Path) -> tuple[int, int]:
+    """Width and height of an image, px, without decoding it where its beginning tells. Raises UserError."""
+    try:
+        return image_size(path)
+    except UserError:  # such as colours of 16 bit, which Pillow does not know
+        height, width = read_image(path).shape[:2]
+        return width, height
+
+
+def has_spacing(record: Mapping[str, Any]) -> bool:
+    """Whether a record states mm per px, so that main.py takes it."""
+    value = record.get("spacing")
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def note_of_ruler(records: Sequence[Mapping[str, Any]], abbreviations: Collection[str]) -> list[str]:
+    """A note where predicted ruler points would make the millimetres of a data set."""
+    if set(Config.ruler) <= set(abbreviations) and not all(map(has_spacing, records)):
+        ruler = " and ".join(Config.ruler)
+        return [
+            f"no mm per px is known of some images: main.py will take it from the saved points {ruler}, "
+            f"{Config.ruler_mm:g} mm apart; look at these, or give it --spacing"
+        ]
+    return []
+
+
+def spacings(
+    errors: np.ndarray, distances: np.ndarray, sizes: Sequence[tuple[int, int] | None], unit: str
+) -> list[float | None]:
     """mm per px of each image, as the report counted: errors over distances in px (I, N); 1 where errors are in px.
 
-    Where an image has no error it is the median of the others; none if there is no other.
+    Of images of one size that agree it is their median, in six digits: the file rounds errors and points. An image
+    without error has that of its size, else that of all where these agree; none if there is no such.
     """
     if unit == "px":
         return [1.0] * len(errors)
     known = np.isfinite(errors) & (distances > 0)
     lengths = np.where(known, distances, 0).sum(1)
-    values = np.divide(np.where(known, errors, 0).sum(1), lengths, out=np.full(len(errors), np.nan), where=lengths > 0)
-    common = float(np.nanmedian(values)) if np.isfinite(values).any() else None
-    return [common if math.isnan(value) else float(value) for value in values]
+    lengths[lengths == 0] = math.nan
+    values = np.where(known, errors, 0).sum(1) / lengths
+    slack = 1e-3 * values + known.sum(1) * (1e-4 + 2e-4 * values) / lengths  # the file keeps four decimals
+    common = common_spacing(values, slack)
+    result = []
+    for value, spread, size in zip(values, slack, sizes, strict=True):
+        alike = [i for i, other in enumerate(sizes) if other == size] if size else []
+        median = float(np.nanmedian(values[alike])) if np.isfinite(values[alike]).any() else math.nan
+        if math.isnan(value):
+            value = common_spacing(values[alike], slack[alike]) or common or math.nan
+        elif abs(median - value) <= spread:
+            value = median
+        result.append(None if math.isnan(value) else float(f"{value:.6g}"))
+    return result
+
+
+def common_spacing(values: np.ndarray, slack: np.ndarray) -> float | None:
+    """The median, where no value is further from it than its slack; nan is no value."""
+    if not np.isfinite(values).any():
+        return None
+    median = float(np.nanmedian(values))
+    return None if (np.abs(values - median) > slack).any() else median
 
 
 def plain(point: np.ndarray) -> list[float] | None:
