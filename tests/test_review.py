@@ -217,12 +217,21 @@ def test_what_is_saved_unchanged_is_the_very_file(dataset, open_page):
     for number, record in enumerate(records):
         record |= {"split": "train" if number % 2 else "test1", "patient": 12345678901234567890, "spacing": 0.1}
         record["points"][number % 4] |= {"occluded": True, "X": 11, "note": ["</script>", {"a": None}]}
+        record["points"][3] |= {"id": 12345678901234567890, "depth": 1.0, "Y": 9.0}
         record["points"].reverse() if number == 2 else None
     records[1]["points"][0] |= {"X": None, "Y": None}
     records[3]["points"][1] |= {"visible": False}
     write_records(dataset, records)
-    assert open_page(dataset).save() == records
-    assert open_page(dataset, "--split", "train").save() == records  # those that are not shown too
+    expected = json.dumps(records, sort_keys=True)  # 1.0 is not 1 in it
+    assert json.dumps(open_page(dataset).save(), sort_keys=True) == expected
+    page = open_page(dataset, "--split", "train")
+    assert json.dumps(page.save(), sort_keys=True) == expected  # those that are not shown too
+    page.drag(3, 5, 5)
+    number = page.run("return view.image.place")
+    after = page.save()
+    for own in (records[number]["points"][3], after[number]["points"][3]):
+        own |= {"X": 0, "Y": 0}
+    assert json.dumps(after, sort_keys=True) == json.dumps(records, sort_keys=True)  # nor other keys of what moved
 
 
 def test_corrected_predictions_are_a_data_set_to_train_on(dataset, open_page):

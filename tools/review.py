@@ -35,6 +35,7 @@ from tools.review_source import Review, Shown, read_source
 
 PAGE = Path(__file__).parent / "review_page"
 SCRIPTS = ("model.js", "view.js", "tables.js", "script.js")  # one after another, they are one script
+PLACE = ("X", "Y", "visible")  # the keys of a point that say where it is
 SHOWN_AS_THEY_ARE = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP"}  # by a browser, if of 8 bit
 
 
@@ -67,8 +68,11 @@ def prepare_image(path: Path, pixels: int, beside: Path | None) -> tuple[tuple[i
 
 
 def describe_image(landmarks: Mapping[str, str], shown: Shown, size: tuple[int, int], address: str) -> dict[str, Any]:
-    """What the page knows of an image. `keys` is text, since a browser would round long whole numbers."""
-    points = record_points(shown.record)
+    """What the page knows of an image.
+
+    What the record says is text, `keys` and of each point `entries`, since a browser would round long whole numbers.
+    """
+    points, order = record_points(shown.record), list(landmarks)
     return {
         "name": shown.record["imagePath"],
         "split": shown.record.get("split"),
@@ -81,13 +85,26 @@ def describe_image(landmarks: Mapping[str, str], shown: Shown, size: tuple[int, 
         "truth": shown.truth,
         "score": shown.score,
         "keys": record_keys(shown.record),
-        "record": shown.record["points"],
+        "entries": [
+            {"landmark": order.index(point["pointAbbreviation"]), **point_texts(point)}
+            for point in shown.record["points"]
+        ],
     }
 
 
 def record_keys(record: Mapping[str, Any]) -> str:
     """Everything but the points of a record, as JSON without its braces."""
     return json.dumps({key: value for key, value in record.items() if key != "points"}, ensure_ascii=False)[1:-1]
+
+
+def point_texts(point: Mapping[str, Any]) -> dict[str, Any]:
+    """A point as JSON: `whole` as it stands, `keys` without its place and without braces, for a place that changed."""
+    keys = {key: value for key, value in point.items() if key not in PLACE}
+    return {
+        "whole": json.dumps(point, ensure_ascii=False),
+        "keys": json.dumps(keys, ensure_ascii=False)[1:-1],
+        "visible": "visible" in point,
+    }
 
 
 def write_page(review: Review, out: Path, pixels: int, link: bool) -> None:
@@ -129,7 +146,7 @@ def write_page(review: Review, out: Path, pixels: int, link: bool) -> None:
 
 
 def page_data(review: Review, described: Sequence[dict]) -> str:
-    """The JSON that the page is made from. Raises UserError for a point with a number that JSON has not."""
+    """The JSON that the page is made from."""
     data = {
         "title": review.title,
         "predicted": review.predicted,
@@ -139,12 +156,7 @@ def page_data(review: Review, described: Sequence[dict]) -> str:
         "images": described,
         "others": [[place, json.dumps(record, ensure_ascii=False)] for place, record in review.others.items()],
     }
-    try:
-        return json.dumps(data, ensure_ascii=False, allow_nan=False)
-    except ValueError:
-        raise UserError(
-            f"{review.title}: a point's key is NaN or infinite, which JSON has no word for; remove it"
-        ) from None
+    return json.dumps(data, ensure_ascii=False, allow_nan=False)
 
 
 # --- Command -------------------------------------------------------------------------------------

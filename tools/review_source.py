@@ -81,7 +81,7 @@ def read_data_set(file: Path, images: Path | None, split: str | None) -> Review:
     shown, scored = [], False
     for place, path in zip(places, paths, strict=True):
         table = {point["pointAbbreviation"]: point.get("score") for point in content[place]["points"]}
-        score = [value if isinstance(value, int | float) else None for value in map(table.get, abbreviations)]
+        score = [value if is_number(value) else None for value in map(table.get, abbreviations)]
         scored = scored or any(value is not None for value in score)
         shown.append(Shown(path, content[place], place, score=score))
     others = {place: record for place, record in enumerate(content) if place not in set(places)}
@@ -118,7 +118,7 @@ def read_predicted(file: Path, images: Path | None, split: str | None) -> Review
         if not stated[i]:  # else main.py would count by the distance of two predicted ruler points
             record = record | {"spacing": spacing[i] if unit == "mm" else None}
             record = record if record["spacing"] else {key: record[key] for key in record if key != "spacing"}
-        own = record.get("spacing") if unit == "mm" and spacing[i] is None else spacing[i]
+        own = record["spacing"] if spacing[i] is None and stated[i] else spacing[i]
         true = list(map(plain, truth[i])) if np.isfinite(truth[i]).any() else None
         scores = [None if math.isnan(value) else float(value) for value in score[i]]
         shown.append(Shown(path, record, i, true, scores, own))
@@ -184,10 +184,14 @@ def size_of(path: Path) -> tuple[int, int]:
         return width, height
 
 
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+
+
 def has_spacing(record: Mapping[str, Any]) -> bool:
     """Whether a record states mm per px, so that main.py takes it."""
-    value = record.get("spacing")
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+    return is_number(record.get("spacing")) and record["spacing"] > 0
 
 
 def note_of_ruler(records: Sequence[Mapping[str, Any]], abbreviations: Collection[str]) -> list[str]:

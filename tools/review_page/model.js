@@ -134,19 +134,18 @@ function countOutside() {
   return images.reduce((sum, image) => sum + image.points.filter((point) => isOutside(image, point)).length, 0);
 }
 
-function savedPoint(image, point) {
-  const landmark = landmarks.findIndex((each) => each.abbreviation === point.pointAbbreviation);
+function savedPoint(image, { landmark, whole, keys, visible }) {
   const own = image.points[landmark];
   const off = data.predicted && isOutside(image, own); // main.py would refuse it as truth
-  if (!off && !isChanged(image, landmark)) return point;
+  if (!off && !isChanged(image, landmark)) return whole;
   const [X, Y] = (off ? insideImage(image, own) : own) ?? [null, null];
-  return { ...point, X, Y, ...(X !== null && "visible" in point ? { visible: true } : {}) };
+  return `{${keys}, "X": ${X}, "Y": ${Y}${visible ? `, "visible": ${X !== null}` : ""}}`;
 }
 
 function savedText() {
   const records = new Map(data.others);
   for (const image of images) {
-    const points = image.record.map((point) => JSON.stringify(savedPoint(image, point)));
+    const points = image.entries.map((entry) => savedPoint(image, entry));
     records.set(image.place, `{${image.keys}, "points": [\n  ${points.join(",\n  ")}\n ]}`);
   }
   const places = [...records.keys()].sort((one, other) => one - other);
