@@ -107,6 +107,27 @@ def test_images_of_one_size_with_spacings_of_their_own_are_not_given_one(dataset
     assert [image.record["spacing"] for image in shown.images] == pytest.approx([0.3] * 5 + [0.6], rel=1e-4)
 
 
+def test_what_a_method_said_of_its_points_is_not_saved_as_truth(dataset):
+    test = predicted(dataset)
+    lines = (test / "predictions.csv").read_text(encoding="utf-8").splitlines()
+    lines = [line + (",0.9" if number else ",dice") for number, line in enumerate(lines)]
+    (test / "predictions.csv").write_text("\n".join(lines), encoding="utf-8")
+    plain = make_records(dataset)
+    records = make_records(dataset)
+    for record in records:
+        for point in record["points"]:
+            point |= {"score": 0.5, "vote_spread": 3.5, "dice": 0.9}
+    write_records(test, records)
+    (shown,) = read_source(test, None, None)
+    assert [point.keys() for point in shown.images[1].record["points"]] == [p.keys() for p in plain[1]["points"]]
+    (shown,) = read_source(test / "json" / "data.json", dataset / "imgs", None)
+    assert shown.predicted and shown.images[0].score == [0.5] * 4
+    saved = [image.record for image in shown.images]
+    assert not any({"score", "vote_spread"} & point.keys() for record in saved for point in record["points"])
+    write_records(dataset, saved)
+    assert not read_source(dataset, None, None)[0].predicted  # now they are truth
+
+
 def test_without_a_spacing_one_is_told_that_the_saved_ruler_makes_the_millimetres(dataset):
     (shown,) = read_source(predicted(dataset, spacing=float("nan")), None, None)
     assert "main.py will take it from the saved points R1 and R2, 10 mm apart" in shown.notes[0]

@@ -11,7 +11,7 @@ from annotation import read_annotation, read_points
 from config import Config, UserError, check_names, read_settings
 from formats.common import Images, expecting, image_size, make_record, read_csv, read_json
 from images import read_image
-from report import read_predictions
+from report import OWN_COLUMNS, read_predictions
 
 
 class Shown(NamedTuple):
@@ -84,6 +84,8 @@ def read_data_set(file: Path, images: Path | None, split: str | None) -> Review:
         score = [value if is_number(value) else None for value in map(table.get, abbreviations)]
         scored = scored or any(value is not None for value in score)
         shown.append(Shown(path, content[place], place, score=score))
+    if scored:
+        shown = [each._replace(record=without_figures(each.record)) for each in shown]
     others = {place: record for place, record in enumerate(content) if place not in set(places)}
     title = f"{file.parent.parent.resolve().name if file.parent.name == 'json' else file.name} {split or ''}".strip()
     landmarks = dict(zip(abbreviations, names, strict=True))
@@ -115,6 +117,7 @@ def read_predicted(file: Path, images: Path | None, split: str | None) -> Review
     for i, (name, path) in enumerate(zip(names, paths, strict=True)):
         points = dict(zip(abbreviations, map(plain, found[i]), strict=True))
         record = correctable(records[name], points) if name in records else make_record_of(name, points, landmarks)
+        record = without_figures(record, columns.keys() - set(OWN_COLUMNS))
         if not stated[i]:  # else main.py would count by the distance of two predicted ruler points
             record = record | {"spacing": spacing[i] if unit == "mm" else None}
             record = record if record["spacing"] else {key: record[key] for key in record if key != "spacing"}
@@ -167,6 +170,15 @@ def correctable(record: dict, points: Mapping[str, list[float] | None]) -> dict:
         x, y = points[point["pointAbbreviation"]] or (None, None)
         moved.append(point | {"X": x, "Y": y} | ({"visible": True} if "visible" in point else {}))
     return record | {"points": moved}
+
+
+def without_figures(record: dict, measures: Collection[str] = ()) -> dict:
+    """A record without what a method says of its points (score, *_spread, measures): corrected, they are truth."""
+    points = [
+        {key: point[key] for key in point if key != "score" and not key.endswith("_spread") and key not in measures}
+        for point in record["points"]
+    ]
+    return record | {"points": points}
 
 
 def make_record_of(name: str, points: Mapping[str, list[float] | None], landmarks: Mapping[str, str]) -> dict:
