@@ -1,6 +1,7 @@
 """Small data sets and settings, drawn here, for every test file."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from foreign_files import write_isbi
 from PIL import Image
+from review_browser import Page, start_browser
 from torch import nn
 
 import main
@@ -154,6 +156,30 @@ def run_compare(monkeypatch, capsys, tmp_path):
         return status, streams.out + streams.err
 
     return call
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Chromium without a window, one for all tests. Where there is none they are skipped, but not where CI is set."""
+    session = start_browser()
+    if session is None:
+        assert not os.environ.get("CI"), "install chromium and chromium-driver"
+        pytest.skip("no chromium and chromedriver here")
+    yield session
+    session.quit()
+
+
+@pytest.fixture
+def open_page(browser, tmp_path, monkeypatch):
+    """Opens a page; at the end: no error on its console, no request that leaves it."""
+    monkeypatch.setattr(sys, "argv", [])
+    for log in ("browser", "performance"):
+        browser.get_log(log)
+    yield lambda *arguments: Page(browser, tmp_path, *arguments)
+    assert browser.get_log("browser") == []
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+    assert asked and all(url.startswith(("file:", "data:", "blob:")) for url in asked)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,4 +1,4 @@
-"""A browser and somebody who sits before it, for test_review.py."""
+"""A browser and somebody who sits before it, for test_review.py and test_review_edits.py."""
 
 import json
 import re
@@ -81,8 +81,8 @@ class Page:
         """Wait for the frame in which the page follows."""
         self.run("return new Promise(requestAnimationFrame)")
 
-    def resize(self, width, height) -> None:
-        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+    def resize(self, width, height, ratio=1) -> None:
+        metrics = {"width": width, "height": height, "deviceScaleFactor": ratio, "mobile": False}
         self.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
 
     def look(self, theme) -> None:

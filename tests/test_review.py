@@ -1,18 +1,15 @@
-"""The page in a real browser. Without one these tests are skipped, but where CI says that there must be one."""
+"""The page in a real browser: what it shows and what it saves. Further edits: test_review_edits.py."""
 
 import io
 import json
 import math
-import os
 import re
 import shutil
-import sys
 
 import numpy as np
 import pytest
 from conftest import make_records, tiny_config, write_records
 from PIL import Image
-from review_browser import Page, start_browser
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
@@ -20,30 +17,6 @@ from test_review_source import predicted
 
 from annotation import read_annotation
 from splits import load_data
-
-
-@pytest.fixture(scope="session")
-def browser():
-    """Chromium without a window, one for all tests."""
-    session = start_browser()
-    if session is None:
-        assert not os.environ.get("CI"), "install chromium and chromium-driver"
-        pytest.skip("no chromium and chromedriver here")
-    yield session
-    session.quit()
-
-
-@pytest.fixture
-def open_page(browser, tmp_path, monkeypatch):
-    """Opens a page; at the end: no error on its console, no request that leaves it."""
-    monkeypatch.setattr(sys, "argv", [])
-    for log in ("browser", "performance"):
-        browser.get_log(log)
-    yield lambda *arguments: Page(browser, tmp_path, *arguments)
-    assert browser.get_log("browser") == []
-    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
-    assert asked and all(url.startswith(("file:", "data:", "blob:")) for url in asked)
 
 
 def read(folder) -> list[dict]:

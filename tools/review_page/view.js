@@ -50,7 +50,30 @@ function redraw(...parts) {
   for (const part of parts) stale[part] = true;
 }
 
+// By the stage, and by the screen that the window is on: it can be moved to a finer one without being resized.
+function sizeCanvases() {
+  const width = Math.round(stage.clientWidth * window.devicePixelRatio);
+  const height = Math.round(stage.clientHeight * window.devicePixelRatio);
+  for (const canvas of [film, marks]) {
+    if (canvas.width === width && canvas.height === height) continue;
+    canvas.width = width;
+    canvas.height = height;
+    stale.film = true;
+  }
+}
+
+let resolution = null; // asks whether the screen is still as fine as it was
+
+function watchResolution() {
+  resolution = window.matchMedia(`(resolution: ${window.devicePixelRatio}dppx)`);
+  resolution.addEventListener("change", () => {
+    redraw("film");
+    watchResolution();
+  }, { once: true });
+}
+
 function drawFrame() {
+  sizeCanvases();
   if (stale.film) drawFilm();
   if (stale.film || stale.marks) drawMarks();
   if (stale.figures) updateFigures();
@@ -284,10 +307,7 @@ stage.addEventListener("wheel", (event) => {
 }, { passive: false });
 
 new ResizeObserver(() => {
-  for (const canvas of [film, marks]) {
-    canvas.width = Math.round(stage.clientWidth * window.devicePixelRatio);
-    canvas.height = Math.round(stage.clientHeight * window.devicePixelRatio);
-  }
   if (view.fitted) fitImage();
   else redraw("film");
 }).observe(stage);
+watchResolution();
