@@ -1,6 +1,8 @@
 """Edits on the page in a real browser, in the order of a hand that is not careful."""
 
 import pytest
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.keys import Keys
 
 
 @pytest.mark.parametrize("by_event", [True, False])
@@ -23,3 +25,56 @@ def test_a_window_moved_to_another_screen_draws_points_where_they_are(dataset, o
             page.press("1", "1")
         page.draw()
         assert page.run(drawn) == pytest.approx([ratio, ratio, 255], rel=2e-3)
+
+
+@pytest.mark.parametrize("keys", [(Keys.CONTROL, "z"), "h", "j", "n", Keys.ARROW_LEFT, Keys.PAGE_DOWN])
+def test_keys_wait_while_a_point_is_dragged(dataset, open_page, keys):
+    page = open_page(dataset)
+    points = "return JSON.stringify(images.map((image) => image.points))"
+    first = page.run(points)
+    page.drag(2, 20, 10)
+    second = page.run(points)
+    chain = ActionChains(page.browser, 0).move_to_element_with_offset(page.find("#marks"), *page.at(2))
+    chain.click_and_hold().move_by_offset(15, 9).perform()
+    ActionChains(page.browser).key_down(keys[0]).send_keys(*keys[1:]).key_up(keys[0]).perform()
+    ActionChains(page.browser, 0).move_by_offset(15, 9).release().perform()
+    page.draw()
+    third = page.run(points)
+    assert len({first, second, third}) == 3 and page.run("return [done.length, undone.length]") == [2, 0]
+    assert page.run("return view.chosen") == 2
+    for state in (second, first):
+        page.click("#undo")
+        assert page.run(points) == state
+
+
+def test_escape_gives_a_drag_up(dataset, open_page):
+    page = open_page(dataset)
+    before = page.run("return view.image.points")
+    chain = ActionChains(page.browser, 0).move_to_element_with_offset(page.find("#marks"), *page.at(3))
+    chain.click_and_hold().move_by_offset(15, 9).send_keys(Keys.ESCAPE).move_by_offset(15, 9).release().perform()
+    assert page.run("return view.image.points") == before and not page.find("#undo").is_enabled()
+    assert page.run("return view.chosen") == 3
+
+
+def test_a_second_finger_does_not_move_the_point_that_the_first_one_drags(dataset, open_page):
+    page = open_page(dataset)
+    script = """
+        const [x, y] = toScreen(view.image.points[3]);
+        const box = marks.getBoundingClientRect();
+        marks.setPointerCapture = () => {};
+        const send = (type, pointerId, left, top) => marks.dispatchEvent(new PointerEvent(type, {
+          pointerId, button: 0, clientX: box.left + x + left, clientY: box.top + y + top,
+        }));
+        send("pointerdown", 1, 0, 0);
+        send("pointermove", 1, 20, 10);
+        const places = [view.image.points[3]];
+        send("pointerdown", 2, 60, 60);
+        send("pointermove", 2, 60, 60);
+        places.push(view.image.points[3]);
+        send("pointerup", 2, 60, 60);
+        send("pointermove", 1, 20, 10);
+        send("pointerup", 1, 20, 10);
+        return [...places, view.image.points[3], done.length]
+    """
+    first, second, last, edits = page.run(script)
+    assert first == second == last and edits == 1

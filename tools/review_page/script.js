@@ -219,11 +219,16 @@ const keys = {
   0: fitImage, 1: () => toggle("show-points"), 2: () => hasTruth && toggle("show-truth"),
   3: () => hasTruth && toggle("show-lines"), 4: () => toggle("show-names"), i: () => toggle("invert"),
   s: save, "/": () => element("filter").focus(), "?": () => element("help").showModal(),
-  Escape: () => (view.drag ? endPointer(false) : chooseLandmark(null)),
+  Escape: () => chooseLandmark(null),
 };
 
 function pressKey(event) {
   if (element("help").open) return;
+  if (view.drag) { // the point is not where any edit says: nothing but giving the drag up
+    event.preventDefault();
+    if (event.key === "Escape") endPointer(false);
+    return;
+  }
   const target = event.target;
   const control = event.ctrlKey || event.metaKey;
   const typing = target.matches("input:not([type=checkbox]), select");

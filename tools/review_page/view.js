@@ -260,7 +260,7 @@ function startPointer(event) {
   const place = pointerPlace(event);
   const hit = event.button === 0 ? nearest(place, true) : null;
   const landmark = hit ? hit.landmark : null;
-  view.drag = { place, landmark, start: hit ? view.image.points[landmark] : null, moved: false };
+  view.drag = { pointer: event.pointerId, place, landmark, start: hit ? view.image.points[landmark] : null, moved: false };
   marks.setPointerCapture(event.pointerId);
   if (hit) chooseLandmark(hit.landmark);
 }
@@ -269,6 +269,7 @@ function movePointer(event) {
   const place = pointerPlace(event);
   const drag = view.drag;
   if (!drag) return showTip(place);
+  if (event.pointerId !== drag.pointer) return; // another finger
   const [x, y] = [place[0] - drag.place[0], place[1] - drag.place[1]];
   if (!drag.moved && Math.hypot(x, y) < 3) return; // a click that trembles moves nothing
   tip.hidden = true;
@@ -297,8 +298,11 @@ function endPointer(keep) {
 
 marks.addEventListener("pointerdown", startPointer);
 marks.addEventListener("pointermove", movePointer);
-marks.addEventListener("pointerup", () => endPointer(true));
-marks.addEventListener("pointercancel", () => endPointer(false));
+for (const [name, keep] of [["pointerup", true], ["pointercancel", false]]) {
+  marks.addEventListener(name, (event) => {
+    if (view.drag && event.pointerId === view.drag.pointer) endPointer(keep);
+  });
+}
 marks.addEventListener("pointerleave", () => { tip.hidden = true; });
 stage.addEventListener("wheel", (event) => {
   event.preventDefault();
