@@ -195,11 +195,35 @@ def test_pixels_are_embedded_upright_in_8_bit_and_not_larger_than_asked(tmp_path
     assert review.prepare_image(tmp_path / "a b.jpg", 20, tmp_path / "pages") == ((40, 30), "../a%20b.jpg", "")
 
 
+def test_a_data_set_of_a_run_with_half_a_character_is_left_out_with_a_note(dataset):
+    test = predicted(dataset)
+    (shown,) = read_source(test, None, None)
+    write_first(dataset, patient="\ud800")
+    (noted,) = read_source(test, None, None)
+    assert not shown.notes and "half a character" in noted.notes[0]
+
+
 def swap_lines(path):
     """The file, its last two lines swapped."""
     *lines, one, other = path.read_text(encoding="utf-8").splitlines()
     path.write_text("\n".join([*lines, other, one]), encoding="utf-8")
     return path
+
+
+def write_settings(folder, settings):
+    """The run in folder/run with other settings."""
+    known = {"img_dir": str(folder / "imgs"), "json_path": str(folder / "json" / "data.json")}
+    content = known | settings if isinstance(settings, dict) else settings
+    (folder / "run" / "config.json").write_text(json.dumps({"settings": content}), encoding="utf-8")
+    return folder / "run"
+
+
+def write_first(folder, **keys):
+    """The data set, its first record with other keys."""
+    records = make_records(folder)
+    records[0] |= keys
+    (folder / "json" / "data.json").write_text(json.dumps(records), encoding="utf-8")
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -217,6 +241,14 @@ def swap_lines(path):
         (lambda folder: (folder / "run/config.json").unlink() or folder / "run", "give the folder of its images"),
         (lambda folder: (folder / "json/data.json").write_text("[{}]") and folder, "expected an object with imagePath"),
         (lambda folder: (folder / "imgs" / "image 3 (ä).png").write_bytes(b"no") and folder, "is not an image"),
+        (lambda folder: write_settings(folder, {"sdr_thresholds": []}), "sdr_thresholds is empty"),
+        (lambda folder: write_settings(folder, {"sdr_thresholds": "x"}), "sdr_thresholds: expected a list of numbers"),
+        (lambda folder: write_settings(folder, {"sdr_thresholds": ["x"]}), "sdr_thresholds, number 1: expected a fin"),
+        (lambda folder: write_settings(folder, [1]), "config.json: expected settings, an object"),
+        (lambda folder: write_settings(folder, {"img_dir": 5}), "img_dir is 5; expected a path"),
+        (lambda folder: write_settings(folder, {"json_path": 5}), "json_path is 5; expected a path"),
+        (lambda folder: write_first(folder, patient="\ud800"), "record 1: '\\ud800' in its text is half a character"),
+        (lambda folder: write_first(folder, spacing=10**400), "expected a data.json"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_shown_is_refused_in_one_line(dataset, break_it, words, monkeypatch, capsys):

@@ -1,5 +1,6 @@
 """What tools.review shows, read from predictions or from a data set: images, points that can be moved, the truth."""
 
+import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 
 from annotation import read_annotation, read_points
 from config import Config, UserError, check_names, read_settings
-from formats.common import Images, expecting, image_size, make_record, read_csv, read_json
+from formats.common import Images, expecting, image_size, make_record, numbers, read_csv, read_json
 from images import read_image
 from report import OWN_COLUMNS, read_predictions
 
@@ -75,7 +76,9 @@ def read_data_set(file: Path, images: Path | None, split: str | None) -> Review:
         count = len(content[0]["points"])
     except (LookupError, TypeError):
         count = 1  # read_annotation says what is wrong
-    abbreviations, names, _ = read_annotation(Config(img_dir=str(folder), json_path=str(file), num_landmarks=count))
+    with expecting(file, "a data.json"):
+        abbreviations, names, _ = read_annotation(Config(img_dir=str(folder), json_path=str(file), num_landmarks=count))
+    check_text(file, content)
     places = choose(content, split, file)
     paths = find_images(file, folder, [content[place]["imagePath"] for place in places])
     shown, scored = [], False
@@ -103,7 +106,7 @@ def read_predicted(file: Path, images: Path | None, split: str | None) -> Review
     if rows != [[name.strip(), abbreviation.strip()] for name in names for abbreviation in abbreviations]:
         raise UserError(f"{file}: its rows are not those of each image, one after another; write it anew by main.py")
     run_dir = next((folder for folder in (file.parent, file.parent.parent) if (folder / "config.json").exists()), None)
-    settings = read_settings(run_dir / "config.json") if run_dir else {}
+    settings = run_settings(run_dir / "config.json") if run_dir else {}
     folder = images or (Path(settings["img_dir"]) if settings.get("img_dir") else None)
     if folder is None:
         raise UserError(f"{file} has no config.json beside it; give the folder of its images with --images")
@@ -132,9 +135,35 @@ def read_predicted(file: Path, images: Path | None, split: str | None) -> Review
     checkpoints = [run_dir / name for name in ("best.pt", "last.pt") if (run_dir / name).exists()] if run_dir else []
     return Review(
         title, True, landmarks, [shown[i]._replace(place=place) for place, i in enumerate(chosen)], {}, folder,
-        file.parent / "review.html", unit, float(settings.get("sdr_thresholds", Config.sdr_thresholds)[0]), notes,
+        file.parent / "review.html", unit, settings.get("sdr_thresholds", Config.sdr_thresholds)[0], notes,
         checkpoints[0] if checkpoints else None,
     )  # fmt: skip
+
+
+def run_settings(file: Path) -> dict[str, Any]:
+    """The settings of a run, those that are used here checked. Raises UserError."""
+    settings = read_settings(file)
+    if not isinstance(settings, dict):
+        raise UserError(f"{file}: expected settings, an object; restore the config.json of the run")
+    for name in ("img_dir", "json_path"):
+        if not isinstance(settings.get(name, ""), str):
+            raise UserError(f"{file}: {name} is {settings[name]!r}; expected a path")
+    thresholds = numbers(settings.get("sdr_thresholds", Config.sdr_thresholds), f"{file}: sdr_thresholds")
+    if not thresholds:
+        raise UserError(f"{file}: sdr_thresholds is empty; give at least one number")
+    return settings | {"sdr_thresholds": thresholds}
+
+
+def check_text(file: Path, records: Sequence[Any]) -> None:
+    """Raise UserError for a record with a text that no file in UTF-8 can hold."""
+    for number, record in enumerate(records, 1):
+        try:
+            json.dumps(record, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = error.object[error.start : error.end]
+            raise UserError(
+                f"{file}: record {number}: {half!a} in its text is half a character (a surrogate); write the whole one"
+            ) from None
 
 
 def known_records(
@@ -153,6 +182,7 @@ def known_records(
         content = read_json(source)
         with expecting(source, "a list of records"):
             records = {record["imagePath"]: record for record in content}
+        check_text(source, content)
         tables = {name: read_points(f"{source}: image {name}", record) for name, record in records.items()}
     except UserError as error:
         return {}, names, [f"{error}: the predictions are shown without what it says of points and images"]
