@@ -176,6 +176,18 @@ def test_a_data_set_shows_one_split_and_keeps_the_others(dataset):
         read_source(dataset, None, "val")
 
 
+def test_images_are_found_as_main_finds_them(dataset):
+    records = make_records(dataset)
+    move_image(dataset)
+    records[0]["imagePath"] = "IMAGE 0 (Ä).PNG"
+    records[1]["imagePath"] = "image 1 (a\u0308).png"  # the letter in two parts
+    records[2]["imagePath"] = "sub/image 2 (ä).png"
+    write_records(dataset, records)
+    (shown,) = read_source(dataset, None, None)
+    known = load_data(tiny_config(dataset)).records
+    assert [image.path for image in shown.images] == [record.path for record in known]
+
+
 def test_a_point_outside_its_image_can_be_looked_at(dataset):
     records = make_records(dataset)
     records[0]["points"][0]["X"] = -30.0
@@ -218,6 +230,12 @@ def write_settings(folder, settings):
     return folder / "run"
 
 
+def move_image(folder):
+    """One image into a subfolder, where main.py does not look."""
+    (folder / "imgs" / "sub").mkdir()
+    (folder / "imgs" / "image 2 (ä).png").rename(folder / "imgs" / "sub" / "image 2 (ä).png")
+
+
 def write_first(folder, **keys):
     """The data set, its first record with other keys."""
     records = make_records(folder)
@@ -232,7 +250,10 @@ def write_first(folder, **keys):
         (lambda folder: folder / "nowhere", "does not exist; give a run"),
         (lambda folder: folder / "imgs", "holds neither predictions.csv nor json/data.json"),
         (lambda folder: folder / "imgs" / "image 0 (ä).png", "is neither a predictions.csv nor a data.json"),
-        (lambda folder: (folder / "imgs" / "image 3 (ä).png").unlink() or folder, "image 3 (ä).png is not in"),
+        (lambda folder: (folder / "imgs" / "image 3 (ä).png").unlink() or folder, "3 (ä).png of record 4 is not in"),
+        (lambda folder: write_first(folder, imagePath="image 0 (ä)"), "image 0 (ä) of record 1 is not in"),
+        (lambda folder: move_image(folder) or folder, "image 2 (ä).png of record 3 is not in"),
+        (lambda folder: move_image(folder) or folder / "run", "csv: image 2 (ä).png is not in"),
         (lambda folder: (folder / "run/test/predictions.csv").write_text("a,b\n1,2\n") and folder / "run/test",
          "has no column image; give the predictions.csv of a run"),
         (lambda folder: (folder / "run/test/predictions.csv").write_text("") or folder / "run/test",

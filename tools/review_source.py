@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from annotation import read_annotation, read_points
+from annotation import normal_name, read_annotation, read_points
 from config import Config, UserError, check_names, read_settings
-from formats.common import Images, expecting, image_size, make_record, numbers, read_csv, read_json
+from formats.common import expecting, image_size, make_record, numbers, read_csv, read_json
 from images import read_image
 from report import OWN_COLUMNS, read_predictions
 
@@ -80,7 +80,8 @@ def read_data_set(file: Path, images: Path | None, split: str | None) -> Review:
         abbreviations, names, _ = read_annotation(Config(img_dir=str(folder), json_path=str(file), num_landmarks=count))
     check_text(file, content)
     places = choose(content, split, file)
-    paths = find_images(file, folder, [content[place]["imagePath"] for place in places])
+    numbered = {content[place]["imagePath"]: place + 1 for place in places}
+    paths = find_images(file, folder, {name: f"{name} of record {n}" for name, n in numbered.items()})
     shown, scored = [], False
     for place, path in zip(places, paths, strict=True):
         table = {point["pointAbbreviation"]: point.get("score") for point in content[place]["points"]}
@@ -111,7 +112,7 @@ def read_predicted(file: Path, images: Path | None, split: str | None) -> Review
     if folder is None:
         raise UserError(f"{file} has no config.json beside it; give the folder of its images with --images")
     records, landmarks, notes = known_records(file, settings, abbreviations)
-    paths = find_images(file, folder, names)
+    paths = find_images(file, folder, dict(zip(names, names, strict=True)))
     stated = [has_spacing(records.get(name, {})) for name in names]
     # images of one size share a spacing by ruler or setting; where each states its own, sizes need not be read
     sizes = [None if own or unit == "px" else size_of(path) for own, path in zip(stated, paths, strict=True)]
@@ -297,15 +298,21 @@ def choose(records: Sequence[Mapping[str, Any]], split: str | None, file: Path) 
     return [place for place, record in enumerate(records) if split in (None, record.get("split"))]
 
 
-def find_images(file: Path, folder: Path, names: Sequence[str]) -> list[Path]:
-    """The image files of a folder, whatever the case of their names. Raises UserError that names the first absent."""
+def find_images(file: Path, folder: Path, images: Mapping[str, str]) -> list[Path]:
+    """The image files of a folder, found as main.py finds them; images: what an image is called here, by its name.
+
+    Raises UserError that names the first absent.
+    """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give that of the images with --images")
-    files = Images(folder)
-    paths = {name: folder / name if (folder / name).is_file() else files.find(name) for name in names}
-    absent = [name for name, path in paths.items() if path is None]
+    files = {normal_name(path.name): path for path in sorted(folder.iterdir()) if path.is_file()}
+    paths = {name: folder / name if (folder / name).is_file() else files.get(normal_name(name)) for name in images}
+    absent = [where for name, where in images.items() if paths[name] is None]
     if absent:
         more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
         are = "are" if more else "is"
-        raise UserError(f"{file}: {absent[0]}{more} {are} not in {folder}; give the folder of the images with --images")
+        raise UserError(
+            f"{file}: {absent[0]}{more} {are} not in {folder}; name each with its ending and its subfolder, or give "
+            "the folder of the images with --images"
+        )
     return [path for path in paths.values() if path is not None]
