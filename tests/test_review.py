@@ -255,6 +255,8 @@ def test_hostile_names_are_harmless(dataset, open_page):
 def test_linked_images_stay_where_they_are(dataset, open_page):
     page = open_page(dataset, "--link")
     assert page.out.stat().st_size < 100_000 and page.run("return view.picture.naturalWidth") == 96
+    assert page.run("return view.picture.src").startswith("file:")
+    assert page.run("return document.querySelectorAll('script[id^=image-]').length") == 0
 
 
 @pytest.mark.parametrize("size", [(1366, 768), (1366, 625), (1024, 600)])
