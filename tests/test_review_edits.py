@@ -78,3 +78,11 @@ def test_a_second_finger_does_not_move_the_point_that_the_first_one_drags(datase
     """
     first, second, last, edits = page.run(script)
     assert first == second == last and edits == 1
+
+
+def test_a_landmark_that_is_missing_is_announced_as_such(dataset, open_page):
+    page = open_page(dataset)
+    for landmark in range(4):
+        page.run("hideLandmark(arguments[0], true)", landmark)
+    page.press(Keys.ESCAPE, "n")
+    assert page.find("#status").text.endswith(": hidden: missing in the saved file")

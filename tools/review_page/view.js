@@ -238,6 +238,7 @@ function describeDot({ landmark, own }) {
   const error = errorOf(view.image, landmark);
   const score = scoreOf(view.image, landmark);
   const facts = [own && data.predicted ? (isChanged(view.image, landmark) ? "corrected" : "predicted") : "true"];
+  if (own && !view.image.points[landmark]) facts[0] = "hidden: missing in the saved file";
   if (error !== null) facts.push(`error ${error.toFixed(2)} ${data.unit}`);
   if (own && score !== null) facts.push(`score ${score.toFixed(3)}`);
   return [...words, facts.join(", ")].join("\n");
