@@ -3,6 +3,7 @@
 import pytest
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import Select
 
 
 @pytest.mark.parametrize("by_event", [True, False])
@@ -86,3 +87,13 @@ def test_a_landmark_that_is_missing_is_announced_as_such(dataset, open_page):
         page.run("hideLandmark(arguments[0], true)", landmark)
     page.press(Keys.ESCAPE, "n")
     assert page.find("#status").text.endswith(": hidden: missing in the saved file")
+
+
+def test_a_name_chosen_for_one_image_is_not_that_of_the_next(dataset, open_page):
+    page = open_page(dataset)
+    page.run("chooseLandmark(2)")
+    Select(page.find("#rename")).select_by_value("3")
+    assert page.find("#swap").is_enabled()
+    page.find("#marks").send_keys("j")
+    assert page.run("return [view.chosen, element('rename').value]") == [2, "2"]
+    assert not page.find("#swap").is_enabled()

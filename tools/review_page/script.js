@@ -16,6 +16,7 @@ function openImage(image) {
   imageTable.mark(image);
   landmarkTable.show(landmarkNumbers);
   tip.hidden = true;
+  element("rename").dataset.of = ""; // a name that was chosen there was one for another image
   chooseLandmark(view.chosen);
   updateFigures();
   loadPicture(image).then((picture) => {
