@@ -2,6 +2,7 @@
 
 import pytest
 from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
@@ -97,3 +98,11 @@ def test_a_name_chosen_for_one_image_is_not_that_of_the_next(dataset, open_page)
     page.find("#marks").send_keys("j")
     assert page.run("return [view.chosen, element('rename').value]") == [2, "2"]
     assert not page.find("#swap").is_enabled()
+
+
+def test_all_of_a_page_enlarged_twice_is_reached_by_scrolling(dataset, open_page):
+    page = open_page(dataset)
+    page.resize(683, 384)
+    ActionChains(page.browser).scroll_from_origin(ScrollOrigin.from_element(page.find("h1")), 900, 0).perform()
+    right = "return document.querySelector('#landmarks').getBoundingClientRect().right <= innerWidth"
+    page.wait(lambda: page.run(right))
