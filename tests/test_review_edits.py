@@ -1,6 +1,7 @@
 """Edits on the page in a real browser, in the order of a hand that is not careful."""
 
 import pytest
+from conftest import make_records, write_records
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
 from selenium.webdriver.common.keys import Keys
@@ -106,3 +107,17 @@ def test_all_of_a_page_enlarged_twice_is_reached_by_scrolling(dataset, open_page
     ActionChains(page.browser).scroll_from_origin(ScrollOrigin.from_element(page.find("h1")), 900, 0).perform()
     right = "return document.querySelector('#landmarks').getBoundingClientRect().right <= innerWidth"
     page.wait(lambda: page.run(right))
+
+
+def test_a_point_that_the_file_calls_invisible_is_shown_where_the_file_has_it(dataset, open_page):
+    records = make_records(dataset)
+    for landmark, (x, y) in enumerate([(31.125, 17), (0, 0), (-400, 20), (None, None)]):
+        records[0]["points"][landmark] |= {"X": x, "Y": y, "visible": False}
+    write_records(dataset, records)
+    page = open_page(dataset)
+    middle = page.run("return insideImage(view.image, toImage([stage.clientWidth / 2, stage.clientHeight / 2]))")
+    for landmark in range(4):
+        page.run("hideLandmark(arguments[0], false)", landmark)
+    assert page.run("return view.image.points") == [[31.125, 17], middle, middle, middle]
+    point = page.save()[0]["points"][0]
+    assert (point["X"], point["Y"], point["visible"]) == (31.125, 17, True)

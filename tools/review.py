@@ -31,7 +31,7 @@ from tqdm import tqdm
 from config import UserError
 from formats.common import image_size, record_points
 from images import read_image
-from tools.review_source import Review, Shown, read_source
+from tools.review_source import Review, Shown, is_number, read_source
 
 PAGE = Path(__file__).parent / "review_page"
 SCRIPTS = ("model.js", "view.js", "tables.js", "script.js")  # one after another, they are one script
@@ -100,10 +100,13 @@ def record_keys(record: Mapping[str, Any]) -> str:
 def point_texts(point: Mapping[str, Any]) -> dict[str, Any]:
     """A point as JSON: `whole` as it stands, `keys` without its place and without braces, for a place that changed."""
     keys = {key: value for key, value in point.items() if key not in PLACE}
+    x, y = point.get("X"), point.get("Y")
+    known = is_number(x) and is_number(y) and (x, y) != (0, 0)  # what programs write for no place
     return {
         "whole": json.dumps(point, ensure_ascii=False),
         "keys": json.dumps(keys, ensure_ascii=False)[1:-1],
         "visible": "visible" in point,
+        "place": (x, y) if known else None,  # of a point that is not visible, too
     }
 
 

@@ -69,6 +69,15 @@ function countChanges(image) {
   return landmarks.reduce((count, _, landmark) => count + isChanged(image, landmark), 0);
 }
 
+// Where a landmark that is missing now was last: before its edits, or in the file as a point that is not visible.
+function lastPlace(image, landmark) {
+  const changes = done.filter((edit) => edit.image === image).flatMap((edit) => edit.changes);
+  const edited = changes.findLast((change) => change.landmark === landmark && change.before);
+  if (edited) return edited.before;
+  const { place } = image.entries.find((entry) => entry.landmark === landmark);
+  return place && !isOutside(image, place) ? place : null;
+}
+
 // --- Figures: errors in mm, in px where the spacing is unknown; null where there is none
 
 function errorOf(image, landmark) {

@@ -119,8 +119,7 @@ function hideLandmark(landmark, hidden) {
   chooseLandmark(landmark);
   if (hidden) return changePoint(landmark, null, "hidden");
   // where it was last, else in the middle of what is seen
-  const edits = done.filter((edit) => edit.image === view.image).flatMap((edit) => edit.changes);
-  const before = edits.findLast((change) => change.landmark === landmark && change.before)?.before;
+  const before = lastPlace(view.image, landmark);
   const middle = insideImage(view.image, toImage([stage.clientWidth / 2, stage.clientHeight / 2]));
   changePoint(landmark, before ?? middle, before ? "shown again" : "put in the middle: drag it to its place");
 }
