@@ -121,3 +121,23 @@ def test_a_point_that_the_file_calls_invisible_is_shown_where_the_file_has_it(da
     assert page.run("return view.image.points") == [[31.125, 17], middle, middle, middle]
     point = page.save()[0]["points"][0]
     assert (point["X"], point["Y"], point["visible"]) == (31.125, 17, True)
+
+
+def test_what_is_occluded_goes_with_the_place_when_two_points_are_swapped(dataset, open_page):
+    records = make_records(dataset)
+    records[0]["points"][2] |= {"occluded": True, "id": 7}
+    records[0]["points"][1] |= {"occluded": False}
+    write_records(dataset, records)
+    page = open_page(dataset)
+    page.run("renameLandmark(2, 3)")
+    points = page.save()[0]["points"]
+    assert [point.get("occluded") for point in points] == [None, False, None, True]
+    assert (points[2]["id"], "id" in points[3]) == (7, False)
+    page.run("renameLandmark(3, 1)")
+    assert [point.get("occluded") for point in page.save()[0]["points"]] == [None, True, None, False]
+    page.click("#undo")
+    assert page.save()[0]["points"] == points
+    page.click("#undo")
+    assert page.save() == records
+    page.click("#redo")
+    assert page.save()[0]["points"] == points

@@ -35,7 +35,7 @@ from tools.review_source import Review, Shown, is_number, read_source
 
 PAGE = Path(__file__).parent / "review_page"
 SCRIPTS = ("model.js", "view.js", "tables.js", "script.js")  # one after another, they are one script
-PLACE = ("X", "Y", "visible")  # the keys of a point that say where it is
+PLACE = ("X", "Y", "visible", "occluded")  # the keys of a point that are about its place
 SHOWN_AS_THEY_ARE = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP"}  # by a browser, if of 8 bit
 
 
@@ -106,6 +106,7 @@ def point_texts(point: Mapping[str, Any]) -> dict[str, Any]:
         "whole": json.dumps(point, ensure_ascii=False),
         "keys": json.dumps(keys, ensure_ascii=False)[1:-1],
         "visible": "visible" in point,
+        "occluded": json.dumps(point["occluded"]) if "occluded" in point else None,
         "place": (x, y) if known else None,  # of a point that is not visible, too
     }
 

@@ -9,6 +9,9 @@ for (const [number, image] of images.entries()) {
   image.number = number;
   image.source = image.points; // as the file has them
   image.points = image.points.slice();
+  image.occluded = landmarks.map(() => null); // of each point its JSON, null where the file does not say
+  for (const { landmark, occluded } of image.entries) image.occluded[landmark] = occluded;
+  image.occludedSource = image.occluded.slice();
 }
 const hasTruth = images.some((image) => image.truth);
 const hasScore = images.some((image) => image.score && image.score.some((value) => value !== null));
@@ -22,7 +25,8 @@ function insideImage(image, [x, y]) {
   return [hundredths(x, image.width), hundredths(y, image.height)];
 }
 
-// --- Edits: done, and undone ones that can come back. Each knows its image and what its points were and are.
+// --- Edits: done, and undone ones that can come back. Each knows its image and what its points were and are;
+// points that change places also what hid them: occluded is said of a place.
 
 const done = [];
 const undone = [];
@@ -36,14 +40,19 @@ function commit(image, changes, words, goesOn = false) {
     done.push({ image, changes, words });
   }
   undone.length = 0;
-  for (const change of changes) image.points[change.landmark] = change.after;
+  for (const change of changes) apply(image, change, change.after, 1);
+}
+
+function apply(image, { landmark, occluded }, point, which) {
+  image.points[landmark] = point;
+  if (occluded) image.occluded[landmark] = occluded[which];
 }
 
 function undoEdit() {
   const edit = done.pop();
   if (edit) {
     undone.push(edit);
-    for (const change of edit.changes) edit.image.points[change.landmark] = change.before;
+    for (const change of edit.changes) apply(edit.image, change, change.before, 0);
   }
   return edit;
 }
@@ -52,7 +61,7 @@ function redoEdit() {
   const edit = undone.pop();
   if (edit) {
     done.push(edit);
-    for (const change of edit.changes) edit.image.points[change.landmark] = change.after;
+    for (const change of edit.changes) apply(edit.image, change, change.after, 1);
   }
   return edit;
 }
@@ -62,7 +71,8 @@ function isUnsaved() {
 }
 
 function isChanged(image, landmark) {
-  return !samePoint(image.points[landmark], image.source[landmark]);
+  const same = image.occluded[landmark] === image.occludedSource[landmark];
+  return !same || !samePoint(image.points[landmark], image.source[landmark]);
 }
 
 function countChanges(image) {
@@ -148,7 +158,10 @@ function savedPoint(image, { landmark, whole, keys, visible }) {
   const off = data.predicted && isOutside(image, own); // main.py would refuse it as truth
   if (!off && !isChanged(image, landmark)) return whole;
   const [X, Y] = (off ? insideImage(image, own) : own) ?? [null, null];
-  return `{${keys}, "X": ${X}, "Y": ${Y}${visible ? `, "visible": ${X !== null}` : ""}}`;
+  const parts = [keys, `"X": ${X}`, `"Y": ${Y}`];
+  if (visible) parts.push(`"visible": ${X !== null}`);
+  if (image.occluded[landmark] !== null) parts.push(`"occluded": ${image.occluded[landmark]}`);
+  return `{${parts.join(", ")}}`;
 }
 
 function savedText() {

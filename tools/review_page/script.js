@@ -126,11 +126,10 @@ function hideLandmark(landmark, hidden) {
 
 function renameLandmark(landmark, other) {
   if (landmark === other) return;
-  const points = view.image.points;
-  const changes = [
-    { landmark, before: points[landmark], after: points[other] },
-    { landmark: other, before: points[other], after: points[landmark] },
-  ];
+  const { points, occluded } = view.image;
+  const changes = [[landmark, other], [other, landmark]].map(([to, from]) => ({
+    landmark: to, before: points[to], after: points[from], occluded: [occluded[to], occluded[from]],
+  }));
   const words = `${landmarks[landmark].abbreviation} and ${landmarks[other].abbreviation} changed places`;
   commit(view.image, changes, words);
   say(words);
