@@ -5,7 +5,8 @@
 SOURCE is a run, its test folder or a predictions.csv: predicted points (red) can be moved, true ones (blue) are beside
 them. Or it is a data set, a folder with imgs/ and json/data.json, or a data.json: then the true points can be moved.
 Writes review.html beside it, one file per test set, that needs no server and no network. What it saves is all
-records of the file that it shows; of predictions, those of the predicted images, with the corrected points as truth.
+records of the file that it shows; of predictions, those of the predicted images, with the corrected points as truth
+and the mm per px by which their errors were counted.
 """
 
 import argparse

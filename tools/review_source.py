@@ -254,7 +254,7 @@ def spacings(
     """mm per px of each image, as the report counted: errors over distances in px (I, N); 1 where errors are in px.
 
     Of images of one size that agree it is their median, in six digits: the file rounds errors and points. An image
-    without error has that of its size, else that of all where these agree; none if there is no such.
+    without error has that of its size, else that of all; none where these do not agree.
     """
     if unit == "px":
         return [1.0] * len(errors)
@@ -263,25 +263,22 @@ def spacings(
     lengths[lengths == 0] = math.nan
     values = np.where(known, errors, 0).sum(1) / lengths
     slack = 1e-3 * values + known.sum(1) * (1e-4 + 2e-4 * values) / lengths  # the file keeps four decimals
-    common = common_spacing(values, slack)
-    result = []
-    for value, spread, size in zip(values, slack, sizes, strict=True):
-        alike = [i for i, other in enumerate(sizes) if other == size] if size else []
-        median = float(np.nanmedian(values[alike])) if np.isfinite(values[alike]).any() else math.nan
-        if math.isnan(value):
-            value = common_spacing(values[alike], slack[alike]) or common or math.nan
-        elif abs(median - value) <= spread:
-            value = median
-        result.append(None if math.isnan(value) else float(f"{value:.6g}"))
-    return result
+    result = np.where(np.isfinite(values), values, common_spacing(values, slack))
+    for size in set(sizes) - {None}:
+        alike = np.array([other == size for other in sizes])
+        if np.isfinite(values[alike]).any():
+            median = np.nanmedian(values[alike])
+            result[alike & (np.abs(values - median) <= slack)] = median
+            result[alike & np.isnan(values)] = common_spacing(values[alike], slack[alike])
+    return [None if math.isnan(value) else float(f"{value:.6g}") for value in result]
 
 
-def common_spacing(values: np.ndarray, slack: np.ndarray) -> float | None:
-    """The median, where no value is further from it than its slack; nan is no value."""
+def common_spacing(values: np.ndarray, slack: np.ndarray) -> float:
+    """The median, if no value is further from it than its slack, else nan; nan is no value."""
     if not np.isfinite(values).any():
-        return None
+        return math.nan
     median = float(np.nanmedian(values))
-    return None if (np.abs(values - median) > slack).any() else median
+    return math.nan if (np.abs(values - median) > slack).any() else median
 
 
 def plain(point: np.ndarray) -> list[float] | None:
