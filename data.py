@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from annotation import Record
 from config import Config
-from images import blur_image, cut_out, normalise_image, read_image, shrink_image, vary_intensities, warp_image
 from machine import own_share, process_count, process_rank
+from reading.annotation import Record
+from reading.images import blur_image, cut_out, normalise_image, read_image, shrink_image, vary_intensities, warp_image
 from utils import apply_affine, compose_affines, invert_affine, resize_affine
 
 log = logging.getLogger("farnet")

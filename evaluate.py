@@ -8,12 +8,12 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from annotation import Record
 from config import Config
 from data import Sample
 from detector import LandmarkDetector
 from machine import keep_freed_memory, merge_shares, process_rank
 from methods import load_detector
+from reading.annotation import Record
 from utils import apply_affine, radial_errors
 
 

@@ -23,7 +23,6 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
-from annotation import Record
 from config import (
     PRESETS,
     Config,
@@ -37,14 +36,15 @@ from config import (
 )
 from data import make_loader
 from evaluate import evaluate, prepare_detector
-from explain import draw_explanations
 from machine import join_processes, leave_processes, on_first_process, process_rank, resolve_device
-from measurements import measure
 from methods import METHODS, create_detector, load_detector, method_class
-from pictures import draw_overlays, draw_rates
-from report import pool_predictions, read_predictions, summary_table, write_predictions, write_report
+from reading.annotation import Record
+from reading.splits import LandmarkData, load_data
+from reporting.explain import draw_explanations
+from reporting.measurements import measure
+from reporting.pictures import draw_overlays, draw_rates
+from reporting.report import pool_predictions, read_predictions, summary_table, write_predictions, write_report
 from run_folder import create_run_folder, discard_unstarted, read_checkpoint, source_commit, start_log, write_provenance
-from splits import LandmarkData, load_data
 from train import train
 
 log = logging.getLogger("farnet")

@@ -12,11 +12,11 @@ from torch.fx.experimental.optimization import fuse
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from backbone import Backbone
 from config import Config
 from detector import LandmarkDetector
-from heads import ComposedHead, RefinementHead, upsample
 from machine import uses_bfloat16
+from networks.backbone import Backbone
+from networks.heads import ComposedHead, RefinementHead, upsample
 from utils import decode_heatmaps, dense_heatmaps, gaussian_heatmaps, scale_landmarks
 
 # --- Network -------------------------------------------------------------------------------------

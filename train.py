@@ -36,9 +36,9 @@ from machine import (
     uses_bfloat16,
 )
 from methods import create_detector, load_detector
-from pictures import animate_progress, draw_curves, draw_progress
+from reading.splits import LandmarkData, load_data
+from reporting.pictures import animate_progress, draw_curves, draw_progress
 from run_folder import read_checkpoint, save_checkpoint, write_provenance, write_text
-from splits import LandmarkData, load_data
 from utils import error_figures, finite_mean, is_loss_term, seed_everything
 
 log = logging.getLogger("farnet")

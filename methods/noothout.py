@@ -16,9 +16,9 @@ from torch.optim import Optimizer
 
 from config import Config, UserError
 from detector import LandmarkDetector
-from methods.patch_networks import GlobalNetwork, LocalNetworks
 from methods.patches import class_targets, count_votes, displacement_targets, patch_loss, random_chunk, take_windows
 from model import use_image_statistics
+from networks.patch_networks import GlobalNetwork, LocalNetworks
 from run_folder import read_checkpoint, seen_images
 from utils import network_errors
 

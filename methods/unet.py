@@ -13,10 +13,10 @@ from segmentation_models_pytorch.encoders import get_encoder_names
 from torch import Tensor
 from torch.nn import functional as F
 
-from backbone import read_backbone_weights
 from config import Config, UserError, check_names
 from detector import LandmarkDetector
 from model import use_image_statistics
+from networks.backbone import read_backbone_weights
 from utils import decode_heatmaps, demand_finite, is_exporting
 
 

@@ -18,7 +18,7 @@ from config import Config, UserError
 from detector import LandmarkDetector
 from machine import keep_freed_memory
 from methods import METHODS
-from splits import load_data
+from reading.splits import load_data
 from tools import compare
 from utils import decode_heatmaps, gaussian_heatmaps
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from formats import FORMATS
-from formats.common import record_points
 from tools import convert
+from tools.formats import FORMATS
+from tools.formats.common import record_points
 
 SIZE = (60, 50)
 

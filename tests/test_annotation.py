@@ -7,9 +7,9 @@ import pytest
 from conftest import ABBREVIATIONS, draw_image, make_records, refusal, tiny_config, write_records
 from PIL import Image
 
-from annotation import read_annotation
 from config import UserError
-from splits import load_data
+from reading.annotation import read_annotation
+from reading.splits import load_data
 
 # --- What is read ---
 

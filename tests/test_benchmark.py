@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import tiny_config
 
-from tools import benchmark, differences, stopwatch
+from experiments import benchmark, differences, stopwatch
 
 
 def test_the_benchmark_ends_with_one_json_line_that_holds_its_table(dataset, monkeypatch, capsys):

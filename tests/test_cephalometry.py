@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from cephalometry import MEASURES, known_measures, measure_profiles
+from reporting.cephalometry import MEASURES, known_measures, measure_profiles
 
 # A profile that looks to the right: S-N, the Frankfort horizontal P-Or, the palate and the occlusal plane are level.
 POINTS = {

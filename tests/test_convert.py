@@ -33,10 +33,10 @@ from PIL import Image
 
 import main
 from config import Config, UserError, build_config, preset_settings
-from formats import FORMATS
-from formats.common import record_points
-from splits import load_data
+from reading.splits import load_data
 from tools import convert
+from tools.formats import FORMATS
+from tools.formats.common import record_points
 
 
 def test_dicom_images_become_png_with_their_spacing_and_without_the_patient(tmp_path, monkeypatch, capsys):

@@ -19,8 +19,8 @@ from data import (
     undo_displacement,
     view_affine,
 )  # fmt: skip
-from images import warp_image
-from splits import load_data
+from reading.images import warp_image
+from reading.splits import load_data
 from utils import apply_affine, compose_affines, invert_affine, resize_affine
 
 AUGMENTED = dict(rotation=15.0, scaling=0.2, shift=0.1, intensity=0.5, elastic=0.01, blur=1.0, cutout=0.3)

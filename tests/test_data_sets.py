@@ -22,11 +22,11 @@ from foreign_files import (
 )
 from PIL import Image
 
-import dicom
 from config import UserError
-from formats import FORMATS, isbi2015, spine
-from formats.cl2023 import without_padding
-from formats.common import record_points
+from reading import dicom
+from tools.formats import FORMATS, isbi2015, spine
+from tools.formats.cl2023 import without_padding
+from tools.formats.common import record_points
 
 
 def test_isbi_points_are_the_mean_of_both_readers_or_one_of_them_and_both_are_kept(archive):

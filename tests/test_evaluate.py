@@ -7,7 +7,7 @@ from data import make_loader, make_sample
 from detector import LandmarkDetector
 from evaluate import evaluate
 from methods import create_detector
-from splits import load_data
+from reading.splits import load_data
 from utils import apply_affine, decode_heatmaps
 
 CPU = torch.device("cpu")

@@ -9,8 +9,8 @@ from torch import nn
 import main
 from config import UserError
 from detector import LandmarkDetector
-from explain import activation_maps
 from methods import create_detector
+from reporting.explain import activation_maps
 from utils import decode_heatmaps
 
 

@@ -13,8 +13,8 @@ from torch.utils.data import default_collate
 from config import UserError, build_config
 from data import make_sample
 from methods import METHODS, create_detector, method_class
+from reading.splits import load_data
 from run_folder import save_checkpoint
-from splits import load_data
 from tools import export
 from train import checkpoint_state
 

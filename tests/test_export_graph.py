@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from annotation import Record
 from config import Config
 from data import make_sample, shrink_for_network
-from images import IMAGENET_MEAN, IMAGENET_SD
+from reading.annotation import Record
+from reading.images import IMAGENET_MEAN, IMAGENET_SD
 from tools.export_graph import ImageToLandmarks
 
 pytestmark = pytest.mark.skipif(cv2.__version__ < "5", reason="OpenCV 4 warps in 32nds of a px")

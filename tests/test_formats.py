@@ -9,9 +9,9 @@ from foreign_files import NAMES, TRUTH, WRITABLE, draw_images, tables, write_nat
 from PIL import Image
 
 from config import UserError
-from formats import FORMATS, labelstudio
-from formats.common import Images, image_size
-from images import read_image
+from reading.images import read_image
+from tools.formats import FORMATS, labelstudio
+from tools.formats.common import Images, image_size
 
 
 @pytest.mark.parametrize("name", WRITABLE)

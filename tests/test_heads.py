@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from heads import ComposedHead, RefinementHead, upsample
+from networks.heads import ComposedHead, RefinementHead, upsample
 
 
 def test_a_composed_head_equals_its_two_convolutions_in_output_and_in_both_factors_gradients():

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from methods.hourglass import Discriminator, Generator, Hourglass
+from networks.hourglass import Discriminator, Generator, Hourglass
 
 
 @pytest.mark.parametrize("size", [(16, 24), (17, 23)])

@@ -4,8 +4,8 @@ import pytest
 from foreign_files import write_dicom
 from PIL import Image
 
-import dicom
-from images import (
+from reading import dicom
+from reading.images import (
     IMAGENET_MEAN,
     IMAGENET_SD,
     blur_image,

@@ -1,4 +1,4 @@
-"""The house has floors: a file imports only from files below it. And the README's tree shows every file."""
+"""The layers of the source: who may import whom."""
 
 import ast
 import re
@@ -9,49 +9,50 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FLOORS = {
-    "config": 0, "utils": 1, "machine": 1, "cephalometry": 1, "dicom": 1,
-    "images": 2, "annotation": 2, "splits": 2, "data": 2, "run_folder": 2,
-    "measurements": 2, "report": 2, "pictures": 2, "formats": 2,
-    "detector": 3, "backbone": 3, "heads": 3, "model": 3,
-    "methods": 4, "evaluate": 5, "explain": 5, "train": 5, "main": 6, "tools": 7,
-}  # fmt: skip
-ON_ONE_FLOOR = {  # within a floor, too, imports go one way
-    "images": set(), "annotation": {"images"}, "splits": {"annotation"}, "data": {"annotation", "images"},
-    "run_folder": set(), "measurements": set(), "report": {"measurements"},
-    "pictures": {"annotation", "images", "report"},
-    "detector": set(), "backbone": set(), "heads": set(),
-    "model": {"detector", "backbone", "heads"}, "evaluate": set(), "explain": set(), "train": {"evaluate"},
-    "formats": {"formats", "annotation", "images"}, "methods": {"methods"}, "tools": {"tools"},
-}  # fmt: skip
+LAYERS = (  # from the lowest: a module imports only from lower layers, and within its own package without a circle
+    "config", "utils", "machine", "reading", "data", "run_folder", "detector", "networks", "model",
+    "methods", "evaluate", "reporting", "train", "main", "tools", "experiments",
+)  # fmt: skip
 SOURCES = sorted(path for path in ROOT.rglob("*.py") if not {".venv", "tests"} & set(path.relative_to(ROOT).parts))
 
 
 def module(path: Path) -> str:
-    """The top-level name of a source file."""
-    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+    """The dotted name of a source file; that of its package for an __init__.py."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module(path): path for path in SOURCES}
 
 
 def imported(path: Path) -> set[str]:
-    """The top-level names that a file imports."""
+    """The modules of this repository that a file imports, wherever in it the import is."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            names.add(node.module.split(".")[0])
-    return names
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names & MODULES.keys() - {module(path)}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_file_imports_only_from_floors_below(path):
-    own = module(path)
-    for name in imported(path) & FLOORS.keys():
-        assert FLOORS[name] < FLOORS[own] or name in ON_ONE_FLOOR.get(own, set()), f"{own} imports {name}"
+def test_every_source_file_belongs_to_a_layer():
+    assert {name.split(".")[0] for name in MODULES} == set(LAYERS)
 
 
-def test_every_source_file_has_a_floor():
-    assert {module(path) for path in SOURCES} == FLOORS.keys()
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_imports_only_from_lower_layers(name):
+    own = name.split(".")[0]
+    for other in imported(MODULES[name]):
+        layer = other.split(".")[0]
+        assert layer == own or LAYERS.index(layer) < LAYERS.index(own), f"{name} imports {other}"
+
+
+def test_no_imports_form_a_circle():
+    left = {name: imported(path) for name, path in MODULES.items()}
+    while leaves := [name for name, needs in left.items() if not needs & left.keys()]:
+        for name in leaves:
+            del left[name]
+    assert not left
 
 
 def test_nothing_is_loaded_with_code_in_it():
@@ -60,7 +61,7 @@ def test_nothing_is_loaded_with_code_in_it():
         assert text.count("torch.load(") == text.count("weights_only=True")
 
 
-@pytest.mark.parametrize("name", ["train", "main", "tools.make_phantom"])
+@pytest.mark.parametrize("name", ["train", "main", "experiments.make_phantom"])
 def test_importing_a_file_starts_nothing(name, tmp_path):
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {name}"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)

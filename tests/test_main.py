@@ -15,7 +15,7 @@ from PIL import Image
 import main
 from config import UserError, setting_types
 from methods import METHODS
-from report import read_predictions
+from reporting.report import read_predictions
 from run_folder import read_checkpoint, save_checkpoint
 
 SPLITS = ["train", "train", "train", "val", "test1", "test2"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tools import make_phantom
+from experiments import make_phantom
 
 BUNDLED = Path(__file__).resolve().parents[1] / "CustomDataSet"
 SEED = 0

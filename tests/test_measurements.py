@@ -7,8 +7,8 @@ from foreign_files import spine_points
 
 from config import UserError
 from evaluate import Predictions
-from measurements import cobb_angles, measure
-from report import summary_table, write_predictions, write_report
+from reporting.measurements import cobb_angles, measure
+from reporting.report import summary_table, write_predictions, write_report
 
 CORNERS = tuple(str(n) for n in range(68))
 UNKNOWN = [math.nan] * 3  # spacing

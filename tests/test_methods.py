@@ -8,14 +8,14 @@ import torch
 from conftest import ABBREVIATIONS, METHOD_SETTINGS, make_records, tiny_config, write_records
 from torch.utils.data import default_collate
 
-from annotation import read_annotation
 from config import UserError, build_config
 from data import Sample, make_sample
 from detector import split_batch
+from experiments.benchmark import measure_here
 from methods import METHODS, create_detector, load_detector, method_class
+from reading.annotation import read_annotation
+from reading.splits import load_data
 from run_folder import read_checkpoint, save_checkpoint
-from splits import load_data
-from tools.benchmark import measure_here
 from train import checkpoint_state, read_metrics, train
 from utils import is_loss_term
 

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from methods.patch_networks import GlobalNetwork, LocalNetworks
+from networks.patch_networks import GlobalNetwork, LocalNetworks
 
 
 def test_the_local_networks_are_separate_networks_one_per_landmark():

@@ -6,7 +6,8 @@ from conftest import make_records, tiny_config, write_records
 from PIL import Image
 
 from evaluate import Predictions
-from pictures import (
+from reading.splits import load_data
+from reporting.pictures import (
     BLUE,
     RED,
     YELLOW,
@@ -19,8 +20,7 @@ from pictures import (
     draw_rates,
     spread_of_images,
 )  # fmt: skip
-from report import write_predictions
-from splits import load_data
+from reporting.report import write_predictions
 
 
 def test_an_overlay_has_the_detection_red_the_truth_blue_and_a_line_between():

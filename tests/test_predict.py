@@ -13,17 +13,17 @@ from conftest import METHOD_SETTINGS, tiny_config
 from foreign_files import write_dicom
 from PIL import Image
 
-import dicom
 import main
-from annotation import Record
 from config import Config, build_config
 from evaluate import Predictions
-from images import read_image
 from methods import create_detector, method_class
-from pictures import draw_overlay
-from report import read_predictions
+from reading import dicom
+from reading.annotation import Record
+from reading.images import read_image
+from reading.splits import load_data
+from reporting.pictures import draw_overlay
+from reporting.report import read_predictions
 from run_folder import read_checkpoint, save_checkpoint
-from splits import load_data
 from tools import predict
 from train import checkpoint_state
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import METHOD_SETTINGS, make_records, tiny_config, write_records
 
 from methods import create_detector, load_detector
-from report import read_predictions
+from reporting.report import read_predictions
 from train import read_metrics
 from utils import seed_everything
 

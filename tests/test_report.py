@@ -8,7 +8,7 @@ import xlrd
 
 from config import UserError
 from evaluate import Predictions
-from report import pool_predictions, read_predictions, summary_table, write_predictions, write_report
+from reporting.report import pool_predictions, read_predictions, summary_table, write_predictions, write_report
 
 ABBREVIATIONS, NAMES = ["R1", "A", "N’"], ["Ruler 1", "A point", "Soft tissue Nasion"]
 THRESHOLDS = (2.0, 2.5, 3.0, 4.0)

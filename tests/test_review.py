@@ -15,8 +15,8 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 from test_review_source import predicted
 
-from annotation import read_annotation
-from splits import load_data
+from reading.annotation import read_annotation
+from reading.splits import load_data
 
 
 def read(folder) -> list[dict]:

@@ -9,8 +9,8 @@ from PIL import Image
 
 from config import UserError
 from evaluate import Predictions
-from report import read_predictions, write_predictions
-from splits import load_data
+from reading.splits import load_data
+from reporting.report import read_predictions, write_predictions
 from tools import review
 from tools.review_source import read_source
 

@@ -5,7 +5,7 @@ import pytest
 from conftest import make_records, refusal, tiny_config, write_records
 
 from config import UserError
-from splits import load_data
+from reading.splits import load_data
 
 
 def fingerprints(folder) -> dict[str, str]:

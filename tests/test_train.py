@@ -14,8 +14,8 @@ from config import Config, UserError
 from data import make_loader
 from evaluate import evaluate
 from methods import METHODS, load_detector
+from reading.splits import load_data
 from run_folder import read_checkpoint
-from splits import load_data
 from train import (
     learning_rate_factor,
     moving_average,

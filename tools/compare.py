@@ -28,12 +28,12 @@ import numpy as np
 import xlwt
 
 from config import Config, UserError
-from formats.common import read_json
-from pictures import draw_differences, draw_error_curves
-from report import BOLD, PRECISE, part_points, part_words, write_row, write_settings_sheet
+from reporting.pictures import draw_differences, draw_error_curves
+from reporting.report import BOLD, PRECISE, part_points, part_words, write_row, write_settings_sheet
 from run_folder import source_commit
-from tools.compared import Run, implied_spacing, read_runs
-from tools.readers import mean_is_truth, noise_floor, read_readers, reader_errors
+from tools.formats.common import read_json
+from tools.read_runs import Run, implied_spacing, read_runs
+from tools.two_readers import mean_is_truth, noise_floor, read_readers, reader_errors
 from utils import finite_mean, holm, paired_difference, paired_permutation, summarise_errors
 
 SURE, MOST = 0.05, 10  # a corrected p below it is sure; landmarks printed per pair

@@ -25,11 +25,11 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-import dicom
-from annotation import read_points, read_record
 from config import PRESETS, UserError
-from formats import FORMATS
-from formats.common import Pixels, Reading, image_size, record_points, same
+from reading import dicom
+from reading.annotation import read_points, read_record
+from tools.formats import FORMATS
+from tools.formats.common import Pixels, Reading, image_size, record_points, same
 
 
 def write_data_set(reading: Reading, destination: Path, link: bool = False) -> list[str]:

@@ -33,15 +33,15 @@ from PIL import Image
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
-from annotation import Record
 from config import Config, UserError, build_config
 from data import make_sample, shrink_for_network
 from evaluate import predict_batch, prepare_detector
-from images import read_image
 from methods import method_class
+from reading.annotation import Record
+from reading.images import read_image
 from run_folder import read_checkpoint, source_commit
 from tools.export_graph import ImageToLandmarks
-from tools.films import find_images
+from tools.unannotated import find_images
 
 FORMATS = {"onnx": ".onnx", "torchscript": ".torchscript.pt"}
 TOLERANCE = 0.05  # px of the image

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from config import Config
 from detector import LandmarkDetector
-from images import IMAGENET_MEAN, IMAGENET_SD
+from reading.images import IMAGENET_MEAN, IMAGENET_SD
 
 
 class ImageToLandmarks(nn.Module):

@@ -22,13 +22,13 @@ import numpy as np
 from matplotlib import pyplot
 from PIL import Image, ImageDraw, ImageFont
 
-from annotation import Record, read_annotation, read_images, read_spacing, shorten
-from cephalometry import known_measures, measure_profiles
 from config import Config, UserError
-from formats.common import read_json
-from images import read_image
-from pictures import BLUE
-from tools.readers import read_readers, reader_errors
+from reading.annotation import Record, read_annotation, read_images, read_spacing, shorten
+from reading.images import read_image
+from reporting.cephalometry import known_measures, measure_profiles
+from reporting.pictures import BLUE
+from tools.formats.common import read_json
+from tools.two_readers import read_readers, reader_errors
 from utils import finite_mean
 
 TILE, MOST = 300, 48  # px of a picture on the sheet, and how many at most

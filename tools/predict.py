@@ -33,17 +33,17 @@ import torch
 from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
 
-from annotation import Record, read_spacing
 from config import Config, UserError, build_config
 from data import Sample, limit_threads
 from evaluate import Predictions, gather_predictions, predict_batch, prepare_detector
 from machine import resolve_device
-from measurements import measure
 from methods import load_detector, method_class
-from pictures import draw_overlays
-from report import write_predictions
+from reading.annotation import Record, read_spacing
+from reporting.measurements import measure
+from reporting.pictures import draw_overlays
+from reporting.report import write_predictions
 from run_folder import read_checkpoint, write_provenance, write_text
-from tools.films import ImageFiles, Unread, find_images
+from tools.unannotated import ImageFiles, Unread, find_images
 
 
 class Member(NamedTuple):

@@ -30,8 +30,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from config import UserError
-from formats.common import image_size, record_points
-from images import read_image
+from reading.images import read_image
+from tools.formats.common import image_size, record_points
 from tools.review_source import Review, Shown, is_number, read_source
 
 PAGE = Path(__file__).parent / "review_page"

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from annotation import normal_name, read_annotation, read_points
 from config import Config, UserError, check_names, read_settings
-from formats.common import expecting, image_size, make_record, numbers, read_csv, read_json
-from images import read_image
-from report import OWN_COLUMNS, read_predictions
+from reading.annotation import normal_name, read_annotation, read_points
+from reading.images import read_image
+from reporting.report import OWN_COLUMNS, read_predictions
+from tools.formats.common import expecting, image_size, make_record, numbers, read_csv, read_json
 
 
 class Shown(NamedTuple):

@@ -1,0 +1,259 @@
+"""From a data.json and a folder of images to checked records: points, images, spacing.
+
+Only original px here; words and frames: data.py. What is wrong is said in one line that names file, record
+and point.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from config import Config, UserError
+from reading.images import ENDINGS, read_image
+
+log = logging.getLogger("farnet")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One record of data.json; `size` and `fingerprint` are read off the image."""
+
+    name: str  # imagePath
+    path: Path  # the image file
+    landmarks: np.ndarray  # (N, 2) float64 (x, y) original px, nan where not annotated
+    occluded: np.ndarray  # (N,) bool: annotated though something hides it
+    spacing: float = math.nan  # mm per original px
+    split: str | None = None
+    patient: str | None = None
+    size: tuple[int, int] = (0, 0)  # width, height in original px
+    fingerprint: str = ""  # equal for images with equal pixels
+
+
+# --- Annotation ----------------------------------------------------------------------------------
+
+
+def read_annotation(
+    config: Config, abbreviations: Sequence[str] | None = None
+) -> tuple[tuple[str, ...], tuple[str, ...], list[Record]]:
+    """Abbreviations and names (N each) and the records of config.json_path, points matched by abbreviation.
+
+    The landmarks are those of most records, in the order of the first of these, unless `abbreviations` fixes
+    them.
+    Format: a list of {"imagePath", "points": [{"pointName", "pointAbbreviation", "X", "Y"}, ...]} with
+    optional "spacing" (mm per px), "split", "patient"; X and Y null, or "visible" false, for a missing landmark;
+    "occluded" true for one that is annotated though something hides it.
+    """
+    file = Path(config.json_path)
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{file} does not exist; set json_path to the data.json of your images") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read as JSON in UTF-8: {error}") from None
+    if not isinstance(content, list):
+        raise UserError(f"{file}: expected a list of records at the top level, found {json_type(content)}")
+    if not content:
+        raise UserError(f"{file}: the list of records is empty; there is nothing to train or test on")
+
+    tables = [read_points(f"{file}: record {number}", entry) for number, entry in enumerate(content, 1)]
+    commonest = Counter(frozenset(table) for table in tables).most_common(1)[0][0]
+    order = next(tuple(table) for table in tables if frozenset(table) == commonest)
+    expected = tuple(abbreviations) if abbreviations else order
+    records: list[Record] = []
+    for number, (entry, table) in enumerate(zip(content, tables, strict=True), 1):
+        where = f"{file}: record {number} ({entry['imagePath']})"
+        check_points(where, table, expected, config.num_landmarks, bool(abbreviations))
+        records.append(read_record(where, entry, [table[name] for name in expected], Path(config.img_dir)))
+    doubled = [name for name, count in Counter(record.name for record in records).items() if count > 1]
+    if doubled:
+        raise UserError(f"{file}: image {doubled[0]} has more than one record; keep one")
+    point_names = {p["pointAbbreviation"]: str(p.get("pointName", "")).strip() for p in content[0]["points"]}
+    return expected, tuple(point_names[name] or name for name in expected), records
+
+
+def read_points(where: str, entry) -> dict[str, dict]:
+    """The points of a record by abbreviation. Raises UserError if it has none, or one twice."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("imagePath"), str):
+        raise UserError(f"{where}: expected an object with imagePath (a file name) and points")
+    where = f"{where} ({entry['imagePath']})"
+    points = entry.get("points")
+    if not isinstance(points, list) or not points:
+        raise UserError(f"{where}: expected points, a list of {{pointName, pointAbbreviation, X, Y}}")
+    table: dict[str, dict] = {}
+    for place, point in enumerate(points, 1):
+        if not isinstance(point, dict) or not isinstance(point.get("pointAbbreviation"), str):
+            raise UserError(f"{where}: point {place} has no pointAbbreviation")
+        if point["pointAbbreviation"] in table:
+            raise UserError(f"{where}: point {point['pointAbbreviation']!r} stands twice; keep one")
+        table[point["pointAbbreviation"]] = point
+    return table
+
+
+def check_points(
+    where: str, table: dict[str, dict], expected: Sequence[str], num_landmarks: int, from_checkpoint: bool
+) -> None:
+    """Refuse a record whose landmarks are not the expected ones. Raises UserError that names those that differ."""
+    unknown = [name for name in table if name not in expected]
+    absent = [name for name in expected if name not in table]
+    differences = [f"unknown: {', '.join(unknown)}"] if unknown else []
+    if absent:
+        differences.append(f"absent: {', '.join(absent)} (a missing landmark is written with X and Y null)")
+    if from_checkpoint and differences:
+        raise UserError(f"{where}: its points are not those of the checkpoint; {'; '.join(differences)}")
+    if len(table) != num_landmarks:
+        if not differences:  # all records agree with each other
+            differences = [f"set num_landmarks to {len(table)}"]
+        raise UserError(f"{where}: has {len(table)} points, num_landmarks is {num_landmarks}; {'; '.join(differences)}")
+    if differences:
+        raise UserError(f"{where}: its points are not those of the other records; {'; '.join(differences)}")
+
+
+def read_record(where: str, entry: dict, points: list[dict], img_dir: Path) -> Record:
+    """A record with its points in the order given, (x, y) original px. Raises UserError for a bad value."""
+    landmarks = np.full((len(points), 2), math.nan)
+    occluded = np.zeros(len(points), bool)
+    for row, point in enumerate(points):
+        hidden = point.get("occluded", False)
+        if hidden not in (True, False):
+            raise UserError(
+                f"{where}: point {point['pointAbbreviation']!r}: occluded is {hidden!r}; expected true or false"
+            )
+        values = [point.get("X"), point.get("Y")]
+        if values == [None, None] or point.get("visible", True) in (False, 0):
+            continue
+        for axis, value in zip("XY", values, strict=True):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise UserError(
+                    f"{where}: point {point['pointAbbreviation']!r}: {axis} is {value!r}; expected a "
+                    "finite number in px (X and Y null for a missing landmark)"
+                )
+        landmarks[row], occluded[row] = values, hidden
+    spacing = entry.get("spacing")
+    if spacing is not None and (isinstance(spacing, bool) or not isinstance(spacing, int | float) or not spacing > 0):
+        raise UserError(f"{where}: spacing is {spacing!r}; expected mm per px, a number above 0")
+    split = entry.get("split")
+    if split is not None and (not isinstance(split, str) or not split.strip() or "/" in split or "\\" in split):
+        raise UserError(f"{where}: split is {split!r}; expected train, val or the name of a test set")
+    patient = entry.get("patient")
+    return Record(
+        name=entry["imagePath"],
+        path=img_dir / entry["imagePath"],
+        landmarks=landmarks,
+        occluded=occluded,
+        spacing=math.nan if spacing is None else float(spacing),
+        split=split,
+        patient=None if patient is None else str(patient),
+    )
+
+
+def json_type(value) -> str:
+    """What a JSON value is, in JSON's words."""
+    return {dict: "an object", str: "a string", bool: "true or false", type(None): "null"}.get(type(value), "a number")
+
+
+# --- Images --------------------------------------------------------------------------------------
+
+
+def read_images(config: Config, abbreviations: Sequence[str], records: list[Record]) -> list[Record]:
+    """Decode every image once: the records with path, size and fingerprint.
+
+    Raises UserError for an image that cannot be read and for a point outside its image; logs images that have
+    no record.
+    """
+    folder = Path(config.img_dir)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; set img_dir to the folder of your images")
+    # a name may differ from the file's in case, or in how the file system composes its letters
+    files = {normal_name(path.name): path for path in sorted(folder.iterdir())}
+
+    def inspect(record: Record) -> Record:
+        path = record.path if record.path.is_file() else files.get(normal_name(record.name), record.path)
+        image = read_image(path)
+        digest = hashlib.blake2b(repr(image.shape).encode() + image.tobytes(), digest_size=16).hexdigest()
+        return replace(record, path=path, size=(image.shape[1], image.shape[0]), fingerprint=digest)
+
+    with ThreadPoolExecutor(max_workers=4) as pool:  # decoding leaves Python's lock
+        bar = tqdm(pool.map(inspect, records), "checking images", len(records), leave=False, disable=None)
+        records = list(bar)
+    for number, record in enumerate(records, 1):
+        outside = (record.landmarks < -0.5) | (record.landmarks > np.array(record.size) - 0.5)
+        if outside.any():
+            row = int(np.flatnonzero(outside.any(1))[0])
+            x, y = record.landmarks[row]
+            raise UserError(
+                f"{config.json_path}: record {number} ({record.name}): point {abbreviations[row]!r} at "
+                f"({x:g}, {y:g}) lies outside its image of {record.size[0]} x {record.size[1]} px"
+            )
+    used = {normal_name(record.path.name) for record in records}
+    idle = [path.name for name, path in files.items() if name not in used and name.endswith(ENDINGS)]
+    if idle:
+        log.warning("%d images in %s have no record and are not used: %s", len(idle), folder, shorten(idle))
+    return records
+
+
+def normal_name(name: str) -> str:
+    """A file name for comparison: composed letters, lower case."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def shorten(names: Sequence[str], most: int = 5) -> str:
+    """The first few names of a list, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+# --- Spacing -------------------------------------------------------------------------------------
+
+
+def read_spacing(config: Config, abbreviations: Sequence[str], records: list[Record]) -> list[Record]:
+    """The records with their spacing, mm per original px: their own, else by config.spacing, else nan.
+
+    "ruler": ruler_mm over the distance of the two ruler points, the median over all images of one size, since
+    a click error of 1 px on a 10-mm ruler is 2 % of every error in mm.
+    Raises UserError if only some records end with a spacing, or a ruler is missing.
+    """
+    if isinstance(config.spacing, float):
+        records = [replace(r, spacing=config.spacing) if math.isnan(r.spacing) else r for r in records]
+    elif config.spacing == "ruler" and any(math.isnan(record.spacing) for record in records):
+        absent = [name for name in config.ruler if name not in abbreviations]
+        if absent:
+            raise UserError(
+                f"{config.json_path} has no ruler point {absent[0]!r}: set spacing to mm per px (or none, for "
+                "errors in px), and report_exclude to the points to leave out of the headline (or none)"
+            )
+        rows = [abbreviations.index(name) for name in config.ruler]
+        rulers: dict[tuple[int, int], list[float]] = {}
+        for record in records:
+            start, end = record.landmarks[rows]
+            length = float(np.hypot(*(end - start)))
+            if length > 0:  # false for nan
+                rulers.setdefault(record.size, []).append(config.ruler_mm / length)
+        for size, values in rulers.items():
+            log.info(
+                "spacing by the ruler: %.4f mm/px for %d images of %d x %d px (from %.4f to %.4f)",
+                np.median(values), len(values), *size, min(values), max(values),
+            )  # fmt: skip
+        without = [r for r in records if math.isnan(r.spacing) and r.size not in rulers]
+        if without:
+            raise UserError(
+                f"{config.json_path}: image {without[0].name} and all others of {without[0].size[0]} x "
+                f"{without[0].size[1]} px have no ruler; give its record a spacing in mm per px"
+            )
+        medians = {size: float(np.median(values)) for size, values in rulers.items()}
+        records = [replace(r, spacing=medians[r.size]) if math.isnan(r.spacing) else r for r in records]
+    unknown = [record.name for record in records if math.isnan(record.spacing)]
+    if 0 < len(unknown) < len(records):
+        raise UserError(
+            f"{config.json_path}: {len(unknown)} of {len(records)} records have no spacing "
+            f"({shorten(unknown)}); give it in all records, or set spacing"
+        )
+    return records

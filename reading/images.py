@@ -1,0 +1,134 @@
+"""Images as arrays: reading a file, warping, varying and normalising intensities.
+
+Nothing here knows a record or a landmark. Letters and frames: data.py.
+"""
+
+import math
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from config import UserError
+from reading import dicom
+from utils import apply_affine, compose_affines, resize_affine
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", *dicom.ENDINGS)
+IMAGENET_MEAN = np.array((0.485, 0.456, 0.406), np.float32)  # RGB, intensities in 0..1
+IMAGENET_SD = np.array((0.229, 0.224, 0.225), np.float32)
+
+
+def read_image(path: Path) -> np.ndarray:
+    """An image file as (h, w) grey or (h, w, 3) RGB; uint8, or float32 in 0..255 for deeper images.
+
+    A deeper image (16 bit) is stretched from its own minimum..maximum, since files do not state how many of
+    the bits are in use; so is DICOM, once it is windowed as its file says. The EXIF orientation is obeyed, as
+    annotation programs do.
+    Raises UserError for a file that is absent, empty, cut off or no image.
+    """
+    try:
+        if path.stat().st_size == 0:
+            raise UserError(f"image {path} is empty (0 bytes); restore the file or remove its record")
+        if dicom.is_dicom(path):
+            return stretch_intensities(dicom.read(path).image)
+        with Image.open(path) as file:
+            upright = ImageOps.exif_transpose(file)
+            if upright.mode.startswith(("I", "F")):
+                deep = np.asarray(upright)
+                if not np.isfinite(deep).all():
+                    raise UserError(f"image {path} holds nan or infinite values; restore the file or remove its record")
+                return stretch_intensities(deep)
+            return np.asarray(upright.convert("L" if upright.mode in ("1", "L", "LA") else "RGB"))
+    except FileNotFoundError:
+        raise UserError(f"image {path} does not exist; correct imagePath or img_dir") from None
+    except UnidentifiedImageError:
+        image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)  # 16-bit colour
+        if image is None:
+            raise UserError(f"image {path} is not an image that can be read (JPEG, PNG, BMP, TIFF, DICOM)") from None
+        image = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        return image if image.dtype == np.uint8 else stretch_intensities(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"image {path} is damaged ({error}); restore the file or remove its record") from None
+
+
+def stretch_intensities(image: np.ndarray) -> np.ndarray:
+    """Intensities of any range as float32 in 0..255."""
+    image = image.astype(np.float32)
+    low, high = float(image.min()), float(image.max())
+    return (image - low) * (255 / max(high - low, 1e-6))
+
+
+def shrink_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """An image at most twice as large as size = (W, H): area averaging, so that a warp of it does not alias.
+
+    Not shrunk if one of its sides is smaller than that. Grey in three equal channels becomes grey in one.
+    """
+    if image.ndim == 3 and (image == image[..., :1]).all():
+        image = np.ascontiguousarray(image[..., 0])
+    large = (2 * size[0], 2 * size[1])
+    if image.shape[1] <= large[0] or image.shape[0] <= large[1]:
+        return image
+    return cv2.resize(image, large, interpolation=cv2.INTER_AREA)
+
+
+def warp_image(
+    image: np.ndarray, to_source: np.ndarray, size: tuple[int, int], displacement: np.ndarray | None = None
+) -> np.ndarray:
+    """An image (h, w[, 3]) seen through an affine (network px -> its px), as (H, W[, 3]); size = (W, H).
+
+    A plain resize averages areas. Everything else is one bilinear warp, where it shrinks the image to twice the size,
+    of which areas are then averaged: an augmented image is as smooth as a plain one. Outside the image: 0.
+    displacement: (H, W, 2) network px, added to a network pixel before the affine.
+    """
+    image_size = (image.shape[1], image.shape[0])
+    scales = np.linalg.norm(to_source[:, :2], axis=0)
+    shrinks = bool((scales > 1 - 1e-9).all() and (scales > 1 + 1e-9).any())
+    if displacement is None and np.allclose(to_source, resize_affine(size, image_size), atol=1e-9):
+        return cv2.resize(image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    drawn_size = (2 * size[0], 2 * size[1]) if shrinks else size
+    if displacement is None:
+        affine = compose_affines(resize_affine(drawn_size, size), to_source)
+        drawn = cv2.warpAffine(image, affine, drawn_size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+    else:
+        x, y = np.meshgrid(np.arange(drawn_size[0]), np.arange(drawn_size[1]))
+        places = apply_affine(resize_affine(drawn_size, size), np.stack([x, y], -1).astype(np.float32))
+        places += cv2.resize(displacement, drawn_size, interpolation=cv2.INTER_LINEAR)
+        points = apply_affine(to_source, places).astype(np.float32)
+        drawn = cv2.remap(image, points, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+    return cv2.resize(drawn, size, interpolation=cv2.INTER_AREA) if shrinks else drawn
+
+
+def vary_intensities(image: np.ndarray, strength: float, generator: np.random.Generator) -> np.ndarray:
+    """Random gamma, contrast, brightness and noise on intensities in 0..1; strength 0..1."""
+    gamma = math.exp(generator.uniform(-strength, strength))
+    contrast = 1 + generator.uniform(-strength, strength)
+    brightness = 0.5 * generator.uniform(-strength, strength)
+    varied = (np.clip(image, 0, 1) ** gamma - 0.5) * contrast + 0.5 + brightness
+    noise = generator.normal(0, 1, image.shape[:2]).astype(np.float32) * (0.1 * strength * generator.uniform())
+    return np.clip(varied + (noise if image.ndim == 2 else noise[..., None]), 0, 1).astype(np.float32)
+
+
+def blur_image(image: np.ndarray, most: float, generator: np.random.Generator) -> np.ndarray:
+    """Gaussian blur of a random standard deviation up to `most` px."""
+    sigma = most * generator.uniform()
+    return cv2.GaussianBlur(image, (0, 0), sigma) if sigma > 0.1 else image
+
+
+def cut_out(image: np.ndarray, most: float, generator: np.random.Generator) -> np.ndarray:
+    """In half of the images, a random rectangle of up to `most` of each side takes a random grey."""
+    image = image.copy()
+    height, width = image.shape[:2]
+    if generator.uniform() < 0.5:
+        h, w = (max(1, round(most * generator.uniform() * side)) for side in (height, width))
+        y, x = generator.integers(0, height - h + 1), generator.integers(0, width - w + 1)
+        image[y : y + h, x : x + w] = generator.uniform()
+    return image
+
+
+def normalise_image(image: np.ndarray) -> Tensor:
+    """Intensities in 0..1, (H, W) grey or (H, W, 3) RGB -> (3, H, W) float32 by the ImageNet statistics."""
+    rgb = image if image.ndim == 3 else image[..., None]
+    return torch.from_numpy(np.ascontiguousarray(((rgb - IMAGENET_MEAN) / IMAGENET_SD).transpose(2, 0, 1), np.float32))

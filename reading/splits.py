@@ -1,0 +1,198 @@
+"""The data set of a run: checked records (annotation.py), and which of them train, validate and test."""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from config import Config, UserError, check_names
+from reading.annotation import Record, read_annotation, read_images, read_spacing, shorten
+
+log = logging.getLogger("farnet")
+
+
+@dataclass(frozen=True)
+class LandmarkData:
+    """A checked data set: its landmarks, its records, and which records form which split."""
+
+    abbreviations: tuple[str, ...]
+    names: tuple[str, ...]
+    records: tuple[Record, ...]
+    splits: dict[str, tuple[int, ...]]
+
+    def select(self, split: str) -> list[Record]:
+        """The records of a split; none if there is no such split."""
+        return [self.records[index] for index in self.splits.get(split, ())]
+
+    @property
+    def test_sets(self) -> list[str]:
+        """Every split that is neither train nor val."""
+        return [split for split in self.splits if split not in ("train", "val")]
+
+    def landmark_box(self, split: str) -> tuple[float, float, float, float]:
+        """Left, top, right, bottom of where a split's landmarks lie, as fractions of their images' sizes."""
+        places = np.concatenate([(record.landmarks + 0.5) / record.size for record in self.select(split)])
+        return (*np.nanmin(places, 0).tolist(), *np.nanmax(places, 0).tolist())
+
+    @property
+    def unit(self) -> str:
+        """mm if the spacing is known, else px."""
+        return "px" if any(math.isnan(record.spacing) for record in self.records) else "mm"
+
+
+def load_data(
+    config: Config,
+    abbreviations: Sequence[str] | None = None,
+    splits: dict[str, list[str]] | None = None,
+    seen: Mapping[str, str] | None = None,
+    for_training: bool = True,
+) -> LandmarkData:
+    """Read and check everything that config.img_dir and config.json_path hold.
+
+    abbreviations: the landmarks and their order where a checkpoint fixes them; else those of the file.
+    splits: image names per split where a run fixes them; else the records' own, else drawn.
+    seen: for a test, the split of each image that the checkpoint has seen, by fingerprint; without splits of their
+    own, images that are not among them form the test set.
+    Raises UserError, one line that names file, record and point, for everything that is wrong.
+    """
+    abbreviations, names, records = read_annotation(config, abbreviations)
+    check_names(config.explain_landmarks, abbreviations, "landmark")
+    records = read_spacing(config, abbreviations, read_images(config, abbreviations, records))
+    named = {record.name: index for index, record in enumerate(records)}
+    if splits is None:
+        indices = split_records(config, records, seen)
+    else:
+        missing = [name for members in splits.values() for name in members if name not in named]
+        if missing:
+            raise UserError(f"{config.json_path}: image {missing[0]} of the run's split.json has no record any more")
+        indices = {split: [named[name] for name in members] for split, members in splits.items()}
+    data = LandmarkData(abbreviations, names, tuple(records), {k: tuple(v) for k, v in indices.items()})
+    check_splits(config, data, seen or {}, for_training)
+    return data
+
+
+def split_records(config: Config, records: Sequence[Record], seen: Mapping[str, str] | None) -> dict[str, list[int]]:
+    """Indices of the records per split: their own; or where a checkpoint has `seen` them; or drawn by seed.
+
+    Drawn splits keep a patient's images together; images with equal pixels count as one patient.
+    Raises UserError if only some records name a split.
+    """
+    everything = list(range(len(records)))
+    if config.split == "same":
+        log.warning("split same: the test images are training images; the figures are a sanity check, not a result")
+        return {"train": everything, "test": everything}
+    if config.folds:
+        return split_fold(config, records, seen)
+    if any(record.split for record in records):
+        without = [record.name for record in records if not record.split]
+        if without:
+            raise UserError(f"{config.json_path}: image {without[0]} names no split, others do; name it in all or none")
+        named = group_indices([str(record.split) for record in records])
+        if seen is None and "val" not in named and config.val_fraction > 0 and len(named.get("train", ())) > 1:
+            drawn = draw_groups(records, named["train"], {"val": config.val_fraction}, config.seed)
+            named |= {"train": drawn["train"], "val": drawn["val"]}
+        return named
+    if seen is not None:
+        return group_indices([seen.get(record.fingerprint, "test") for record in records])
+
+    fractions = {"test": config.test_fraction, "val": config.val_fraction}
+    splits = draw_groups(records, everything, fractions, config.seed)
+    return {split: splits[split] for split in ("train", "val", "test") if splits.get(split) or split == "train"}
+
+
+def draw_groups(
+    records: Sequence[Record], members: Sequence[int], fractions: Mapping[str, float], seed: int
+) -> dict[str, list[int]]:
+    """Some of the records (members) dealt to splits by their fractions, the rest to "train"; patients stay together."""
+    groups = group_patients(records, members, seed)
+    splits: dict[str, list[int]] = {}
+    for split, fraction in fractions.items():
+        if fraction == 0:
+            continue
+        chosen: list[int] = []
+        wanted = max(1, round(fraction * len(members)))
+        # groups that fit, in the drawn order; where none does, the smallest
+        for candidates in list(groups):
+            if len(chosen) + len(candidates) <= wanted:
+                chosen += candidates
+                groups.remove(candidates)
+        if not chosen and groups:
+            chosen = min(groups, key=len)
+            groups.remove(chosen)
+        splits[split] = sorted(chosen)
+    return splits | {"train": sorted(index for rest in groups for index in rest)}
+
+
+def split_fold(config: Config, records: Sequence[Record], seen: Mapping[str, str] | None) -> dict[str, list[int]]:
+    """Indices of train, val and test in a fold of a cross-validation; patients stay together.
+
+    Where records name splits, those of train and val are dealt to the folds, and named test sets are left alone.
+    Raises UserError if there are fewer patients than folds.
+    """
+    fixed = {None: "test", "train": "test", "val": "test"}  # images new to a checkpoint, where records name splits
+    if seen is not None:
+        known = [seen.get(record.fingerprint) if record.split in fixed else None for record in records]
+        if any(known):  # its own data: what belonged to no fold stays out of it
+            return {split: members for split, members in group_indices(known).items() if split is not None}
+        return group_indices([fixed.get(record.split, record.split) for record in records])
+    members = [index for index, record in enumerate(records) if record.split in fixed]
+    groups = group_patients(records, members, config.seed)
+    if len(groups) < config.folds:
+        raise UserError(
+            f"setting folds: {config.json_path} has {len(groups)} patients to deal to {config.folds} folds; lower folds"
+        )
+    folds: list[list[int]] = [[] for _ in range(config.folds)]
+    for group in groups:
+        min(folds, key=len).extend(group)
+    test = sorted(folds[config.fold - 1])
+    rest = [index for index in members if index not in set(test)]
+    drawn = draw_groups(records, rest, {"val": config.val_fraction}, config.seed)
+    return {split: drawn[split] for split in ("train", "val") if split in drawn} | {"test": test}
+
+
+def group_patients(records: Sequence[Record], members: Sequence[int], seed: int) -> list[list[int]]:
+    """The records (members) in groups that belong to one patient or have equal pixels, in an order drawn by seed."""
+    group = {index: index for index in members}  # the first of the images that belong together
+    for key in ("patient", "fingerprint"):
+        first: dict[str, int] = {}
+        for index in members:
+            value = getattr(records[index], key)
+            if value is not None:
+                old, new = group[index], group[first.setdefault(value, index)]
+                group = {i: new if g == old else g for i, g in group.items()}
+    order = np.random.default_rng(seed).permutation(sorted(set(group.values())))
+    return [[index for index in members if group[index] == leader] for leader in order]
+
+
+def group_indices(splits: Sequence[Any]) -> dict[Any, list[int]]:
+    """Indices per split from the split of each record."""
+    indices: dict[str, list[int]] = {}
+    for index, split in enumerate(splits):
+        indices.setdefault(split, []).append(index)
+    return indices
+
+
+def check_splits(config: Config, data: LandmarkData, trained: Mapping[str, str], for_training: bool) -> None:
+    """Refuse a split that leaves nothing to train on; warn of images on both sides of one, or `trained` on before."""
+    sizes = ", ".join(f"{split} {len(members)}" for split, members in data.splits.items())
+    log.info("%d images, %d landmarks: %s", len(data.records), len(data.abbreviations), sizes)
+    if for_training and not data.splits.get("train"):
+        raise UserError(
+            f"{config.json_path}: the split leaves no training image ({sizes}); add records, lower "
+            "val_fraction and test_fraction, or set split to same for a sanity check"
+        )
+    if config.split == "same":
+        return
+    for test_set in data.test_sets:
+        known = [r.name for r in data.select(test_set) if trained.get(r.fingerprint, "test") in ("train", "val")]
+        if known:
+            log.warning("the checkpoint was trained on %d images of %s: %s", len(known), test_set, shorten(known))
+    first: dict[str, tuple[str, str]] = {}
+    for split, members in data.splits.items():
+        for record in (data.records[index] for index in members):
+            other = first.setdefault(record.fingerprint, (split, record.name))
+            if other[0] != split:
+                log.warning("equal images on both sides: %s (%s) and %s (%s)", other[1], other[0], record.name, split)

@@ -1,0 +1,169 @@
+"""Runs side by side: their predictions.csv on the same images, landmarks and truth, or one line that says where not."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from config import Config, UserError
+from reporting.report import read_predictions
+from tools.formats.common import expecting, read_json
+from tools.two_readers import SAME
+
+
+class Run(NamedTuple):
+    """A test of a run: I images in the order of the first run, N landmarks too."""
+
+    label: str
+    path: Path  # its predictions.csv
+    provenance: dict[str, Any]  # its config.json; empty where there is none
+    names: list[str]  # of the images
+    abbreviations: list[str]
+    columns: dict[str, np.ndarray]  # (I, N) each, nan where blank: x, y, x_true, y_true, error, ...
+    unit: str  # of the errors
+
+    def truth(self) -> np.ndarray:
+        """(I, N, 2) original px, nan where not annotated."""
+        return np.stack([self.columns["x_true"], self.columns["y_true"]], -1)
+
+
+def read_runs(places: Sequence[Path], test_set: str | None, labels: Sequence[str] = ()) -> list[Run]:
+    """The runs at run folders, folders of test sets or predictions.csv, in the order of the first.
+
+    Without labels each is called after its folder. Raises UserError for one that is none, and for one whose images,
+    landmarks, truth, unit or spacing are not those of the first, with the first difference.
+    """
+    paths = [find_predictions(place, test_set) for place in places]
+    folders, provenances = zip(*map(read_provenance, paths), strict=True)
+    if labels and (len(labels) != len(paths) or len(set(labels)) != len(labels)):
+        raise UserError(f"--names: expected {len(paths)} different names, one for each run, found {', '.join(labels)}")
+    runs: list[Run] = []
+    for label, path, provenance in zip(labels or unique_labels(folders), paths, provenances, strict=True):
+        try:
+            run = Run(label, path, provenance, *read_predictions(path))
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror})") from None
+        runs.append(align(run, runs[0]) if runs else run)
+    if not np.isfinite(runs[0].columns["error"]).any():
+        raise UserError(f"{runs[0].path} holds no truth, so there are no errors to compare")
+    return runs
+
+
+def find_predictions(place: Path, test_set: str | None) -> Path:
+    """The predictions.csv of a run folder, a folder of a test set, or itself. Raises UserError that names the choice.
+
+    Of several test sets the one asked for, else test.
+    """
+    own = place if place.is_file() else place / "predictions.csv"
+    if own.is_file():
+        if test_set not in (None, own.resolve().parent.name):
+            raise UserError(f"{place} is of the test set {own.resolve().parent.name}, not {test_set}; leave out --set")
+        return own
+    found = {path.parent.name: path for path in sorted(place.glob("*/predictions.csv"))}
+    if not found:
+        raise UserError(f"{place} holds no predictions.csv; give a run that was tested, or one of its test sets")
+    chosen = test_set or (next(iter(found)) if len(found) == 1 else "test")
+    if chosen not in found:
+        raise UserError(f"{place} holds no test set {chosen}; choose with --set one of {', '.join(found)}")
+    return found[chosen]
+
+
+def read_provenance(path: Path) -> tuple[Path, dict[str, Any]]:
+    """The run folder of a predictions.csv and its config.json; the csv's own folder and nothing where there is none.
+
+    Raises UserError for a config.json with settings that are none.
+    """
+    for folder in path.resolve().parents[:2]:
+        if (folder / "config.json").is_file():
+            with expecting(folder / "config.json", "the config.json of a run"):
+                provenance = read_json(folder / "config.json")
+                settings = {"report_exclude": Config.report_exclude, "sdr_thresholds": Config.sdr_thresholds}
+                settings |= provenance["settings"]
+                settings["report_exclude"] = tuple(map(str, settings["report_exclude"]))
+                settings["sdr_thresholds"] = tuple(map(float, settings["sdr_thresholds"]))
+                if not settings["sdr_thresholds"]:
+                    raise ValueError("sdr_thresholds is empty")
+                return folder, provenance | {"settings": settings}
+    return path.resolve().parent, {}
+
+
+def unique_labels(folders: Sequence[Path]) -> list[str]:
+    """A name for each folder: its last, with folders above it where that is not enough, and a number if it recurs."""
+    labels = [folder.name for folder in folders]
+    for depth in range(2, 1 + max(len(folder.parts) for folder in folders)):
+        counts = Counter(labels)
+        labels = [
+            label if counts[label] == 1 else "/".join(folder.parts[-depth:])
+            for label, folder in zip(labels, folders, strict=True)
+        ]
+        if max(Counter(labels).values()) == 1 or len(set(folders)) == len(set(labels)):
+            break
+    counts = Counter(labels)
+    return [
+        label if counts[label] == 1 else f"{label} ({labels[: place + 1].count(label)})"
+        for place, label in enumerate(labels)
+    ]
+
+
+# --- The same images, landmarks and truth --------------------------------------------------------
+
+
+def align(run: Run, first: Run) -> Run:
+    """A run in the order of the first. Raises UserError with the first difference."""
+    for what, own, others in (
+        ("image", run.names, first.names), ("landmark", run.abbreviations, first.abbreviations),
+    ):  # fmt: skip
+        for name in (*others, *own):
+            if (name in own) != (name in others):
+                has, lacks = (run, first) if name in own else (first, run)
+                raise UserError(
+                    f"{what} {name} is in {has.label}, but not in {lacks.label}; compare runs on the same test set"
+                )
+    if run.unit != first.unit:
+        raise UserError(
+            f"errors are in {first.unit} in {first.label}, in {run.unit} in {run.label}; test both with one spacing"
+        )
+    images = [run.names.index(name) for name in first.names]
+    landmarks = [run.abbreviations.index(name) for name in first.abbreviations]
+    columns = {name: values[np.ix_(images, landmarks)] for name, values in run.columns.items()}
+    run = run._replace(names=first.names, abbreviations=first.abbreviations, columns=columns)
+    check_truth(run, first)
+    check_spacing(run, first)
+    return run
+
+
+def check_truth(run: Run, first: Run) -> None:
+    """Refuse a truth that is not that of the first run. Raises UserError with the first point and both places."""
+    one, other = first.truth(), run.truth()
+    known = [np.isfinite(truth).all(-1) for truth in (one, other)]
+    apart = (np.abs(one - other) > SAME).any(-1) | (known[0] != known[1])
+    for i, n in np.argwhere(apart)[:1]:
+        points = one[i, n], other[i, n]
+        places = [f"({x:.2f}, {y:.2f}) px" if math.isfinite(x + y) else "not known" for x, y in points]
+        raise UserError(
+            f"the truth of image {first.names[i]}, landmark {first.abbreviations[n]} is {places[0]} in {first.label}, "
+            f"{places[1]} in {run.label}; compare runs that were tested on the same data.json"
+        )
+
+
+def check_spacing(run: Run, first: Run) -> None:
+    """Refuse errors in other millimetres than those of the first run. Raises UserError with the first image."""
+    (one, slack), (other, more) = implied_spacing(first), implied_spacing(run)
+    for i in np.flatnonzero(np.abs(one - other) > 1e-3 * one + slack + more)[:1]:  # false for nan
+        raise UserError(
+            f"image {first.names[i]} has {one[i]:.4f} mm per px in {first.label}, {other[i]:.4f} in {run.label}; test "
+            "both with one spacing"
+        )
+
+
+def implied_spacing(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """By which mm per px (I,) distances became errors, nan where there are none; and how far that may be off (I,)."""
+    apart = np.hypot(run.columns["x"] - run.columns["x_true"], run.columns["y"] - run.columns["y_true"])
+    known = np.isfinite(apart) & np.isfinite(run.columns["error"])
+    length = np.where(known, apart, 0).sum(1)
+    length[length == 0] = math.nan
+    spacing = np.where(known, run.columns["error"], 0).sum(1) / length
+    return spacing, known.sum(1) * (1e-4 + 2e-4 * spacing) / length  # the file keeps four decimals
