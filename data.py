@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from config import Config
-from machine import own_share, process_count, process_rank
+from machine import process_count, process_rank, take_share
 from reading.annotation import Record
 from reading.images import blur_image, cut_out, normalise_image, read_image, shrink_image, vary_intensities, warp_image
 from utils import apply_affine, compose_affines, invert_affine, resize_affine
@@ -230,7 +230,7 @@ def make_loader(
 
     Train: shuffled and augmented by `loader.sampler.epoch`. Else in order, `views` of each.
     """
-    dataset = LandmarkDataset(config, records if train else own_share(records), views)
+    dataset = LandmarkDataset(config, records if train else take_share(records), views)
     if train and config.cache_gb > 0:
         dataset.keep_images(config.cache_gb)
     workers = min(config.workers, math.ceil(len(dataset) / config.batch_size))

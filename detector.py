@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Adam, AdamW, Optimizer, RMSprop
 
-from config import Config, UserError
+from config import Config
 from machine import gather_shares, mean_over_processes, process_count, uses_bfloat16
+from reading.splits import LandmarkData
+from settings import UserError
 
 
 class NonFiniteLoss(UserError):
@@ -30,14 +32,35 @@ class LandmarkDetector(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.config = config
+        if config.num_landmarks is None:
+            raise ValueError("set num_landmarks, or take it from the data as train.py does")
+        self.config, self.num_landmarks = config, config.num_landmarks
         self.abbreviations: tuple[str, ...] | None = None  # the landmarks that its first weights find; none: any
         self.seen: dict[str, str] = {}  # fingerprints of images that its first weights have seen, and "train" or "val"
 
     @property
-    def size(self) -> int:
+    def num_parameters(self) -> int:
         """How many numbers its weights are."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+    def check_initial_weights(self, data: LandmarkData) -> None:
+        """Refuse data that the initial weights cannot be trained or tested on. Raises UserError.
+
+        Called once before training: the weights may find other landmarks, or have seen an image that is to test them.
+        """
+        if self.abbreviations not in (None, tuple(data.abbreviations)):
+            theirs = ", ".join(self.abbreviations or ())
+            raise UserError(f"the initial weights were trained for other landmarks, or in another order: {theirs}")
+        if self.config.split == "same":
+            return
+        for split in ("val", *data.test_sets):
+            for record in data.select(split):
+                before = self.seen.get(record.fingerprint, split)
+                if before != split:
+                    raise UserError(
+                        f"the run of the initial weights had {record.name} in {before}, here it is in {split}: use the "
+                        "same data, split, seed, val_fraction, test_fraction and fold"
+                    )
 
     def labels(self, batch, epoch: int) -> Any:
         """What the loss holds the network's outputs against, drawn from a batch's landmarks."""
@@ -55,7 +78,7 @@ class LandmarkDetector(nn.Module):
         """(B, 3, H, W) normalised image -> landmarks (B, N, 2) network px, score (B, N), higher is surer."""
         return self.decode(self(image))
 
-    def examine(self, batch, epoch: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def predict_with_extras(self, batch, epoch: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """predict's landmarks and score for a batch, and what else a method measures: by name, (B, N), nan: nothing."""
         return (*self.predict(batch.image), {})
 
@@ -67,8 +90,8 @@ class LandmarkDetector(nn.Module):
         """The optimiser that config asks for, over some parameters; settings: torch's own, beside config's."""
         config = self.config
         if config.optimizer == "rmsprop":  # torch has it in groups of parameters, but not in one kernel
-            return RMSprop(parameters, lr=config.lr, foreach=config.fused_optimizer, **settings)
-        settings |= dict(lr=config.lr, fused=config.fused_optimizer)
+            return RMSprop(parameters, lr=config.lr, foreach=True, **settings)
+        settings |= dict(lr=config.lr, fused=True)
         if config.optimizer == "adamw":
             return AdamW(parameters, weight_decay=config.weight_decay, **settings)
         return Adam(parameters, **settings)
@@ -80,7 +103,7 @@ class LandmarkDetector(nn.Module):
         """
         return [m for m in self.modules() if getattr(m, "out_channels", None) == self.config.num_landmarks][-1]
 
-    def evidence(self, outputs: Any) -> Tensor:
+    def explained_value(self, outputs: Any) -> Tensor:
         """What speaks for each landmark (B, N) in what forward gives; for explain.py. Here the score.
 
         A method whose score is a probability gives its logit, since a sure one has no gradient left.

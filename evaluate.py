@@ -11,7 +11,7 @@ from tqdm import tqdm
 from config import Config
 from data import Sample
 from detector import LandmarkDetector
-from machine import keep_freed_memory, merge_shares, process_rank
+from machine import merge_shares, process_rank
 from methods import load_detector
 from reading.annotation import Record
 from utils import apply_affine, radial_errors
@@ -25,7 +25,9 @@ class Predictions(NamedTuple):
     truth: np.ndarray  # (I, N, 2) original px, nan where not annotated
     score: np.ndarray  # (I, N)
     spacing: np.ndarray  # (I,) mm per original px, nan where unknown
-    measures: Mapping[str, np.ndarray] = {}  # (I, N) by name: what else the method measures (LandmarkDetector.examine)
+    extras: Mapping[
+        str, np.ndarray
+    ] = {}  # (I, N) by name: what else the method extras (LandmarkDetector.predict_with_extras)
     occluded: np.ndarray | None = None  # (I, N) bool: annotated though something hides it
 
     def errors(self) -> np.ndarray:
@@ -34,18 +36,14 @@ class Predictions(NamedTuple):
 
 
 def prepare_detector(state: Mapping[str, Any], config: Config, device: torch.device) -> LandmarkDetector:
-    """The detector of a checkpoint that was read, on a device and ready to predict as the settings say."""
-    if config.keep_memory and device.type == "cpu":
-        keep_freed_memory()
-    detector, _ = load_detector(dict(state))
-    detector.config = config
-    return detector.to(device).for_inference()
+    """Return the detector of a checkpoint on a device, ready to predict as the settings say."""
+    return load_detector(state, config).to(device).for_inference()
 
 
 def evaluate(detector: LandmarkDetector, loader: DataLoader, device: torch.device, epoch: int = 0) -> Predictions:
     """Predict every image of a loader in eval mode; landmarks in original px, in the order of its records.
 
-    Several views of an image (data.view_affine) give the mean of their landmarks, scores and measures. Over several
+    Several views of an image (data.view_affine) give the mean of their landmarks, scores and extras. Over several
     processes each predicts the images of its share, and all get all. epoch: that of the weights, from 0.
     """
     detector.eval()
@@ -65,11 +63,13 @@ def evaluate(detector: LandmarkDetector, loader: DataLoader, device: torch.devic
 def predict_batch(
     detector: LandmarkDetector, batch: Sample, device: torch.device, epoch: int = 0
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Landmarks (B, N, 2) in original px of a collated batch; "score" and the method's measures (B, N) by name."""
+    """Landmarks (B, N, 2) in original px of a collated batch; "score" and the method's extras (B, N) by name."""
     with torch.inference_mode():
-        found, score, measures = detector.examine(to_device(batch, device, detector.config.channels_last), epoch)
+        found, score, extras = detector.predict_with_extras(
+            to_device(batch, device, detector.config.channels_last), epoch
+        )
     landmarks = apply_affine(batch.to_original, found.double().cpu()).numpy()
-    return landmarks, {name: values.float().cpu().numpy() for name, values in {"score": score, **measures}.items()}
+    return landmarks, {name: values.float().cpu().numpy() for name, values in {"score": score, **extras}.items()}
 
 
 def gather_predictions(results: Sequence[tuple[Record, np.ndarray, Mapping[str, np.ndarray]]]) -> Predictions:
@@ -80,7 +80,7 @@ def gather_predictions(results: Sequence[tuple[Record, np.ndarray, Mapping[str, 
         truth=np.stack([record.landmarks for record, _, _ in results]),
         score=np.stack([figures["score"] for _, _, figures in results]),
         spacing=np.array([record.spacing for record, _, _ in results]),
-        measures={name: np.stack([each[name] for _, _, each in results]) for name in results[0][2] if name != "score"},
+        extras={name: np.stack([each[name] for _, _, each in results]) for name in results[0][2] if name != "score"},
         occluded=np.stack([record.occluded for record, _, _ in results]),
     )
 

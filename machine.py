@@ -1,4 +1,5 @@
-"""What a run computes on: its device, that device's precision, memory and name; and its processes under torchrun.
+"""What a program computes on: its device, that device's precision, memory and name; its processes under torchrun; and
+its exit status.
 
 A run that was not started by torchrun is one process; every function here then does the plain thing.
 """
@@ -15,7 +16,8 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from config import UserError
+from config import Config
+from settings import UserError
 
 try:
     import resource
@@ -54,6 +56,17 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def prepare_device(config: Config) -> torch.device:
+    """Return the device of config.device, with torch set up for it as a run needs it. Raises UserError."""
+    device = resolve_device(config.device)
+    keep_freed_memory(device)
+    torch.backends.cudnn.benchmark = device.type == "cuda" and not config.deterministic
+    if config.deterministic:  # cuBLAS asks for this before its first product
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
+    return device
+
+
 def uses_bfloat16(precision: str, device: torch.device) -> bool:
     """Whether a precision setting means bf16 on this device; auto asks for hardware that multiplies in it."""
     if precision != "auto":
@@ -63,13 +76,13 @@ def uses_bfloat16(precision: str, device: torch.device) -> bool:
     return device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
-def keep_freed_memory() -> bool:
+def keep_freed_memory(device: torch.device) -> bool:
     """Tell glibc to keep freed blocks for the next step instead of giving them back to the system; whether it does.
 
     Every step on a CPU allocates the same large tensors; mapping their pages anew took a third of a step
     (measured: 0.55 -> 0.36 s per image). Elsewhere than on Linux with glibc this does nothing.
     """
-    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
+    if device.type != "cpu" or sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
         return False
     trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
     libc = ctypes.CDLL("libc.so.6")
@@ -136,7 +149,7 @@ def process_count() -> int:
     return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
 
-def own_share(items: Sequence[T]) -> Sequence[T]:
+def take_share(items: Sequence[T]) -> Sequence[T]:
     """The items that this process is to work on; merge_shares puts the results together again."""
     return items[process_rank() :: process_count()]
 
@@ -150,7 +163,7 @@ def gather_shares(share: T) -> list[T]:
 
 
 def merge_shares(share: list[T]) -> list[T]:
-    """One result for each item of own_share -> the results for all items in their order, on every process."""
+    """One result for each item of take_share -> the results for all items in their order, on every process."""
     shares = gather_shares(share)
     merged: list[Any] = [None] * sum(map(len, shares))
     for rank, part in enumerate(shares):
@@ -179,7 +192,7 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
             gradient.copy_(part.view(gradient.shape))
 
 
-def share_buffers(module: nn.Module) -> None:
+def broadcast_buffers(module: nn.Module) -> None:
     """Give every process the first one's buffers, such as the running statistics of batch norm."""
     if process_count() > 1:
         for buffer in module.buffers():
@@ -200,3 +213,32 @@ def on_first_process(work: Callable[[], T]) -> T:
     if outcome[1] is not None:
         raise UserError(outcome[1])
     return outcome[0]
+
+
+# --- Exit status ---------------------------------------------------------------------------------
+
+
+def exit_status(work: Callable[[], int | None]) -> int:
+    """Run a program's work; return its own status, else 0.
+
+    2 for what the user can mend, such as a wrong setting or a full disk, said in one line on standard error; 130 for
+    Ctrl-C. Errors of the program itself are raised.
+    """
+    try:
+        return work() or 0
+    except UserError as error:
+        message = str(error)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        name = f"{error.filename}: " if error.filename is not None else ""
+        message = f"{name}{error.strerror}; free space, close the file, or choose another place to write to"
+    except torch.OutOfMemoryError:
+        message = "the device has not enough memory: lower batch_size, or set precision to bf16"
+    except KeyboardInterrupt:
+        return 130
+    # a loader process reports its error with a traceback, the message in the last line
+    message = message.splitlines()[-1].removeprefix("settings.UserError: ")
+    process = f"process {os.environ['RANK']}: " if os.environ.get("RANK", "0") != "0" else ""
+    print(f"{process}error: {message}", file=sys.stderr)
+    return 2

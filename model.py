@@ -17,7 +17,7 @@ from detector import LandmarkDetector
 from machine import uses_bfloat16
 from networks.backbone import Backbone
 from networks.heads import ComposedHead, RefinementHead, upsample
-from utils import decode_heatmaps, dense_heatmaps, gaussian_heatmaps, scale_landmarks
+from utils import decode_heatmaps, gaussian_heatmaps, scale_landmarks
 
 # --- Network -------------------------------------------------------------------------------------
 
@@ -40,9 +40,9 @@ class UpConvNormReLU(ConvNormReLU):
     grow: the same function with a quarter of that work, and without copying both into one tensor. compose=False: after.
     """
 
-    def __init__(self, channels_below: int, channels_beside: int, channels_out: int, compose: bool = True) -> None:
+    def __init__(self, channels_below: int, channels_beside: int, channels_out: int) -> None:
         super().__init__(1, channels_below + channels_beside, channels_out)
-        self.shares, self.compose = (channels_below, channels_beside), compose
+        self.shares, self.compose = (channels_below, channels_beside), True
 
     def forward(self, below: Tensor, beside: Tensor) -> Tensor:
         if not self.compose:
@@ -72,29 +72,31 @@ class FARNetNetwork(nn.Module):
 
     Multi-scale feature aggregation (MSFA): up from stride 32 to 4 (a), down again (b), up to stride 2 (c);
     a digit is the level, i.e. stride 2**level. Then the coarse head, and feature refinement (FR) at full size.
+    width: channels of the a maps, 256 in the paper; all others are multiples of it.
     """
 
     def __init__(
-        self, num_landmarks: int, backbone: str, backbone_weights: str, norm: str = "batch", compose: bool = True
+        self, num_landmarks: int, backbone: str, backbone_weights: str, norm: str = "batch", width: int = 256
     ) -> None:
         super().__init__()
         self.backbone = Backbone(backbone, backbone_weights)
         f1, f2, f3, f4, f5 = self.backbone.channels
-        self.stem = ConvNormReLU(1, 3, 32)
-        self.a5 = nn.Sequential(ConvNormReLU(3, f5, 512), ConvNormReLU(1, 512, 256))
-        self.a4 = UpConvNormReLU(256, f4, 256, compose)
-        self.a3 = UpConvNormReLU(256, f3, 256, compose)
-        self.a2 = UpConvNormReLU(256, f2, 256, compose)
-        self.down3, self.b3 = ConvNormReLU(3, 256, 512, stride=2), ConvNormReLU(1, 512 + 256, 512)
-        self.down4, self.b4 = ConvNormReLU(3, 512, 1024, stride=2), ConvNormReLU(1, 1024 + 256, 1024)
-        self.down5, self.b5 = ConvNormReLU(3, 1024, 2048, stride=2), ConvNormReLU(3, 2048 + 256, 1024)
-        self.c5 = ConvNormReLU(1, 1024, 256)
-        self.c4 = UpConvNormReLU(256, 1024, 256, compose)
-        self.c3 = UpConvNormReLU(256, 512, 256, compose)
-        self.c2 = UpConvNormReLU(256, 256, 128, compose)
-        self.c1 = UpConvNormReLU(128, f1, 64, compose)
-        self.coarse_head = ComposedHead(64, num_landmarks, compose)
-        self.fine_head = RefinementHead(64, 32, num_landmarks, compose)
+        eighth, quarter, half, w2, w4, w8 = width // 8, width // 4, width // 2, 2 * width, 4 * width, 8 * width
+        self.stem = ConvNormReLU(1, 3, eighth)
+        self.a5 = nn.Sequential(ConvNormReLU(3, f5, w2), ConvNormReLU(1, w2, width))
+        self.a4 = UpConvNormReLU(width, f4, width)
+        self.a3 = UpConvNormReLU(width, f3, width)
+        self.a2 = UpConvNormReLU(width, f2, width)
+        self.down3, self.b3 = ConvNormReLU(3, width, w2, stride=2), ConvNormReLU(1, w2 + width, w2)
+        self.down4, self.b4 = ConvNormReLU(3, w2, w4, stride=2), ConvNormReLU(1, w4 + width, w4)
+        self.down5, self.b5 = ConvNormReLU(3, w4, w8, stride=2), ConvNormReLU(3, w8 + width, w4)
+        self.c5 = ConvNormReLU(1, w4, width)
+        self.c4 = UpConvNormReLU(width, w4, width)
+        self.c3 = UpConvNormReLU(width, w2, width)
+        self.c2 = UpConvNormReLU(width, width, half)
+        self.c1 = UpConvNormReLU(half, f1, quarter)
+        self.coarse_head = ComposedHead(quarter, num_landmarks)
+        self.fine_head = RefinementHead(quarter, eighth, num_landmarks)
         if norm == "instance":
             use_image_statistics(self)
 
@@ -185,7 +187,7 @@ class FARNet(LandmarkDetector):
     def __init__(self, config: Config, network: nn.Module | None = None) -> None:
         super().__init__(config)
         self.network = network or FARNetNetwork(
-            config.num_landmarks, config.backbone, config.backbone_weights, config.norm, config.compose_heads
+            config.num_landmarks, config.backbone, config.backbone_weights, config.norm
         )
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -195,10 +197,7 @@ class FARNet(LandmarkDetector):
 
     def labels(self, batch, epoch: int) -> tuple[Tensor, Tensor]:
         """Coarse and fine target. Sigma is the same number of px in both, so the coarse one is twice as wide."""
-        if self.config.device_targets:
-            draw = partial(gaussian_heatmaps, channels_last=self.config.channels_last)
-        else:
-            draw = dense_heatmaps
+        draw = partial(gaussian_heatmaps, channels_last=self.config.channels_last)
         height, width = batch.image.shape[-2:]
         coarse = draw(scale_landmarks(batch.landmarks, 0.5), (height // 2, width // 2), self.config.sigma)
         return coarse, draw(batch.landmarks, (height, width), self.config.sigma)
@@ -222,12 +221,10 @@ class FARNet(LandmarkDetector):
         return self.network.fine_head
 
     def for_inference(self) -> "FARNet":
-        """The same detector with its network folded (fold_network), unless config.fold_norms is off.
+        """The same detector with its network folded (fold_network).
 
         In bf16 its convolutions' weights are rounded once, not in every pass.
         """
-        if not self.config.fold_norms:
-            return self.eval()
         folded = fold_network(self.network)
         if self.config.channels_last:
             folded.to(memory_format=torch.channels_last)

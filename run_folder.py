@@ -21,8 +21,9 @@ import torch
 import torchvision
 from tqdm import tqdm
 
-from config import Config, UserError
+from config import Config
 from machine import describe_hardware, process_count
+from settings import UserError, without_retired
 
 log = logging.getLogger("farnet")
 
@@ -173,7 +174,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(f"checkpoint {path} cannot be read ({reason}); it may be cut off, use another") from None
     if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
         raise UserError(f"{path} is no checkpoint of this repository; give a best.pt or last.pt of a run")
-    return state
+    return state | {"settings": without_retired(state["settings"])}
 
 
 def seen_images(state: dict[str, Any]) -> dict[str, str]:

@@ -9,7 +9,6 @@ import io
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,24 +19,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from config import Config, UserError
+from config import Config
 from data import make_loader
 from detector import LandmarkDetector
 from evaluate import evaluate, to_device
-from machine import (
-    keep_freed_memory,
-    memory_text,
-    process_count,
-    process_rank,
-    resolve_device,
-    share_buffers,
-    uses_bfloat16,
-)
+from machine import broadcast_buffers, memory_text, prepare_device, process_count, process_rank, uses_bfloat16
 from methods import create_detector, load_detector
 from reading.splits import LandmarkData, load_data
-from reporting.pictures import animate_progress, draw_curves, draw_progress
+from reporting.pictures import draw_curves, draw_progress
 from run_folder import read_checkpoint, save_checkpoint, write_provenance, write_text
 from utils import error_figures, finite_mean, is_loss_term, seed_everything
 
@@ -45,149 +37,187 @@ log = logging.getLogger("farnet")
 
 
 def train(config: Config, run_dir: Path) -> LandmarkData:
-    """Train a method as config says into run_dir, from its last.pt if there is one; returns the data set.
+    """Train a method as config says into run_dir, from its last.pt if there is one; return the data set.
 
-    Writes config.json, split.json, metrics.csv (one row per epoch), curves.png, last.pt and, where there is a
+    Writes config.json, split.json, metrics.csv (one row per epoch), curves.png, last.pt and, if there is a
     val split, best.pt: the epoch of the lowest validation MRE. Raises UserError.
-    Over several processes each computes its part of every batch, and the first alone writes.
+    Over several processes each computes its part of every batch, and only the first one writes.
     """
-    device, first = resolve_device(config.device), process_rank() == 0
-    if config.keep_memory and device.type == "cpu":
-        keep_freed_memory()
-    torch.backends.cudnn.benchmark = device.type == "cuda" and not config.deterministic
-    if config.deterministic:  # cuBLAS asks for this before its first product
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
-    training = start_or_resume(config, run_dir, device)
-    config, data, detector, averaged, optimizers, first_epoch, best_MRE = training
+    device, first = prepare_device(config), process_rank() == 0
+    state = start_or_resume(config, run_dir, device)
+    config, data = state.config, state.data
     if first:
         if not (run_dir / "config.json").exists():
-            write_provenance(run_dir, config, detector.size, device)
+            write_provenance(run_dir, config, state.detector.num_parameters, device)
         splits = {name: [data.records[i].name for i in members] for name, members in data.splits.items()}
         write_text(run_dir / "split.json", json.dumps(splits, indent=1, ensure_ascii=False))
-    rows = read_metrics(run_dir / "metrics.csv")[:first_epoch]  # a row may be ahead of its checkpoint
+    rows = read_metrics(run_dir / "metrics.csv")[: state.epoch]  # a row may be ahead of its checkpoint
+    loaders = make_loaders(config, data, device)
+    describe_training(state, device)
 
-    pin_memory = device.type == "cuda"
-    train_loader = make_loader(config, data.select("train"), train=True, pin_memory=pin_memory)
-    val_loader = make_loader(config, data.select("val"), train=False) if data.select("val") else None
-    precision = "bf16" if uses_bfloat16(config.precision, device) else "fp32"
-    log.info("%s, %.1f million parameters, on %s in %s", config.method, detector.size / 1e6, device, precision)
-    if process_count() > 1:
-        log.info("%d processes, each with %d images of a batch", process_count(), config.batch_size)
-    steps = len(train_loader)
-    bar = tqdm(total=config.epochs * steps, initial=first_epoch * steps, unit="step", disable=None if first else True)
-    started = time.perf_counter()
-
-    for epoch in range(first_epoch, config.epochs):
-        # one epoch of training
-        seed_everything(config.seed, epoch, *([] if first else [process_rank()]))
-        train_loader.sampler.epoch = epoch
-        set_learning_rate(optimizers, learning_rate_factor(config, epoch))
-        bar.set_description(f"epoch {epoch + 1}/{config.epochs}")
+    total = config.epochs * len(loaders.train)
+    bar = tqdm(total=total, initial=state.epoch * len(loaders.train), unit="step", disable=None if first else True)
+    started, epochs_done, best_MRE = time.perf_counter(), state.epoch, state.best_MRE
+    for epoch in range(epochs_done, config.epochs):
         epoch_started = time.perf_counter()
-        detector.train()
-        terms: dict[str, float] = {}
-        for step, batch in enumerate(train_loader):
-            values = detector.train_step(to_device(batch, device, config.channels_last), epoch, optimizers)
-            if averaged is not None:
-                averaged.update_parameters(detector)
-            for name, value in values.items():
-                terms[name] = terms.get(name, 0.0) + value / steps
-            bar.update()
-            bar.set_postfix(**{name: f"{value:.3g}" for name, value in values.items()}, memory=memory_text(device))
-            if device.type == "cpu" and epoch == first_epoch and step == 0:  # the first step is slower than the others
-                warm = time.perf_counter()
-            if device.type == "cpu" and epoch == first_epoch and step == 4:
-                warn_of_long_run((time.perf_counter() - warm) / 4, config.epochs * steps)
-
-        # validation and record
+        terms = train_epoch(state, loaders.train, epoch, device, bar)
         row: dict[str, Any] = {"epoch": epoch + 1, "lr": config.lr * learning_rate_factor(config, epoch), **terms}
         row["loss"] = sum(value for name, value in terms.items() if is_loss_term(name))
-        share_buffers(training.tested)  # a CPU's batch norm has seen the images of its own process alone
-        if val_loader is not None:  # its share of a process may be empty
-            predictions = evaluate(training.tested, val_loader, device, epoch)
-            errors = predictions.errors()
-            figures = error_figures(errors[np.isfinite(errors)], config.sdr_thresholds)
-            row |= {f"val_{name}": value for name, value in figures.items() if name != "SD"}
-            row |= {f"val_{name}": finite_mean(values) for name, values in predictions.measures.items()}
-            row |= {f"val_error_{n}": finite_mean(one) for n, one in zip(data.abbreviations, errors.T, strict=True)}
-        if config.watch_every and (epoch + 1) % config.watch_every == 0:
-            watched = (data.select("val") or data.select("train"))[:1]
-            if val_loader is None:
-                predictions = evaluate(training.tested, make_loader(config, watched, train=False), device, epoch)
-            if first:
-                draw_progress(run_dir, epoch + 1, watched[0], predictions.landmarks[0], data.unit)
+        row |= validate(state, loaders, epoch, device, run_dir)
         row["seconds"] = round(time.perf_counter() - epoch_started, 2)
         rows.append(row)
         if first:
             write_metrics(run_dir / "metrics.csv", rows)
             draw_curves(rows, run_dir / "curves.png", data.unit)
-        log.info(epoch_text(row, config.epochs, data.unit, (time.perf_counter() - started) / (epoch + 1 - first_epoch)))
-
-        # checkpoints: the best for use, the last to go on from
-        better = row.get("val_MRE", math.inf) < best_MRE
-        best_MRE = min(best_MRE, row.get("val_MRE", math.inf))
-        if not first:
-            continue
-        progress = {"epoch": epoch + 1, "best_MRE": best_MRE, "processes": process_count()}
-        state = checkpoint_state(config, data, training.tested, progress)
-        if better:
-            save_checkpoint(run_dir / "best.pt", state)
-        if (epoch + 1) % config.save_every == 0 or epoch + 1 == config.epochs:
-            if averaged is not None:
-                state |= {"training_model": detector.state_dict(), "averaged_steps": int(averaged.n_averaged)}
-            state["optimizers"] = {name: optimizer.state_dict() for name, optimizer in optimizers.items()}
-            save_checkpoint(run_dir / "last.pt", state)
+        mean_seconds = (time.perf_counter() - started) / (epoch + 1 - epochs_done)
+        log.info(epoch_text(row, config.epochs, data.unit, mean_seconds))
+        best_MRE = save_epoch(state, epoch, row, best_MRE, run_dir)
     bar.close()
-    if first and config.gif:
-        animate_progress(run_dir)
     log.info("trained in %.1f min", (time.perf_counter() - started) / 60)
     return data
 
 
-class Training(NamedTuple):
-    """What a training run holds between two epochs."""
+# --- An epoch ------------------------------------------------------------------------------------
 
-    config: Config  # with the crop settled
+
+class Loaders(NamedTuple):
+    """The loaders of a run; val and watched are None where there is nothing to predict."""
+
+    train: DataLoader
+    val: DataLoader | None
+    watched: DataLoader | None  # the image that is drawn every config.watch_every epochs, if it is not one of val
+
+
+def make_loaders(config: Config, data: LandmarkData, device: torch.device) -> Loaders:
+    """Make the loaders of a run."""
+    train_records, val_records = data.select("train"), data.select("val")
+    watch = config.watch_every and not val_records
+    return Loaders(
+        make_loader(config, train_records, train=True, pin_memory=device.type == "cuda"),
+        make_loader(config, val_records, train=False) if val_records else None,
+        make_loader(config, train_records[:1], train=False) if watch else None,
+    )
+
+
+def train_epoch(
+    state: "TrainingState", loader: DataLoader, epoch: int, device: torch.device, bar: tqdm
+) -> dict[str, float]:
+    """Train on every image once; return the mean of each value that the method's steps report, by name."""
+    config, rank, steps = state.config, process_rank(), len(loader)
+    seed_everything(config.seed, epoch, *([rank] if rank else []))
+    loader.sampler.epoch = epoch
+    set_learning_rate(state.optimizers, learning_rate_factor(config, epoch))
+    bar.set_description(f"epoch {epoch + 1}/{config.epochs}")
+    state.detector.train()
+    terms: dict[str, float] = {}
+    for batch in loader:
+        values = state.detector.train_step(to_device(batch, device, config.channels_last), epoch, state.optimizers)
+        if state.averaged is not None:
+            state.averaged.update_parameters(state.detector)
+        for name, value in values.items():
+            terms[name] = terms.get(name, 0.0) + value / steps
+        bar.update()
+        bar.set_postfix(**{name: f"{value:.3g}" for name, value in values.items()}, memory=memory_text(device))
+        if device.type == "cpu" and len(state.step_ends) < 5:
+            state.step_ends.append(time.perf_counter())
+            if len(state.step_ends) == 5:  # the first step is slower than the others
+                warn_of_long_run((state.step_ends[4] - state.step_ends[0]) / 4, config.epochs * steps)
+    return terms
+
+
+def validate(
+    state: "TrainingState", loaders: Loaders, epoch: int, device: torch.device, run_dir: Path
+) -> dict[str, float]:
+    """Return the validation columns of metrics.csv, and draw the watched image every config.watch_every epochs."""
+    config, data, row = state.config, state.data, {}
+    broadcast_buffers(state.tested)  # on a CPU, a batch norm has only seen the images of its own process
+    predictions = evaluate(state.tested, loaders.val, device, epoch) if loaders.val is not None else None
+    if predictions is not None:
+        errors = predictions.errors()
+        figures = error_figures(errors[np.isfinite(errors)], config.sdr_thresholds)
+        row |= {f"val_{name}": value for name, value in figures.items() if name != "SD"}
+        row |= {f"val_{name}": finite_mean(values) for name, values in predictions.extras.items()}
+        row |= {f"val_error_{n}": finite_mean(one) for n, one in zip(data.abbreviations, errors.T, strict=True)}
+    if config.watch_every and (epoch + 1) % config.watch_every == 0:
+        if loaders.watched is not None:
+            predictions = evaluate(state.tested, loaders.watched, device, epoch)
+        if process_rank() == 0:
+            record = (data.select("val") or data.select("train"))[0]
+            draw_progress(run_dir, epoch + 1, record, predictions.landmarks[0], data.unit)
+    return row
+
+
+def save_epoch(state: "TrainingState", epoch: int, row: Mapping[str, Any], best_MRE: float, run_dir: Path) -> float:
+    """Write best.pt if the validation MRE is the lowest so far, last.pt every config.save_every epochs.
+
+    Returns the lowest validation MRE.
+    """
+    config, better = state.config, row.get("val_MRE", math.inf) < best_MRE
+    best_MRE = min(best_MRE, row.get("val_MRE", math.inf))
+    if process_rank() > 0:
+        return best_MRE
+    progress = {"epoch": epoch + 1, "best_MRE": best_MRE, "processes": process_count()}
+    saved = checkpoint_state(config, state.data, state.tested, progress)
+    if better:
+        save_checkpoint(run_dir / "best.pt", saved)
+    if (epoch + 1) % config.save_every == 0 or epoch + 1 == config.epochs:
+        if state.averaged is not None:
+            saved |= {
+                "training_model": state.detector.state_dict(), "averaged_steps": int(state.averaged.n_averaged)
+            }  # fmt: skip
+        saved["optimizers"] = {name: optimizer.state_dict() for name, optimizer in state.optimizers.items()}
+        save_checkpoint(run_dir / "last.pt", saved)
+    return best_MRE
+
+
+# --- Start and resume ----------------------------------------------------------------------------
+
+
+class TrainingState(NamedTuple):
+    """State of a training run between two epochs."""
+
+    config: Config  # with crop and num_landmarks resolved
     data: LandmarkData
     detector: LandmarkDetector  # what is trained
-    averaged: AveragedModel | None  # the moving average of its weights, where config.ema asks for it
+    averaged: AveragedModel | None  # the moving average of its weights, if config.ema asks for it
     optimizers: dict[str, Optimizer]
     epoch: int  # epochs done
     best_MRE: float  # lowest validation MRE so far
+    step_ends: list[float]  # when the first steps of this program ended, s, to tell how long the run takes
 
     @property
     def tested(self) -> LandmarkDetector:
-        """What is validated, tested and kept."""
+        """What is validated, tested and saved."""
         return self.detector if self.averaged is None else self.averaged.module
 
 
-def start_or_resume(config: Config, run_dir: Path, device: torch.device) -> Training:
-    """The beginning of a new run, or the end of the one whose last.pt is there."""
+def start_or_resume(config: Config, run_dir: Path, device: torch.device) -> TrainingState:
+    """Return the start of a new run, or the end of the run whose last.pt is in run_dir."""
     state: dict[str, Any] = {"epoch": 0, "best_MRE": math.inf}
     last, split_file = run_dir / "last.pt", run_dir / "split.json"
     splits = json.loads(split_file.read_text(encoding="utf-8")) if split_file.exists() else None
     if last.exists():
         state = read_checkpoint(last)
         data = load_data(config, state["abbreviations"], splits)
-        config = config.replace(crop=tuple(state["settings"].get("crop", config.crop)))
-        detector, _ = load_detector(state)
-        detector.config = config
-        log.info("going on from %s after epoch %d", last, state["epoch"])
+        config = config.replace(
+            crop=tuple(state["settings"].get("crop", config.crop)), num_landmarks=len(data.abbreviations)
+        )
+        detector = load_detector(state, config)
+        log.info("resuming from %s after epoch %d", last, state["epoch"])
         before = state.get("processes", process_count())
         if before != process_count():
             log.warning(
-                "this run had %d processes and goes on with %d: a step takes batch_size images of each, so the numbers "
-                "will not be those of a run that was never stopped",
+                "this run had %d processes and is resumed with %d: a step takes batch_size images from each, so the "
+                "numbers will differ from those of a run that was never stopped",
                 before,
                 process_count(),
             )
     else:
         data = load_data(config, splits=splits)
-        config = settle_crop(config, data)
+        config = resolve_crop(config.replace(num_landmarks=len(data.abbreviations)), data)
         seed_everything(config.seed)
         detector = create_detector(config)
-        check_first_weights(detector, data)
+        detector.check_initial_weights(data)
     detector.to(device)
     if config.channels_last:
         detector.to(memory_format=torch.channels_last)
@@ -201,20 +231,26 @@ def start_or_resume(config: Config, run_dir: Path, device: torch.device) -> Trai
         if device.type == "cuda":
             nn.SyncBatchNorm.convert_sync_batchnorm(detector)
         else:
-            log.warning("on a CPU batch norm sees the images of its own process alone; set norm to instance")
+            log.warning("on a CPU, batch norm only sees the images of its own process; set norm to instance")
     optimizers = detector.configure_optimizers()
     for name, optimizer in optimizers.items():
         if "optimizers" in state:
             optimizer.load_state_dict(state["optimizers"][name])
-    if config.compile:
-        for network in detector.children():
-            network.compile()
     detector.distribute(device)
-    return Training(config, data, detector, averaged, optimizers, state["epoch"], state["best_MRE"])
+    return TrainingState(config, data, detector, averaged, optimizers, state["epoch"], state["best_MRE"], [])
+
+
+def describe_training(state: TrainingState, device: torch.device) -> None:
+    """Log what is trained, and on what."""
+    precision = "bf16" if uses_bfloat16(state.config.precision, device) else "fp32"
+    millions = state.detector.num_parameters / 1e6
+    log.info("%s, %.1f million parameters, on %s in %s", state.config.method, millions, device, precision)
+    if process_count() > 1:
+        log.info("%d processes, each with %d images of a batch", process_count(), state.config.batch_size)
 
 
 def checkpoint_state(config: Config, data: LandmarkData, detector: LandmarkDetector, state: Mapping) -> dict[str, Any]:
-    """What describes and rebuilds a detector: method, settings, landmarks, weights."""
+    """Return what describes and rebuilds a detector: method, settings, landmarks, weights."""
     return {
         "method": config.method,
         "settings": config.to_dict(),
@@ -224,23 +260,6 @@ def checkpoint_state(config: Config, data: LandmarkData, detector: LandmarkDetec
         "model": detector.state_dict(),
         **state,
     }
-
-
-def check_first_weights(detector: LandmarkDetector, data: LandmarkData) -> None:
-    """Raise UserError where first weights find other landmarks, or have seen an image that is to test them."""
-    if detector.abbreviations not in (None, tuple(data.abbreviations)):
-        theirs = ", ".join(detector.abbreviations)
-        raise UserError(f"the first weights find other landmarks, or in another order: {theirs}")
-    if detector.config.split == "same":
-        return
-    for split in ("val", *data.test_sets):
-        for record in data.select(split):
-            before = detector.seen.get(record.fingerprint, split)
-            if before != split:
-                raise UserError(
-                    f"the run of the first weights had {record.name} in {before}, it is of {split} here: use the same "
-                    "data, split, seed, val_fraction, test_fraction and fold"
-                )
 
 
 def moving_average(decay: float) -> Callable:
@@ -273,7 +292,7 @@ def set_learning_rate(optimizers: Mapping[str, Optimizer], factor: float) -> Non
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
 
 
-def settle_crop(config: Config, data: LandmarkData) -> Config:
+def resolve_crop(config: Config, data: LandmarkData) -> Config:
     """The settings with `crop` as `crop_margin` asks for; says where the training landmarks lie, and warns of a cut."""
     box = data.landmark_box("train")
     if config.crop_margin is not None:

@@ -5,14 +5,13 @@ Nothing here reads a file or knows a method. Letters and frames: data.py.
 
 import math
 import random
-from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from config import UserError
+from settings import UserError
 
 # --- Frames --------------------------------------------------------------------------------------
 # An affine is a (..., 2, 3) array or tensor that maps points (x, y, 1) of one frame to (x, y) of another.
@@ -68,21 +67,13 @@ def gaussian_heatmaps(landmarks: Tensor, size: tuple[int, int], sigma: float, ch
     return rows[..., :, None] * columns[..., None, :]
 
 
-def dense_heatmaps(landmarks: Tensor, size: tuple[int, int], sigma: float) -> Tensor:
-    """gaussian_heatmaps as predecessors draw them: on the host, a float64 grid of distances for every landmark."""
-    y, x = torch.meshgrid(*(torch.arange(length, dtype=torch.float64) for length in size), indexing="ij")
-    centre = landmarks.cpu()[..., None, None].double()
-    heatmaps = torch.exp(-((x - centre[:, :, 0]) ** 2 + (y - centre[:, :, 1]) ** 2) / (2 * sigma**2))
-    return heatmaps.nan_to_num(0.0).float().to(landmarks.device)
-
-
 def decode_heatmaps(heatmaps: Tensor, decode: str, sigma: float) -> tuple[Tensor, Tensor]:
     """Heatmaps (B, N, h, w) -> landmarks (B, N, 2) (x, y) in px of the map, score (B, N) = height of the peak.
 
     decode: "argmax", the first maximum; or "subpixel", refined by a Gaussian fitted around it.
     Raises ValueError for maps that are not finite: their maximum means nothing.
     """
-    demand_finite(heatmaps, "heatmaps")
+    require_finite(heatmaps, "heatmaps")
     # the first of the rows that hold a maximum, then the column: a maximum over the whole map has to carry its index
     # along; over maps in channels_last layout pooling takes a twelfth of the time of amax
     if heatmaps.is_contiguous():
@@ -151,7 +142,7 @@ def is_exporting() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
-def demand_finite(values: Tensor, what: str) -> None:
+def require_finite(values: Tensor, what: str) -> None:
     """Raise NotFinite for values that are nan or infinite; not in a graph that is exported."""
     if is_exporting():
         return
@@ -194,69 +185,6 @@ def summarise_errors(errors: np.ndarray, thresholds: tuple[float, ...], seed: in
     for index, (name, value) in enumerate(figures.items()):
         summary |= {name: value, f"{name}_low": float(low[index]), f"{name}_high": float(high[index])}
     return summary | {"n_images": len(images), "n_landmarks": int(annotated.sum())}
-
-
-def paired_difference(errors: np.ndarray, others: np.ndarray, seed: int = 0, resamples: int = 1000) -> dict[str, float]:
-    """How much larger the mean of errors (images, N) is than that of others on the same images, with a 95 % interval.
-
-    Returns {"difference", "low", "high"}, in the errors' unit. The percentile bootstrap over images draws both at once,
-    so what makes an image hard for both cancels. Landmarks that are nan in either count nowhere; all values nan where
-    that leaves none.
-    """
-    differences = np.asarray(errors, float) - np.asarray(others, float)
-    differences = differences[np.isfinite(differences).any(axis=1)]
-    if not len(differences):
-        return dict.fromkeys(("difference", "low", "high"), math.nan)
-    sums, counts = np.nansum(differences, axis=1), np.isfinite(differences).sum(axis=1)
-    generator, means = np.random.default_rng(seed), []
-    step = max(1, 2_000_000 // len(sums))  # resamples at a time: 50 MB
-    for start in range(0, resamples, step):
-        samples = generator.choice(len(sums), (min(step, resamples - start), len(sums)))
-        means.append(sums[samples].sum(1) / counts[samples].sum(1))
-    low, high = np.percentile(np.concatenate(means), (2.5, 97.5))
-    return {"difference": float(sums.sum() / counts.sum()), "low": float(low), "high": float(high)}
-
-
-def paired_permutation(errors: np.ndarray, others: np.ndarray, seed: int = 0, resamples: int = 10000) -> float:
-    """The two-sided p-value of the difference of two means, errors and others (images, N), if both were exchangeable.
-
-    The statistic is that of paired_difference. The two labels are exchanged for a whole image at once, since the points
-    of one image are not independent: all of its differences change their sign together. Exact over all patterns of
-    signs where there are at most `resamples` of them; else over that many drawn ones, the observed one counted too:
-    (count + 1) / (resamples + 1). Landmarks that are nan in either count nowhere; nan where that leaves none.
-    """
-    differences = np.asarray(errors, float) - np.asarray(others, float)
-    if not np.isfinite(differences).any():
-        return math.nan
-    sums = np.nansum(np.atleast_2d(differences), axis=1)
-    sums = sums[sums != 0]  # what has no sign changes nothing, whichever it is given
-    # as large as observed, but for the rounding of sums in another order
-    least = abs(sums.sum()) - 1e-9 * np.abs(sums).sum()
-    exact = len(sums) < 63 and 2 ** len(sums) <= resamples
-    patterns = 2 ** len(sums) if exact else resamples
-    generator, count = np.random.default_rng(seed), 0
-    step = max(1, 4_000_000 // max(1, len(sums)))  # patterns at a time: 32 MB of numbers
-    for start in range(0, patterns, step):
-        rows = np.arange(start, min(start + step, patterns))
-        if exact:
-            kept = rows[:, None] >> np.arange(len(sums)) & 1
-        else:
-            kept = generator.random((len(rows), len(sums))) < 0.5
-        count += int((np.abs((2.0 * kept - 1.0) @ sums) >= least).sum())
-    return count / patterns if exact else (count + 1) / (patterns + 1)
-
-
-def holm(p_values: Sequence[float]) -> np.ndarray:
-    """p-values (n,) corrected for their number by Holm's step-down method; nan stays nan and is not counted.
-
-    Each is the smallest level at which its hypothesis falls while the chance of a single false one stays below it.
-    """
-    corrected = np.array(p_values, float)
-    known = np.flatnonzero(np.isfinite(corrected))
-    order = known[np.argsort(corrected[known], kind="stable")]
-    steps = np.arange(len(order), 0, -1)
-    corrected[order] = np.minimum(1.0, np.maximum.accumulate(steps * corrected[order]))
-    return corrected
 
 
 def network_errors(landmarks: Tensor, truth: Tensor, to_original: Tensor, spacing: Tensor) -> Tensor:

@@ -25,24 +25,26 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.flop_counter import FlopCounterMode
 
-from config import Config, UserError
+from config import Config
 from data import Sample, make_loader, make_sample, read_for_network
 from detector import LandmarkDetector
 from evaluate import to_device
 from experiments.stopwatch import matrix_peaks, median_ms, operator_shares
-from machine import describe_hardware, keep_freed_memory, memory_text, resolve_device
+from experiments.textbook import TextbookFARNet
+from machine import describe_hardware, memory_text, prepare_device
 from main import parse_arguments, resolve_config
 from methods import create_detector
 from reading.images import read_image
 from reading.splits import load_data
 from run_folder import source_commit
+from settings import UserError
 from train import moving_average
 
-REFERENCE = dict(  # the textbook recipe, as predecessors have it
+REFERENCE = dict(  # the textbook recipe, as predecessors have it; textbook.py has what is no setting
     batch_size=1, accumulate=1, precision="fp32", test_precision="fp32", channels_last=False, norm="batch",
-    optimizer="adam", ema=0.0, compose_heads=False, device_targets=False, fused_optimizer=False, fold_norms=False,
-    compile=False, keep_memory=False,
+    optimizer="adam", ema=0.0,
 )  # fmt: skip
+TEXTBOOK = {"farnet": TextbookFARNet}
 
 
 def random_batch(config: Config, device: torch.device) -> Sample:
@@ -68,25 +70,37 @@ def forward_gflops(detector: LandmarkDetector, image: Tensor) -> float:
 # --- The two recipes -------------------------------------------------------------------------------
 
 
-def measure_recipe(config: Config, device: torch.device, repeats: int, shares: bool = False) -> dict[str, Any]:
+def measure_recipe(config: Config, device: torch.device, repeats: int, **options: bool) -> dict[str, Any]:
     """ms per batch of each stage of training and of inference, images per second, and the work they do.
 
-    shares: also which operators the time goes to. Measured in a fresh process.
+    options: those of measure_here. Measured in a fresh process.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        return process.submit(measure_here, config, device, repeats, shares).result()
+        return process.submit(measure_here, config, device, repeats, **options).result()
 
 
-def measure_here(config: Config, device: torch.device, repeats: int, shares: bool) -> dict[str, Any]:
-    """measure_recipe in this process."""
-    if config.keep_memory and device.type == "cpu":
-        keep_freed_memory()
-    torch.backends.cudnn.benchmark = device.type == "cuda" and not config.deterministic  # as in training
+def measure_here(
+    config: Config,
+    device: torch.device,
+    repeats: int,
+    shares: bool = False,
+    textbook: bool = False,
+    keep_memory: bool = True,
+    compile: bool = False,
+) -> dict[str, Any]:
+    """Measure a recipe in this process.
+
+    shares: also report which operators the time goes to. textbook: compute as textbook.py does. keep_memory: tell the
+    allocator to keep freed memory, as training does. compile: with torch.compile.
+    """
+    if keep_memory:
+        prepare_device(config)  # as in training
     torch.manual_seed(0)
-    detector = create_detector(config).to(device)
+    create = TEXTBOOK.get(config.method, create_detector) if textbook else create_detector
+    detector = create(config).to(device)
     if config.channels_last:
         detector.to(memory_format=torch.channels_last)
-    if config.compile:
+    if compile:
         for network in detector.children():
             network.compile()
     optimizers, batch, averaged = detector.configure_optimizers(), random_batch(config, device), None
@@ -137,21 +151,19 @@ def measure_here(config: Config, device: torch.device, repeats: int, shares: boo
 
 
 def measure_effects(config: Config, device: torch.device, repeats: int) -> list[dict[str, Any]]:
-    """Step and inference with one setting switched over, all others as they are."""
+    """Measure step and inference with one setting or option switched over, all others unchanged."""
     rows = []
-    others: dict[str, Any] = {"accumulate": config.batch_size, "ema": 0.0}
-    if device.type == "cpu":
-        others["keep_memory"] = not config.keep_memory
+    others: dict[str, Any] = {"accumulate": config.batch_size, "ema": 0.0, "channels_last": not config.channels_last}
     for name in ("precision", "test_precision"):
         others[name] = "bf16" if getattr(config, name) == "fp32" else "fp32"
-    switches = ["channels_last", "compose_heads", "device_targets", "fused_optimizer", "fold_norms"]
-    if device.type == "cuda":  # minutes on a CPU, and no gain: `--compile true` measures it there
-        switches.append("compile")
-    others |= {name: not getattr(config, name) for name in switches}
-    for name, other in others.items():
-        if other == getattr(config, name):
-            continue
-        row = measure_recipe(config.replace(**{name: other}), device, repeats)
+    others = {name: other for name, other in others.items() if other != getattr(config, name)}
+    # what is no setting: memory is kept on CPUs alone; compiling takes minutes on a CPU and gains nothing there
+    options = {"keep_memory": False} if device.type == "cpu" else {"compile": True}
+    for name, other in (others | options).items():
+        if name in options:
+            row = measure_recipe(config, device, repeats, **options)
+        else:
+            row = measure_recipe(config.replace(**{name: other}), device, repeats)
         rows.append({"setting": name, "value": other, "step": row["step"], "inference": row["inference"]})
     return rows
 
@@ -253,13 +265,14 @@ def speed_ratios(ours: dict[str, Any], reference: dict[str, Any]) -> dict[str, f
 
 def benchmark(config: Config, effects: bool, curves: bool, repeats: int) -> dict[str, Any]:
     """All measurements of one run."""
-    device = resolve_device(config.device)
-    config = config.replace(backbone_weights="none")  # time does not depend on them
+    device = prepare_device(config)
+    num_landmarks = config.num_landmarks or len(load_data(config, for_training=False).abbreviations)
+    config = config.replace(backbone_weights="none", num_landmarks=num_landmarks)  # time does not depend on them
     ours = measure_recipe(config, device, repeats, shares=True)
-    textbook = config.replace(**REFERENCE)
-    references = {"reference": measure_recipe(textbook, device, repeats)}
+    reference = config.replace(**REFERENCE)
+    references = {"reference": measure_recipe(reference, device, repeats, textbook=True, keep_memory=False)}
     if device.type == "cpu":
-        references["reference, memory kept"] = measure_recipe(textbook.replace(keep_memory=True), device, repeats)
+        references["reference, memory kept"] = measure_recipe(reference, device, repeats, textbook=True)
     result = {
         "commit": source_commit(),
         "hardware": describe_hardware(device),

@@ -9,27 +9,28 @@ and labels are measured on the data set's own landmarks at the recipe's 640 x 80
 import argparse
 import copy
 import sys
-import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from config import Config, UserError
+from config import Config
 from data import make_loader
 from detector import LandmarkDetector
 from evaluate import evaluate
+from experiments.stopwatch import median_ms
+from experiments.textbook import dense_heatmaps
 from machine import describe_hardware
 from methods import load_detector
 from networks.heads import RefinementHead
 from reading.images import IMAGENET_MEAN, IMAGENET_SD
 from reading.splits import LandmarkData, load_data
-from run_folder import source_commit
+from run_folder import read_checkpoint, source_commit
+from settings import UserError
 from utils import (
     apply_affine,
     decode_heatmaps,
-    dense_heatmaps,
     error_figures,
     gaussian_heatmaps,
     invert_affine,
@@ -37,6 +38,7 @@ from utils import (
     resize_affine,
 )
 
+CPU = torch.device("cpu")
 RELEASE_SCALES = np.array([1935 / 640, 2400 / 800])  # its constants from network to original px, whatever the image
 
 
@@ -45,19 +47,6 @@ def headline(errors: np.ndarray, data: LandmarkData, config: Config) -> str:
     kept = [n for n, name in enumerate(data.abbreviations) if name not in config.report_exclude]
     figures = error_figures(errors[:, kept][np.isfinite(errors[:, kept])], (2.0,))
     return f"MRE {figures['MRE']:.2f} {data.unit}, SDR 2 {data.unit} {figures['SDR_2.0']:.1f} %"
-
-
-def median_seconds(work: Callable[[], object], repeats: int = 5) -> float:
-    """Median time of a piece of work after one warm-up."""
-    seconds = []
-    for _ in range(repeats + 1):
-        started = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - started)
-    return float(np.median(seconds[1:]))
-
-
-# --- Frames and labels, without a network ---------------------------------------------------------
 
 
 def frame_errors(data: LandmarkData, size: tuple[int, int] = (640, 800)) -> dict[str, np.ndarray]:
@@ -140,7 +129,7 @@ def measure_head() -> tuple[str, str, str]:
     for head.compose in (True, False):
         with torch.no_grad():
             outputs.append(head(*maps))
-        seconds.append(median_seconds(lambda: head(*maps).mean().backward(), 3))
+        seconds.append(median_ms(lambda: head(*maps).mean().backward(), CPU, 3) / 1000)
     difference, (one_seconds, two_seconds) = (outputs[0] - outputs[1]).abs().max().item(), seconds
     return (
         "heads computed as one convolution",
@@ -156,7 +145,8 @@ def measure_labels() -> tuple[str, str, str]:
     def draw(heatmaps: Callable[..., Tensor]) -> list[Tensor]:
         return [heatmaps(landmarks, (800, 640), 10.0), heatmaps(landmarks / 2, (400, 320), 10.0)]
 
-    seconds = {function: median_seconds(lambda f=function: draw(f)) for function in (gaussian_heatmaps, dense_heatmaps)}
+    functions = (gaussian_heatmaps, dense_heatmaps)
+    seconds = {function: median_ms(lambda f=function: draw(f), CPU, 5) / 1000 for function in functions}
     ours, dense = seconds.values()
     return "labels from separable Gaussians", f"{ours:.3f} s", f"{dense:.3f} s ({dense / ours:.0f} x)"
 
@@ -167,7 +157,8 @@ def main() -> int:
     parser.add_argument("checkpoint")
     options = parser.parse_args()
     try:
-        detector, state = load_detector(options.checkpoint)
+        state = read_checkpoint(options.checkpoint)
+        detector = load_detector(state)
         data = load_data(detector.config, state["abbreviations"], seen=state["images"], for_training=False)
         if not data.test_sets:
             raise UserError(f"{options.checkpoint}: its data set has no test images")

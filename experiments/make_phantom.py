@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from experiments.phantom_film import HEIGHT, SPACING, WIDTH, Film, expose, molar, tooth
+from experiments.phantom_film import HEIGHT, SPACING, WIDTH, UnannotatedImage, expose, molar, tooth
 from experiments.phantom_head import LANDMARKS, LOWER_MOLAR, UPPER_MOLAR, Points, curve, ellipse, rotation, vary_shape
 
 # --- Pose ---------------------------------------------------------------------------------------
@@ -39,7 +39,7 @@ def draw_pose(points: Points, generator: np.random.Generator) -> np.ndarray:
 # --- Drawing -------------------------------------------------------------------------------------
 
 
-def draw_head(film: Film, p: Points, generator: np.random.Generator) -> None:
+def draw_head(film: UnannotatedImage, p: Points, generator: np.random.Generator) -> None:
     """Add a head to the film, from the skin inwards."""
     vary = generator.uniform
     # soft tissue: profile, throat, neck, vault
@@ -175,13 +175,13 @@ def draw_head(film: Film, p: Points, generator: np.random.Generator) -> None:
         film.stroke(ellipse(p["P"] + (2, 7) + vary(-2, 2, 2), 5.0, 5.0), 1.1, 1.0, True)
 
 
-def draw_ruler(film: Film, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def draw_ruler(film: UnannotatedImage, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Add a graduated bar in front of the forehead; returns its two long ticks (x, y) picture px, 10 mm apart."""
     millimetre = 1 / SPACING
     along = rotation(generator.uniform(-6, 6)) @ (0, millimetre)
     across = np.array([along[1], -along[0]])
     top = np.array([generator.uniform(150, 168), generator.uniform(8, 22)]) * millimetre
-    machine = Film(np.eye(2, 3))  # drawn in picture px
+    machine = UnannotatedImage(np.eye(2, 3))  # drawn in picture px
     bar = [top - 3 * across, top + 3 * across, top + 3 * across + 45 * along, top - 3 * across + 45 * along]
     machine.fill(bar, 0.55, 0.4)
     first = int(generator.integers(8, 24))
@@ -193,7 +193,7 @@ def draw_ruler(film: Film, generator: np.random.Generator) -> tuple[np.ndarray, 
     return top + first * along, top + (first + 10) * along
 
 
-def draw_implant(film: Film, landmarks: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+def draw_implant(film: UnannotatedImage, landmarks: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """Add an opaque plate that hides one to three of the landmarks (N, 2) px, but not the ruler; which of them (N,)."""
     while True:
         length, width = generator.uniform((14, 8), (24, 14)) / SPACING  # its long and short side, px
@@ -204,7 +204,7 @@ def draw_implant(film: Film, landmarks: np.ndarray, generator: np.random.Generat
         if 1 <= hidden.sum() <= 3 and (hidden == touched).all() and not hidden[:2].any():  # none within a mm of its rim
             break
     corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * (length, width) / 2
-    plate = Film(np.eye(2, 3))  # drawn in picture px
+    plate = UnannotatedImage(np.eye(2, 3))  # drawn in picture px
     plate.fill(centre + corners @ turn.T, 8.0, 0.4)
     film.attenuation += plate.attenuation
     return hidden
@@ -217,7 +217,7 @@ def draw_phantom(seed: int, index: int, implants: bool = False) -> tuple[np.ndar
     """Picture `index` of a data set: grey (HEIGHT, WIDTH) uint8, landmarks (52, 2) (x, y) px, occluded (52,)."""
     generator = np.random.default_rng((seed, index))
     points = vary_shape(generator)
-    film = Film(draw_pose(points, generator))
+    film = UnannotatedImage(draw_pose(points, generator))
     draw_head(film, points, generator)
     ruler = draw_ruler(film, generator)
     names = [name for _, name, _ in LANDMARKS[2:]]

@@ -16,7 +16,7 @@ SUPERSAMPLING = 2
 # --- Drawing -------------------------------------------------------------------------------------
 
 
-class Film:
+class UnannotatedImage:
     """Attenuation per pixel, supersampled, onto which shapes in head mm are added."""
 
     def __init__(self, to_picture: np.ndarray) -> None:
@@ -49,7 +49,7 @@ class Film:
         self.add(mask, amount, soft)
 
 
-def tooth(film: Film, crown, apex, width: float, amount: float = 0.75) -> None:
+def tooth(film: UnannotatedImage, crown, apex, width: float, amount: float = 0.75) -> None:
     """A one-rooted tooth from the tip of its crown to its apex, `width` mm across."""
     crown, apex = np.asarray(crown, float), np.asarray(apex, float)
     axis = apex - crown
@@ -62,7 +62,7 @@ def tooth(film: Film, crown, apex, width: float, amount: float = 0.75) -> None:
     film.stroke([crown + 0.3 * axis, crown + 0.9 * axis], -0.25 * amount, 0.9)  # pulp
 
 
-def molar(film: Film, mesial, distal, mesial_apex, amount: float = 0.75) -> None:
+def molar(film: UnannotatedImage, mesial, distal, mesial_apex, amount: float = 0.75) -> None:
     """A two-rooted tooth by the mesial and distal corners of its crown and its mesial apex."""
     mesial, distal, apex = (np.asarray(point, float) for point in (mesial, distal, mesial_apex))
     root = apex - mesial
@@ -84,7 +84,7 @@ def smooth_noise(generator: np.random.Generator, cells: int) -> np.ndarray:
     return field / field.std()
 
 
-def expose(film: Film, generator: np.random.Generator) -> np.ndarray:
+def expose(film: UnannotatedImage, generator: np.random.Generator) -> np.ndarray:
     """Attenuation -> a grey picture (HEIGHT, WIDTH) uint8, with this exposure's own faults."""
     vary = generator.uniform
     attenuation = cv2.resize(film.attenuation, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)

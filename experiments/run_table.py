@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from config import UserError, check_names
-from reporting.report import part_points, read_predictions
-from utils import paired_difference
+from reporting.predictions import read_predictions
+from settings import UserError, check_names
+from tools.significance import paired_difference
 
 PLACES = ("img_dir", "json_path", "run_dir", "global_checkpoint")  # where things lay on that machine: not kept
 FILES = (*PLACES, "backbone_weights", "config", "resume", "test")  # arguments whose value may be a path
@@ -62,15 +62,15 @@ def read_run(run_dir: Path, test_set: str, part: str = "headline", against: Path
 
 def compare(run_dir: Path, against: Path, test_set: str, part: str, excluded: tuple[str, ...]) -> dict[str, float]:
     """The paired difference of two runs' MRE in a part; nothing where images or landmarks are not the same."""
-    names, abbreviations, columns, _ = read_predictions(run_dir / test_set / "predictions.csv")
+    table = read_predictions(run_dir / test_set / "predictions.csv")
     try:
-        other_names, other_abbreviations, other_columns, _ = read_predictions(against / test_set / "predictions.csv")
+        other = read_predictions(against / test_set / "predictions.csv")
     except OSError as error:
         raise UserError(f"{error.filename} does not exist: give a finished run with that test set") from None
-    if (names, abbreviations) != (other_names, other_abbreviations):
+    if table[:2] != other[:2]:
         return {}
-    inside = part_points(columns, abbreviations, part, excluded)
-    return paired_difference(*(np.where(inside, each["error"], np.nan) for each in (columns, other_columns)))
+    inside = table.part(part, excluded)
+    return paired_difference(*(np.where(inside, each.errors, np.nan) for each in (table, other)))
 
 
 def without_paths(argv: list[str]) -> list[str]:

@@ -1,15 +1,16 @@
-"""The methods by name: the one place to add a rival, which is one file here and one line below."""
+"""The methods by name: another method takes one file in this folder and one line below."""
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-from config import Config, UserError, build_config, check_names
+from config import Config
 from detector import LandmarkDetector
 from methods.noothout import Noothout
 from methods.posenet import PoseNet
 from methods.unet import UNet
 from model import FARNet
-from run_folder import read_checkpoint, seen_images
+from run_folder import seen_images
+from settings import UserError, build_config, check_names
 
 METHODS: dict[str, type[LandmarkDetector]] = {
     "farnet": FARNet, "unet": UNet, "noothout": Noothout, "posenet": PoseNet,
@@ -27,16 +28,15 @@ def create_detector(config: Config) -> LandmarkDetector:
     return method_class(config.method)(config)
 
 
-def load_detector(checkpoint: str | Path | dict[str, Any]) -> tuple[LandmarkDetector, dict[str, Any]]:
-    """A detector with the weights and settings of a checkpoint, on the CPU in eval mode, and the checkpoint.
+def load_detector(state: Mapping[str, Any], config: Config | None = None) -> LandmarkDetector:
+    """Return a detector with the weights of a checkpoint (run_folder.read_checkpoint), on the CPU in eval mode.
 
-    checkpoint: a file, or what read_checkpoint returned. Raises UserError if it does not fit this repository.
+    config: its settings; none: those of the checkpoint. Raises UserError if the weights do not fit them.
     """
-    state = checkpoint if isinstance(checkpoint, dict) else read_checkpoint(checkpoint)
     cls = method_class(state["method"])
-    config = build_config(cls.Config, state["settings"])
-    detector = cls(config.bare())
-    detector.config = config
+    trained = build_config(cls.Config, state["settings"])
+    detector = cls(trained.without_pretrained())
+    detector.config = config or trained
     detector.seen = seen_images(state)
     try:
         detector.load_state_dict(state["model"])
@@ -44,4 +44,4 @@ def load_detector(checkpoint: str | Path | dict[str, Any]) -> tuple[LandmarkDete
         raise UserError(
             f"the checkpoint's weights do not fit its settings: {str(error).splitlines()[1].strip()}"
         ) from None
-    return detector.eval(), state
+    return detector.eval()

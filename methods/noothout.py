@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from config import Config, UserError
+from config import Config
 from detector import LandmarkDetector
 from methods.patches import class_targets, count_votes, displacement_targets, patch_loss, random_chunk, take_windows
 from model import use_image_statistics
 from networks.patch_networks import GlobalNetwork, LocalNetworks
 from run_folder import read_checkpoint, seen_images
+from settings import UserError
 from utils import network_errors
 
 
@@ -54,30 +55,30 @@ class NoothoutConfig(Config):
         # small networks: at twice the size of the other methods' demo they cost as much
         "demo": dict(height=384, width=320, patch_size=16, local_size=48, batch_size=2, epochs=40),
     }  # fmt: skip
-    of_the_weights: ClassVar[tuple[str, ...]] = (*Config.of_the_weights, "patch_size", "log_base")
+    fixed_by_weights: ClassVar[tuple[str, ...]] = (*Config.fixed_by_weights, "patch_size", "log_base")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.demand(self.stages in ("both", "global", "local"), "stages", "choose one of both, global, local")
-        self.demand(self.decode == "subpixel", "decode", "votes have a mean, not a maximum; it must be subpixel")
-        self.demand(self.patch_size in (8, 16, 32), "patch_size", "choose one of 8, 16, 32")
-        self.demand(self.log_base > 1, "log_base", "it must be above 1")
-        self.demand(self.class_weight > 0, "class_weight", "it must be above 0")
-        self.demand(self.local_restart_epochs >= 0, "local_restart_epochs", "it must be 0 or above")
+    def check(self) -> None:
+        super().check()
+        self.require(self.stages in ("both", "global", "local"), "stages", "choose one of both, global, local")
+        self.require(self.decode == "subpixel", "decode", "votes have a mean, not a maximum; it must be subpixel")
+        self.require(self.patch_size in (8, 16, 32), "patch_size", "choose one of 8, 16, 32")
+        self.require(self.log_base > 1, "log_base", "it must be above 1")
+        self.require(self.class_weight > 0, "class_weight", "it must be above 0")
+        self.require(self.local_restart_epochs >= 0, "local_restart_epochs", "it must be 0 or above")
         constant = self.lr_schedule == "step" and not self.lr_milestones and not self.warmup_epochs
-        self.demand(
+        self.require(
             constant or not self.local_restart_epochs,
             "local_restart_epochs", "restarts go with a constant lr: lr_schedule step, no milestones, no warm-up",
         )  # fmt: skip
-        self.demand(self.local_size >= 4 and self.local_size % 2 == 0, "local_size", "it must be even and at least 4")
+        self.require(self.local_size >= 4 and self.local_size % 2 == 0, "local_size", "it must be even and at least 4")
         small = min(self.height, self.width)
-        self.demand(
+        self.require(
             self.chunk == 0 or 64 <= self.chunk <= small and self.chunk % 32 == 0,
             "chunk", f"it must be 0, or a multiple of 32 from 64 to the input's shorter side, {small}",
         )  # fmt: skip
 
-    def bare(self) -> "NoothoutConfig":
-        return super().bare().replace(global_checkpoint=None)
+    def without_pretrained(self) -> "NoothoutConfig":
+        return super().without_pretrained().replace(global_checkpoint=None)
 
 
 # --- Method ----------------------------------------------------------------------------------------
@@ -175,7 +176,7 @@ class Noothout(LandmarkDetector):
         """What tells of the global network's patches whether they hold a landmark."""
         return self.global_network.class_head
 
-    def evidence(self, outputs: tuple[Tensor, Tensor]) -> Tensor:
+    def explained_value(self, outputs: tuple[Tensor, Tensor]) -> Tensor:
         """The greatest logit of a patch of the whole image."""
         return outputs[0].float().flatten(2).amax(-1)
 
@@ -199,7 +200,7 @@ class Noothout(LandmarkDetector):
         found, score, spread = count_votes(*self.look_closer(image, start), LocalNetworks.patch, base)
         return first, (start + found).clamp(torch.zeros_like(most), most), score, spread
 
-    def examine(self, batch, epoch: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def predict_with_extras(self, batch, epoch: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """predict, beside it the error of the global landmarks and the spread of the final votes, an uncertainty.
 
         Both in mm, or px of the image file where the spacing is unknown. Of several views the mean; the final error is
@@ -207,12 +208,12 @@ class Noothout(LandmarkDetector):
         """
         first, landmarks, score, spread = self.localise(batch.image)
         steps = batch.to_original[:, :, :2].square().sum(1).sqrt()  # px of the file per network px along each axis
-        measures = {
+        extras = {
             "global_error": network_errors(first, batch.landmarks, batch.to_original, batch.spacing),
             "vote_spread": (spread.double().cpu() * steps[:, None]).norm(dim=-1)
             * batch.spacing.nan_to_num(1.0)[:, None],
         }
-        return landmarks, score, measures
+        return landmarks, score, extras
 
     def configure_optimizers(self) -> dict[str, Optimizer]:
         """One for each stage that is trained. Raises UserError for local stages on no global network."""

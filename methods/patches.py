@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from utils import demand_finite
+from utils import require_finite
 
 FARTHEST = 1e5  # px: a vote lies at most so far from its patch, whatever an untrained network says
 
@@ -68,7 +68,7 @@ def count_votes(logits: Tensor, displacements: Tensor, patch: int, base: float) 
     Raises ValueError for votes that are not finite.
     """
     for votes in (logits, displacements):
-        demand_finite(votes, "votes")
+        require_finite(votes, "votes")
     dims, grid = displacements.shape[2], logits.shape[2:]
     votes = from_log(displacements.float(), base)
     centres = [

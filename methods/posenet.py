@@ -65,32 +65,32 @@ class PoseNetConfig(Config):
             batch_size=2, epochs=30, pretrain_epochs=10,
         ),
     }  # fmt: skip
-    of_the_weights: ClassVar[tuple[str, ...]] = (
-        *Config.of_the_weights, "occlusion", "adversarial", "stacks", "hourglass_depth", "channels",
+    fixed_by_weights: ClassVar[tuple[str, ...]] = (
+        *Config.fixed_by_weights, "occlusion", "adversarial", "stacks", "hourglass_depth", "channels",
         "discriminator_channels",
     )  # fmt: skip
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
+        super().check()
         choices = {"adversarial": ("none", "pose", "pose+confidence"), "objective": ("minimax", "real")}
         for name, allowed in choices.items():
-            self.demand(getattr(self, name) in allowed, name, f"choose one of {', '.join(allowed)}")
+            self.require(getattr(self, name) in allowed, name, f"choose one of {', '.join(allowed)}")
         for name in ("stacks", "hourglass_depth"):
-            self.demand(getattr(self, name) >= 1, name, "it must be at least 1")
+            self.require(getattr(self, name) >= 1, name, "it must be at least 1")
         for name in ("channels", "discriminator_channels"):
             value = getattr(self, name)
-            self.demand(value >= 4 and value % 4 == 0, name, "it must be a multiple of 4")
+            self.require(value >= 4 and value % 4 == 0, name, "it must be a multiple of 4")
         for name in ("pretrain_epochs", "pose_weight", "confidence_weight"):
-            self.demand(getattr(self, name) >= 0, name, "it must be 0 or above")
+            self.require(getattr(self, name) >= 0, name, "it must be 0 or above")
         for name in ("delta", "epsilon"):
-            self.demand(getattr(self, name) > 0, name, "it must be above 0")
-        self.demand(
+            self.require(getattr(self, name) > 0, name, "it must be above 0")
+        self.require(
             self.adversarial == "none" or self.pretrain_epochs < self.epochs,
             "pretrain_epochs", f"it leaves P and C none of {self.epochs} epochs; lower it, or set adversarial to none",
         )  # fmt: skip
         small = min(self.height, self.width) // STRIDE
         deepest = int(math.log2(small)) - 1
-        self.demand(
+        self.require(
             self.hourglass_depth <= deepest, "hourglass_depth", f"maps of {small} px may be halved {deepest} times"
         )
 

@@ -13,11 +13,12 @@ from segmentation_models_pytorch.encoders import get_encoder_names
 from torch import Tensor
 from torch.nn import functional as F
 
-from config import Config, UserError, check_names
+from config import Config
 from detector import LandmarkDetector
 from model import use_image_statistics
 from networks.backbone import read_backbone_weights
-from utils import decode_heatmaps, demand_finite, is_exporting
+from settings import UserError, check_names
+from utils import decode_heatmaps, is_exporting, require_finite
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,14 @@ class UNetConfig(Config):
         "cpu": dict(backbone="resnet34", norm="batch", label_radius=48, erosion=8, erosion_epochs=5),  # six radii
     }  # fmt: skip
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
+        super().check()
         for name in ("label_radius", "erosion_epochs"):
-            self.demand(getattr(self, name) >= 1, name, "it must be at least 1")
-        self.demand(self.erosion >= 0, "erosion", "it must be 0 or above")
+            self.require(getattr(self, name) >= 1, name, "it must be at least 1")
+        self.require(self.erosion >= 0, "erosion", "it must be 0 or above")
         limit = self.positive_weight_limit
-        self.demand(limit is None or limit > 0, "positive_weight_limit", "it must be none, or above 0")
-        self.demand(self.absent in ("ignore", "empty"), "absent", "choose one of ignore, empty")
+        self.require(limit is None or limit > 0, "positive_weight_limit", "it must be none, or above 0")
+        self.require(self.absent in ("ignore", "empty"), "absent", "choose one of ignore, empty")
 
 
 # --- Labels --------------------------------------------------------------------------------------
@@ -103,7 +104,7 @@ def decode_components(maps: Tensor, threshold: float = 0.5) -> tuple[Tensor, Ten
 
     Raises ValueError for maps that are not finite.
     """
-    demand_finite(maps, "maps")
+    require_finite(maps, "maps")
     weights = maps.float() * peak_components(maps, threshold)
     total = weights.sum((-2, -1)).clamp(min=torch.finfo(torch.float32).tiny)
     x, y = (torch.arange(length, device=maps.device, dtype=torch.float32) for length in maps.shape[:1:-1])
@@ -195,11 +196,11 @@ class UNet(LandmarkDetector):
             return decode_components(maps)
         return decode_heatmaps(maps, "argmax", self.config.sigma)
 
-    def evidence(self, outputs: Tensor) -> Tensor:
+    def explained_value(self, outputs: Tensor) -> Tensor:
         """The greatest logit of a pixel."""
         return outputs.float().amax((-2, -1))
 
-    def examine(self, batch, epoch: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def predict_with_extras(self, batch, epoch: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """predict, and the Dice coefficients of the masks of probability above a half with the labels of an epoch."""
         logits = self(batch.image)
         masks, counted = self.labels(batch, epoch)

@@ -9,7 +9,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from config import UserError
+from settings import UserError
 
 # Per torchvision network: the modules of its feature part after which a feature map is tapped, at strides
 # 2, 4, 8, 16 and 32, and the channels there. DenseNet and VGG are counted in `features`.

@@ -14,9 +14,9 @@ class ComposedHead(nn.Module):
     saves the channels between: two thirds of FARNet's most expensive layer. compose=False: one after the other.
     """
 
-    def __init__(self, channels: int, num_landmarks: int, compose: bool = True) -> None:
+    def __init__(self, channels: int, num_landmarks: int) -> None:
         super().__init__()
-        self.compose = compose
+        self.compose = True
         self.spatial = nn.Conv2d(channels, channels, 3, padding=1)
         self.pointwise = nn.Conv2d(channels, num_landmarks, 1)
         self.register_buffer("weight", None)  # of the product, once it is folded
@@ -54,8 +54,8 @@ class RefinementHead(ComposedHead):
     with half of the work for these maps and nothing large to join, pad or slice.
     """
 
-    def __init__(self, half: int, full: int, num_landmarks: int, compose: bool = True) -> None:
-        super().__init__(half + full + num_landmarks, num_landmarks, compose)
+    def __init__(self, half: int, full: int, num_landmarks: int) -> None:
+        super().__init__(half + full + num_landmarks, num_landmarks)
         self.shares = (half, full, num_landmarks)
 
     def forward(self, half: Tensor, full: Tensor, coarse: Tensor) -> Tensor:

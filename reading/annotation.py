@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from config import Config, UserError
+from config import Config
 from reading.images import ENDINGS, read_image
+from settings import UserError
 
 log = logging.getLogger("farnet")
 
@@ -43,17 +44,20 @@ class Record:
 
 
 def read_annotation(
-    config: Config, abbreviations: Sequence[str] | None = None
+    json_path: str | Path,
+    img_dir: str | Path,
+    num_landmarks: int | None = None,
+    abbreviations: Sequence[str] | None = None,
 ) -> tuple[tuple[str, ...], tuple[str, ...], list[Record]]:
-    """Abbreviations and names (N each) and the records of config.json_path, points matched by abbreviation.
+    """Return abbreviations and names (N each) and the records of a data.json, points matched by abbreviation.
 
-    The landmarks are those of most records, in the order of the first of these, unless `abbreviations` fixes
-    them.
+    The landmarks are those of most records, in the order of the first such record, unless `abbreviations` fixes
+    them. num_landmarks: how many there must be; none: any number.
     Format: a list of {"imagePath", "points": [{"pointName", "pointAbbreviation", "X", "Y"}, ...]} with
     optional "spacing" (mm per px), "split", "patient"; X and Y null, or "visible" false, for a missing landmark;
-    "occluded" true for one that is annotated though something hides it.
+    "occluded" true for an occluded landmark that was annotated all the same.
     """
-    file = Path(config.json_path)
+    file = Path(json_path)
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -72,8 +76,8 @@ def read_annotation(
     records: list[Record] = []
     for number, (entry, table) in enumerate(zip(content, tables, strict=True), 1):
         where = f"{file}: record {number} ({entry['imagePath']})"
-        check_points(where, table, expected, config.num_landmarks, bool(abbreviations))
-        records.append(read_record(where, entry, [table[name] for name in expected], Path(config.img_dir)))
+        check_points(where, table, expected, num_landmarks, bool(abbreviations))
+        records.append(read_record(where, entry, [table[name] for name in expected], Path(img_dir)))
     doubled = [name for name, count in Counter(record.name for record in records).items() if count > 1]
     if doubled:
         raise UserError(f"{file}: image {doubled[0]} has more than one record; keep one")
@@ -100,7 +104,7 @@ def read_points(where: str, entry) -> dict[str, dict]:
 
 
 def check_points(
-    where: str, table: dict[str, dict], expected: Sequence[str], num_landmarks: int, from_checkpoint: bool
+    where: str, table: dict[str, dict], expected: Sequence[str], num_landmarks: int | None, from_checkpoint: bool
 ) -> None:
     """Refuse a record whose landmarks are not the expected ones. Raises UserError that names those that differ."""
     unknown = [name for name in table if name not in expected]
@@ -110,9 +114,9 @@ def check_points(
         differences.append(f"absent: {', '.join(absent)} (a missing landmark is written with X and Y null)")
     if from_checkpoint and differences:
         raise UserError(f"{where}: its points are not those of the checkpoint; {'; '.join(differences)}")
-    if len(table) != num_landmarks:
+    if num_landmarks is not None and len(table) != num_landmarks:
         if not differences:  # all records agree with each other
-            differences = [f"set num_landmarks to {len(table)}"]
+            differences = [f"set num_landmarks to {len(table)}, or to none"]
         raise UserError(f"{where}: has {len(table)} points, num_landmarks is {num_landmarks}; {'; '.join(differences)}")
     if differences:
         raise UserError(f"{where}: its points are not those of the other records; {'; '.join(differences)}")
@@ -164,13 +168,15 @@ def json_type(value) -> str:
 # --- Images --------------------------------------------------------------------------------------
 
 
-def read_images(config: Config, abbreviations: Sequence[str], records: list[Record]) -> list[Record]:
+def read_images(
+    json_path: str | Path, img_dir: str | Path, abbreviations: Sequence[str], records: list[Record]
+) -> list[Record]:
     """Decode every image once: the records with path, size and fingerprint.
 
     Raises UserError for an image that cannot be read and for a point outside its image; logs images that have
     no record.
     """
-    folder = Path(config.img_dir)
+    folder = Path(img_dir)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; set img_dir to the folder of your images")
     # a name may differ from the file's in case, or in how the file system composes its letters
@@ -191,13 +197,13 @@ def read_images(config: Config, abbreviations: Sequence[str], records: list[Reco
             row = int(np.flatnonzero(outside.any(1))[0])
             x, y = record.landmarks[row]
             raise UserError(
-                f"{config.json_path}: record {number} ({record.name}): point {abbreviations[row]!r} at "
+                f"{json_path}: record {number} ({record.name}): point {abbreviations[row]!r} at "
                 f"({x:g}, {y:g}) lies outside its image of {record.size[0]} x {record.size[1]} px"
             )
     used = {normal_name(record.path.name) for record in records}
-    idle = [path.name for name, path in files.items() if name not in used and name.endswith(ENDINGS)]
-    if idle:
-        log.warning("%d images in %s have no record and are not used: %s", len(idle), folder, shorten(idle))
+    unused = [path.name for name, path in files.items() if name not in used and name.endswith(ENDINGS)]
+    if unused:
+        log.warning("%d images in %s have no record and are not used: %s", len(unused), folder, shorten(unused))
     return records
 
 

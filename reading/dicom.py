@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from config import UserError
+from settings import UserError
 
 ENDINGS = (".dcm", ".dicom")
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from config import Config, UserError, check_names
+from config import Config
 from reading.annotation import Record, read_annotation, read_images, read_spacing, shorten
+from settings import UserError, check_names
 
 log = logging.getLogger("farnet")
 
@@ -58,9 +59,12 @@ def load_data(
     own, images that are not among them form the test set.
     Raises UserError, one line that names file, record and point, for everything that is wrong.
     """
-    abbreviations, names, records = read_annotation(config, abbreviations)
+    json_path, img_dir = config.json_path, config.img_dir
+    abbreviations, names, records = read_annotation(json_path, img_dir, config.num_landmarks, abbreviations)
     check_names(config.explain_landmarks, abbreviations, "landmark")
-    records = read_spacing(config, abbreviations, read_images(config, abbreviations, records))
+    optional = set(config.ruler)  # the default leaves the ruler out of the headline, whether there is one or not
+    check_names((name for name in config.report_exclude if name not in optional), abbreviations, "landmark")
+    records = read_spacing(config, abbreviations, read_images(json_path, img_dir, abbreviations, records))
     named = {record.name: index for index, record in enumerate(records)}
     if splits is None:
         indices = split_records(config, records, seen)

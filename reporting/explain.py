@@ -15,7 +15,7 @@ from data import make_sample
 from detector import LandmarkDetector
 from reading.annotation import Record
 from reporting.pictures import draw_activations, spread_of_images
-from reporting.report import read_predictions
+from reporting.predictions import PredictionTable
 from utils import compose_affines, resize_affine
 
 
@@ -38,7 +38,7 @@ def activation_maps(detector: LandmarkDetector, image: Tensor, landmarks: Sequen
         for parameter in trained:
             parameter.requires_grad_(False)
         with torch.enable_grad():
-            evidence = detector.evidence(detector(image))
+            evidence = detector.explained_value(detector(image))
     finally:
         hook.remove()
         for parameter in trained:
@@ -52,24 +52,26 @@ def activation_maps(detector: LandmarkDetector, image: Tensor, landmarks: Sequen
     return maps / maps.amax((-2, -1), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
 
 
-def draw_explanations(folder: Path, records: Sequence[Record], detector: LandmarkDetector) -> None:
-    """folder/explanations/*.png for config.explain images, spread from the smallest mean error to the largest.
+def draw_explanations(
+    folder: Path, table: PredictionTable, records: Sequence[Record], detector: LandmarkDetector
+) -> None:
+    """Draw folder/explanations/*.png for config.explain images, spread from the smallest mean error to the largest.
 
     detector: in eval mode, with the crop of its weights; not what for_inference gives, whose layers are others. On a
     picture the detected (red) and true (blue) landmark, and the activation map, from clear to yellow.
     """
     config, device = detector.config, next(detector.parameters()).device
-    names, abbreviations, columns, _ = read_predictions(folder / "predictions.csv")
+    abbreviations = table.abbreviations
     by_name = {record.name: record for record in records}
     chosen = [abbreviations.index(name) for name in config.explain_landmarks or abbreviations]
     (folder / "explanations").mkdir(exist_ok=True)
-    ranks = spread_of_images(columns["error"], config.explain)
+    ranks = spread_of_images(table.errors, config.explain)
     for rank, index in tqdm(ranks, "explaining", leave=False, disable=None):
-        record = by_name[names[index]]
+        record = by_name[table.names[index]]
         sample = make_sample(config, record)
         maps = activation_maps(detector, sample.image[None].to(device), chosen).cpu().numpy()
         to_network = resize_affine(maps.shape[:0:-1], (config.width, config.height))
-        points = np.stack([[columns[x][index], columns[y][index]] for x, y in (("x", "y"), ("x_true", "y_true"))])
-        pairs = {abbreviations[n]: points[:, :, n] for n in chosen}
+        points = np.stack([table.landmarks[index], table.truth[index]])
+        pairs = {abbreviations[n]: points[:, n] for n in chosen}
         picture = draw_activations(record, maps, compose_affines(to_network, sample.to_original.numpy()), pairs)
         picture.save(folder / "explanations" / f"{rank:03d}_{Path(record.name).stem}.png")

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from config import UserError
 from reporting.cephalometry import known_measures, measure_profiles
+from settings import UserError
 
 
 class Measured(NamedTuple):

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from reading.annotation import Record
 from reading.images import read_image
-from reporting.report import read_predictions
+from reporting.predictions import PredictionTable
 from utils import apply_affine, compose_affines, finite_mean, is_loss_term, radial_errors, resize_affine
 
 matplotlib.use("Agg")
@@ -63,23 +63,22 @@ def draw_overlay(image: np.ndarray, landmarks: np.ndarray, truth: np.ndarray, ca
     return band
 
 
-def draw_overlays(folder: Path, records: Sequence[Record], most: int) -> None:
-    """folder/overlays/*.png for up to `most` images spread from the smallest mean error to the largest.
+def draw_overlays(folder: Path, table: PredictionTable, records: Sequence[Record], most: int) -> None:
+    """Draw folder/overlays/*.png for up to `most` images spread from the smallest mean error to the largest.
 
     Without any truth: from the highest mean score to the lowest. A file's name begins with its rank, so the folder
     sorts from best to worst.
     """
-    names, _, columns, unit = read_predictions(folder / "predictions.csv")
     by_name = {record.name: record for record in records}
     (folder / "overlays").mkdir(exist_ok=True)
-    badness = columns["error"] if np.isfinite(columns["error"]).any() else -columns["score"]
+    errors, score = table.errors, table.columns["score"]
+    badness = errors if np.isfinite(errors).any() else -score
     chosen = spread_of_images(badness, most)
     for rank, index in tqdm(chosen, "drawing overlays", leave=False, disable=None):
-        name, mean = names[index], finite_mean(columns["error"][index])
-        known = f"MRE {mean:.2f} {unit}" if math.isfinite(mean) else f"score {finite_mean(columns['score'][index]):.2f}"
+        name, mean = table.names[index], finite_mean(errors[index])
+        known = f"MRE {mean:.2f} {table.unit}" if math.isfinite(mean) else f"score {finite_mean(score[index]):.2f}"
         caption = f"{''.join(letter if letter.isprintable() else '?' for letter in name)}   {known}   "
-        points = [np.stack([columns[x][index], columns[y][index]], -1) for x, y in (("x", "y"), ("x_true", "y_true"))]
-        picture = draw_overlay(read_image(by_name[name].path), *points, caption)
+        picture = draw_overlay(read_image(by_name[name].path), table.landmarks[index], table.truth[index], caption)
         picture.save(folder / "overlays" / f"{rank:03d}_{Path(name).stem[:100]}.png")
 
 
@@ -125,10 +124,9 @@ def draw_activations(
     return sheet
 
 
-def draw_rates(folder: Path, thresholds: Sequence[float]) -> None:
-    """folder/rates.png beside predictions.csv: a bar per landmark, the share of images within each threshold."""
-    _, abbreviations, columns, unit = read_predictions(folder / "predictions.csv")
-    errors, thresholds = columns["error"], sorted(thresholds)
+def draw_rates(folder: Path, table: PredictionTable, thresholds: Sequence[float]) -> None:
+    """Draw folder/rates.png: a bar per landmark, the share of images within each threshold."""
+    abbreviations, errors, unit, thresholds = table.abbreviations, table.errors, table.unit, sorted(thresholds)
     shares = [[100 * finite_mean(np.where(np.isfinite(e), e <= t, np.nan)) for e in errors.T] for t in thresholds]
     figure, axis = pyplot.subplots(figsize=(max(5, 0.22 * len(abbreviations) + 2), 4))
     shades = pyplot.get_cmap("Blues")(np.linspace(0.9, 0.25, len(thresholds)))
@@ -272,14 +270,3 @@ def draw_progress(run_dir: Path, epoch: int, record: Record, landmarks: np.ndarr
     (run_dir / "progress").mkdir(exist_ok=True)
     picture = draw_overlay(read_image(record.path), landmarks, record.landmarks, caption)
     picture.save(run_dir / "progress" / f"epoch_{epoch:04d}.png")
-
-
-def animate_progress(run_dir: Path) -> None:
-    """run_dir/progress.gif of the pictures in run_dir/progress in half of their size: ten a second, few ones slower."""
-    pictures = []
-    for path in sorted((run_dir / "progress").glob("epoch_*.png")):
-        with Image.open(path) as picture:
-            pictures.append(picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.LANCZOS))
-    if pictures:
-        duration = max(100, 3000 // len(pictures))  # ms of each
-        pictures[0].save(run_dir / "progress.gif", save_all=True, append_images=pictures[1:], duration=duration, loop=0)

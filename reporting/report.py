@@ -1,9 +1,5 @@
-"""What people read, made from a file: predictions.csv -> summary.json, results.xls.
+"""The report of a test: predictions -> summary.json, results.xls, and the pictures of pictures.py."""
 
-predictions.csv is the record: one row per image and landmark, original px. Everything else is derived from it.
-"""
-
-import csv
 import json
 import math
 from collections import Counter
@@ -14,145 +10,64 @@ from typing import Any
 import numpy as np
 import xlwt
 
-from config import UserError
-from reporting.measurements import Measured
+from config import Config
+from reading.annotation import Record
+from reading.splits import LandmarkData
+from reporting.measurements import Measured, measure
+from reporting.pictures import draw_overlays, draw_rates
+from reporting.predictions import PredictionTable
 from utils import error_figures, finite_mean, summarise_errors
 
 MEAN_ERROR = "mean error of "  # a measure
-OWN_COLUMNS = ("x", "y", "x_true", "y_true", "error", "score", "occluded")  # the others are a method's measures
-
-# --- The record ----------------------------------------------------------------------------------
-
-
-def write_predictions(path: Path, predictions, abbreviations: Sequence[str], unit: str) -> None:
-    """predictions.csv of evaluate.Predictions: image, landmark, x, y, x_true, y_true, error_<unit>, score, measures.
-
-    Coordinates in original px; truth, error and a measure are blank where they are not known. Where data.json marks
-    occluded landmarks, also which they are (1).
-    """
-    errors, further = predictions.errors(), dict(predictions.measures)
-    if predictions.occluded is not None and predictions.occluded.any():
-        further = {"occluded": predictions.occluded} | further
-
-    def text(value: float) -> str:
-        return f"{value:.4f}" if math.isfinite(value) else ""
-
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        head = ["image", "landmark", "x", "y", "x_true", "y_true", f"error_{unit}", "score", *further]
-        writer.writerow(head)
-        for i, name in enumerate(predictions.names):
-            for n, abbreviation in enumerate(abbreviations):
-                values = [*predictions.landmarks[i, n], *predictions.truth[i, n], errors[i, n], predictions.score[i, n]]
-                values += [measure[i, n] for measure in further.values()]
-                writer.writerow([name, abbreviation, *map(text, values)])
-
-
-def read_predictions(path: Path) -> tuple[list[str], list[str], dict[str, np.ndarray], str]:
-    """predictions.csv as image names (I), abbreviations (N), {column: (I, N) array, nan where blank}, and the unit.
-
-    The order of the rows is free. Raises UserError for a file that is cut off or no predictions.csv.
-    """
-    rows = read_rows(path)
-    unit = "mm" if "error_mm" in rows[0] else "px"
-    absent = [name for name in ("image", "landmark", *OWN_COLUMNS[:4], f"error_{unit}") if name not in rows[0]]
-    if absent:
-        raise UserError(f"{path} has no column {absent[0]}; give the predictions.csv of a run")
-    images = {name: i for i, name in enumerate(dict.fromkeys(row["image"] for row in rows))}
-    landmarks = {name: n for n, name in enumerate(dict.fromkeys(row["landmark"] for row in rows))}
-    grid = np.zeros((len(images), len(landmarks)), int)
-    columns = {name: np.full(grid.shape, math.nan) for name in rows[0] if name not in ("image", "landmark")}
-    for row in rows:
-        place = images[row["image"]], landmarks[row["landmark"]]
-        grid[place] += 1
-        for name, values in columns.items():
-            try:
-                values[place] = float(row[name] or "nan")
-            except ValueError:
-                values[place] = math.inf
-            if math.isinf(values[place]):
-                where = f"{path}: image {row['image']}, landmark {row['landmark']}: {name}"
-                raise UserError(f"{where} is {row[name]!r}; expected a number or a blank; copy the file anew")
-    for i, n in np.argwhere(grid != 1)[:1]:
-        what = "no row" if grid[i, n] == 0 else f"{grid[i, n]} rows"
-        where = f"{path}: image {list(images)[i]}, landmark {list(landmarks)[n]}"
-        raise UserError(f"{where} has {what}; expected one of each image and landmark; copy the file anew")
-    columns["error"] = columns.pop(f"error_{unit}")
-    return list(images), list(landmarks), columns, unit
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a csv file, at least one, each with a cell per column. Raises UserError."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:  # Excel begins a file with a mark
-            head, *rows = list(csv.reader(file, strict=True)) or [[]]
-    except (csv.Error, ValueError) as error:
-        raise UserError(f"{path} cannot be read as csv in UTF-8 ({error}); give the predictions.csv of a run") from None
-    if not rows:
-        raise UserError(f"{path} holds no rows; give the predictions.csv of a run that was tested")
-    for number, row in enumerate(rows, 2):
-        if len(row) != len(head):
-            raise UserError(f"{path}: row {number} has {len(row)} cells, expected {len(head)}; copy the file anew")
-    return [dict(zip(head, row, strict=True)) for row in rows]
-
-
-def pool_predictions(sources: Sequence[Path], path: Path) -> None:
-    """The rows of several predictions.csv, one after another, as one; blank where one has no such column."""
-    rows: list[dict[str, str]] = []
-    for source in sources:
-        with open(source, newline="", encoding="utf-8") as file:
-            rows += csv.DictReader(file)
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)), restval="")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def part_points(
-    columns: Mapping[str, np.ndarray], abbreviations: Sequence[str], part: str, exclude: Sequence[str]
-) -> np.ndarray:
-    """Which points (I, N) of predictions.csv a part of the report is about: bool.
-
-    part: "all"; "headline", without the landmarks in `exclude`; or "occluded", what something hides.
-    """
-    if part == "occluded":
-        return columns["occluded"] == 1
-    kept = np.array([part == "all" or name not in exclude for name in abbreviations])
-    return np.broadcast_to(kept, columns["error"].shape)
-
 
 # --- Figures and tables --------------------------------------------------------------------------
 
 
+def report(
+    config: Config, run_dir: Path, folder: Path, data: LandmarkData, records: Sequence[Record], table: PredictionTable
+) -> str:
+    """Write everything derived from the predictions of these records into folder; return the summary as text."""
+    by_name = {record.name: record for record in records}
+    own = [by_name[name] for name in table.names]
+    sizes, spacing = [record.size for record in own], [record.spacing for record in own]
+    measured = measure(config.measurements, table.abbreviations, table.landmarks, table.truth, sizes, spacing)
+    provenance = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
+    thresholds = config.sdr_thresholds
+    summary = write_report(folder, table, data.names, config.report_exclude, thresholds, provenance, measured)
+    draw_overlays(folder, table, records, config.overlays)
+    draw_rates(folder, table, thresholds)
+    return summary_table(summary, thresholds)
+
+
 def write_report(
     folder: Path,
+    table: PredictionTable,
     landmark_names: Sequence[str],
     exclude: Sequence[str],
     thresholds: Sequence[float],
     provenance: Mapping[str, Any],
     measured: Measured | None = None,
 ) -> dict[str, Any]:
-    """summary.json and results.xls beside folder/predictions.csv; returns the summary.
+    """Write summary.json and results.xls of a predictions.csv into folder; return the summary.
 
     The summary holds the figures of utils.summarise_errors and the unit under "all" and, without the landmarks
-    in `exclude`, under "headline", each with "measures": the mean of what else the method measures, such as Dice;
-    where there are occluded landmarks, also under "occluded", for these alone. measured: what was measured on the
-    landmarks; its figures stand under "measurements".
+    in `exclude`, under "headline", each with "measures": the means of the method's extras, such as Dice. If there are
+    occluded landmarks, also under "occluded", for these alone. measured: angles and distances; their figures are
+    under "measurements".
     """
-    names, abbreviations, columns, unit = read_predictions(folder / "predictions.csv")
-    errors, thresholds = columns["error"], tuple(thresholds)
+    names, abbreviations, errors, unit = table.names, table.abbreviations, table.errors, table.unit
+    thresholds, extras = tuple(thresholds), table.extras
     kept = [index for index, abbreviation in enumerate(abbreviations) if abbreviation not in exclude]
     summary: dict[str, Any] = {
         "headline": summarise_errors(errors[:, kept], thresholds) | {"unit": unit, "without": list(exclude)},
         "all": summarise_errors(errors, thresholds) | {"unit": unit},
     }
-    measures = {name: values for name, values in columns.items() if name not in OWN_COLUMNS}
-    parts: dict[str, Any] = {"headline": (slice(None), kept), "all": slice(None)}
-    if "occluded" in columns:
-        hidden = parts["occluded"] = columns["occluded"] == 1
-        summary["occluded"] = summarise_errors(np.where(hidden, errors, math.nan), thresholds) | {"unit": unit}
-    for part, members in parts.items():
-        summary[part]["measures"] = {name: finite_mean(values[members]) for name, values in measures.items()}
+    if "occluded" in table.columns:
+        hidden = np.where(table.part("occluded", exclude), errors, math.nan)
+        summary["occluded"] = summarise_errors(hidden, thresholds) | {"unit": unit}
+    for part in summary:
+        inside = table.part(part, exclude)
+        summary[part]["measures"] = {name: finite_mean(values[inside]) for name, values in extras.items()}
 
     if measured is not None:
         deviations = np.abs(measured.predicted - measured.true).T
@@ -166,7 +81,7 @@ def write_report(
     (folder / "summary.json").write_text(json.dumps(blank(summary), indent=2, ensure_ascii=False), encoding="utf-8")
 
     book = xlwt.Workbook(encoding="utf-8")
-    write_landmark_sheet(book, abbreviations, landmark_names, errors, thresholds, summary, unit, measures)
+    write_landmark_sheet(book, abbreviations, landmark_names, errors, thresholds, summary, unit, extras)
     write_image_sheet(book, names, errors, kept, thresholds, unit)
     if measured is not None:
         write_measurement_sheets(book, names, measured)
@@ -194,22 +109,22 @@ def write_row(sheet: xlwt.Worksheet, row: int, values: Sequence[Any], style: xlw
             sheet.write(row, column, str(value)[:32767], style or PLAIN)
 
 
-def write_landmark_sheet(book, abbreviations, landmark_names, errors, thresholds, summary, unit, measures) -> None:
+def write_landmark_sheet(book, abbreviations, landmark_names, errors, thresholds, summary, unit, extras) -> None:
     """Sheet 1: a row per landmark, then the overall rows with the ends of their 95 % intervals."""
     sheet = book.add_sheet("landmarks")
     rates = [f"SDR_{threshold}" for threshold in thresholds]
     titles = ["NO", "abbreviation", "name", "n", *(f"SDR <= {t:g} {unit} (%)" for t in thresholds)]
-    titles += [*(f"{figure} ({unit})" for figure in ("MRE", "SD", "median", "max")), *measures]
+    titles += [*(f"{figure} ({unit})" for figure in ("MRE", "SD", "median", "max")), *extras]
     write_row(sheet, 0, titles, BOLD)
     row = 0
     for row, (abbreviation, name) in enumerate(zip(abbreviations, landmark_names, strict=True), 1):
         own = errors[:, row - 1][np.isfinite(errors[:, row - 1])]
         figures = error_figures(own, thresholds)
         values = [figures[key] for key in (*rates, "MRE", "SD", "median")]
-        values += [own.max() if own.size else None, *(finite_mean(each[:, row - 1]) for each in measures.values())]
+        values += [own.max() if own.size else None, *(finite_mean(each[:, row - 1]) for each in extras.values())]
         write_row(sheet, row, [row, abbreviation, name, own.size, *values])
-    for part, figures in parts_of(summary).items():
-        row, label = row + 1, part_words(part, figures)
+    for part, figures in landmark_parts(summary).items():
+        row, label = row + 1, part_label(part, figures)
         for end, words in (("", label), ("_low", "95 % interval, low"), ("_high", "95 % interval, high")):
             row += 1
             values = [figures[key + end] for key in (*rates, "MRE", "SD", "median")]
@@ -220,15 +135,15 @@ def write_landmark_sheet(book, abbreviations, landmark_names, errors, thresholds
     sheet.set_horz_split_pos(1)
 
 
-def parts_of(summary: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+def landmark_parts(summary: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """The parts of a summary that are figures of landmarks."""
     return {part: figures for part, figures in summary.items() if part != "measurements"}
 
 
-def part_words(part: str, figures: Mapping[str, Any]) -> str:
+def part_label(part: str, figures: Mapping[str, Any]) -> str:
     """Which landmarks a part of the summary is about."""
     if part == "occluded":
-        return "what something hides"
+        return "occluded landmarks"
     return f"without {', '.join(figures['without'])}" if figures.get("without") else "all landmarks"
 
 
@@ -268,7 +183,7 @@ def write_measurement_sheets(book, names, measured: Measured) -> None:
 
     if not measured.sources:
         return
-    sheet = book.add_sheet("measures")
+    sheet = book.add_sheet("definitions")
     write_row(
         sheet, 0, ["measure", "definition", "n", "mean error", "SD", "max", "same class (%)", "true classes"], BOLD
     )
@@ -298,10 +213,10 @@ def write_settings_sheet(book, provenance: Mapping[str, Any]) -> None:
 def summary_table(summary: Mapping[str, Any], thresholds: Sequence[float]) -> str:
     """The summary as lines for the terminal."""
     lines = []
-    for part, figures in parts_of(summary).items():
+    for part, figures in landmark_parts(summary).items():
         unit, rates = figures["unit"], [f"{figures[f'SDR_{t}']:.1f}" for t in map(float, thresholds)]
         lines.append(
-            f"{part} ({part_words(part, figures)}): MRE {figures['MRE']:.2f} +- {figures['SD']:.2f} {unit} "
+            f"{part} ({part_label(part, figures)}): MRE {figures['MRE']:.2f} +- {figures['SD']:.2f} {unit} "
             f"(95 % interval {figures['MRE_low']:.2f} to {figures['MRE_high']:.2f}), median {figures['median']:.2f}; "
             f"SDR at {'/'.join(f'{t:g}' for t in thresholds)} {unit}: {' / '.join(rates)} %; "
             f"{figures['n_images']} images, {figures['n_landmarks']} points"

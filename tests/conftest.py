@@ -14,11 +14,12 @@ from review_browser import Page, start_browser
 from torch import nn
 
 import main
-from config import Config, UserError
+from config import Config
 from detector import LandmarkDetector
 from machine import keep_freed_memory
 from methods import METHODS
 from reading.splits import load_data
+from settings import UserError
 from tools import compare
 from utils import decode_heatmaps, gaussian_heatmaps
 
@@ -186,4 +187,4 @@ def open_page(browser, tmp_path, monkeypatch):
 def two_threads() -> None:
     """The tests' numbers do not depend on how many cores there are; and memory is kept as in a run."""
     torch.set_num_threads(2)
-    keep_freed_memory()
+    keep_freed_memory(torch.device("cpu"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from evaluate import Predictions
-from reporting.report import write_predictions
+from reporting.predictions import write_predictions
 
 ABBREVIATIONS, IMAGES = ("R1", "A", "B"), 8
 TRUTH = np.random.default_rng(0).uniform(50, 400, (IMAGES, 3, 2)).round(2)  # original px

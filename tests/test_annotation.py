@@ -7,9 +7,9 @@ import pytest
 from conftest import ABBREVIATIONS, draw_image, make_records, refusal, tiny_config, write_records
 from PIL import Image
 
-from config import UserError
 from reading.annotation import read_annotation
 from reading.splits import load_data
+from settings import UserError
 
 # --- What is read ---
 
@@ -27,8 +27,10 @@ def test_points_are_matched_by_abbreviation_not_by_position(dataset):
 
 
 def test_the_order_of_a_checkpoint_overrides_that_of_the_file(dataset):
-    _, names, records = read_annotation(tiny_config(dataset), ("B", "A", "R2", "R1"))
-    _, _, straight = read_annotation(tiny_config(dataset))
+    _, names, records = read_annotation(
+        dataset / "json" / "data.json", dataset / "imgs", abbreviations=("B", "A", "R2", "R1")
+    )
+    _, _, straight = read_annotation(dataset / "json" / "data.json", dataset / "imgs")
     assert names == ("point B", "point A", "point R2", "point R1")
     assert np.array_equal(records[0].landmarks, straight[0].landmarks[::-1])
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 import torchvision
 
-from config import UserError
 from networks.backbone import BACKBONES, Backbone, read_backbone_weights
+from settings import UserError
 
 
 @pytest.mark.parametrize("name", BACKBONES)

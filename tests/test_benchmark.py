@@ -2,7 +2,6 @@
 
 import json
 import sys
-from functools import partial
 
 import pytest
 import torch
@@ -31,11 +30,10 @@ def test_the_benchmark_ends_with_one_json_line_that_holds_its_table(dataset, mon
 
 def test_the_effects_are_those_of_each_setting_for_speed(dataset, monkeypatch):
     config = tiny_config(dataset, height=64, width=64, ema=0.9)
-    monkeypatch.setattr(benchmark, "measure_recipe", partial(benchmark.measure_here, shares=False))  # no new processes
+    monkeypatch.setattr(benchmark, "measure_recipe", benchmark.measure_here)  # no new processes
     rows = benchmark.measure_effects(config, torch.device("cpu"), repeats=1)
     assert {row["setting"] for row in rows} == {
-        "accumulate", "ema", "keep_memory", "precision", "test_precision", "channels_last", "compose_heads",
-        "device_targets", "fused_optimizer", "fold_norms",
+        "accumulate", "ema", "keep_memory", "precision", "test_precision", "channels_last",
     }  # fmt: skip
     assert all(row["step"] > 0 and row["inference"] > 0 for row in rows)
 

@@ -7,7 +7,8 @@ from made_runs import ABBREVIATIONS, ERRORS, IMAGES, NAMES, TRUTH, numbers, rows
 from PIL import Image
 
 from reporting.pictures import draw_differences, draw_error_curves
-from utils import error_figures, paired_difference
+from tools.significance import paired_difference
+from utils import error_figures
 
 
 def test_a_constant_shift_is_found_exactly_and_as_sure_as_its_images_allow(run_compare, tmp_path):

@@ -32,8 +32,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import main
-from config import Config, UserError, build_config, preset_settings
+from config import Config
 from reading.splits import load_data
+from settings import UserError, build_config, preset_settings
 from tools import convert
 from tools.formats import FORMATS
 from tools.formats.common import record_points

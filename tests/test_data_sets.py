@@ -22,8 +22,8 @@ from foreign_files import (
 )
 from PIL import Image
 
-from config import UserError
 from reading import dicom
+from settings import UserError
 from tools.formats import FORMATS, isbi2015, spine
 from tools.formats.cl2023 import without_padding
 from tools.formats.common import record_points

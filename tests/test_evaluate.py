@@ -38,7 +38,7 @@ class Tracker(LandmarkDetector):
 class Measurer(Tracker):
     """Measures the mean of an image, at the first landmark alone."""
 
-    def examine(self, batch, epoch):
+    def predict_with_extras(self, batch, epoch):
         landmarks, score = self.predict(batch.image)
         mean = torch.full_like(score, float("nan"))
         mean[:, 0] = batch.image.mean((1, 2, 3)) + epoch
@@ -50,12 +50,12 @@ def test_what_a_method_measures_is_averaged_over_views_and_kept_by_name(dataset,
     config = tiny_config(dataset, views=views)
     records = load_data(config).records[:3]
     predictions = evaluate(Measurer(config), make_loader(config, records, train=False, views=views), CPU, epoch=100)
-    assert list(predictions.measures) == ["mean"]
+    assert list(predictions.extras) == ["mean"]
     means = [
         np.mean([make_sample(config, record, view=view).image.mean() for view in range(views)]) for record in records
     ]
-    assert np.allclose(predictions.measures["mean"][:, 0], np.array(means) + 100, atol=1e-4)
-    assert np.isnan(predictions.measures["mean"][:, 1:]).all()
+    assert np.allclose(predictions.extras["mean"][:, 0], np.array(means) + 100, atol=1e-4)
+    assert np.isnan(predictions.extras["mean"][:, 1:]).all()
 
 
 def test_every_view_of_an_image_finds_the_same_place_and_their_mean_is_given(tmp_path):

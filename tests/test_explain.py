@@ -7,10 +7,10 @@ from test_methods import make_batch, method, method_config  # noqa: F401  (a fix
 from torch import nn
 
 import main
-from config import UserError
 from detector import LandmarkDetector
 from methods import create_detector
 from reporting.explain import activation_maps
+from settings import UserError
 from utils import decode_heatmaps
 
 
@@ -58,7 +58,7 @@ def test_every_method_can_be_explained(dataset, method, norm):  # noqa: F811
     # the mean gradient is no rounding noise, as before a norm of each image
     features = kept[0].detach().requires_grad_()
     hook = detector.last_layer().register_forward_pre_hook(lambda module, inputs: (features, *inputs[1:]))
-    (gradient,) = torch.autograd.grad(detector.evidence(detector(batch.image[:1]))[0, 0], features)
+    (gradient,) = torch.autograd.grad(detector.explained_value(detector(batch.image[:1]))[0, 0], features)
     hook.remove()
     assert gradient.mean((-2, -1)).abs().max() > 1e-4 * gradient.abs().mean()
 

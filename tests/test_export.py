@@ -10,11 +10,11 @@ from conftest import METHOD_SETTINGS, make_records, tiny_config, write_records
 from PIL import Image
 from torch.utils.data import default_collate
 
-from config import UserError, build_config
 from data import make_sample
 from methods import METHODS, create_detector, method_class
 from reading.splits import load_data
 from run_folder import save_checkpoint
+from settings import UserError, build_config
 from tools import export
 from train import checkpoint_state
 

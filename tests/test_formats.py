@@ -8,8 +8,8 @@ import pytest
 from foreign_files import NAMES, TRUTH, WRITABLE, draw_images, tables, write_native, write_slicer, write_suh, write_via
 from PIL import Image
 
-from config import UserError
 from reading.images import read_image
+from settings import UserError
 from tools.formats import FORMATS, labelstudio
 from tools.formats.common import Images, image_size
 

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (  # from the lowest: a module imports only from lower layers, and within its own package without a circle
-    "config", "utils", "machine", "reading", "data", "run_folder", "detector", "networks", "model",
+    "settings", "config", "utils", "machine", "reading", "data", "run_folder", "detector", "networks", "model",
     "methods", "evaluate", "reporting", "train", "main", "tools", "experiments",
 )  # fmt: skip
 SOURCES = sorted(path for path in ROOT.rglob("*.py") if not {".venv", "tests"} & set(path.relative_to(ROOT).parts))

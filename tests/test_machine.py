@@ -6,19 +6,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from config import UserError
 from machine import (
     keep_freed_memory,
     mean_over_processes,
     merge_shares,
     on_first_process,
-    own_share,
     peak_memory,
     process_count,
     process_rank,
     resolve_device,
+    take_share,
     uses_bfloat16,
 )  # fmt: skip
+from settings import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -39,13 +39,13 @@ def test_devices_are_chosen_or_refused_by_name():
 
 def test_freed_memory_is_kept_where_the_allocator_is_glibcs():
     glibc = sys.platform == "linux" and platform.libc_ver()[0] == "glibc"
-    assert keep_freed_memory() is glibc
-    assert keep_freed_memory() is glibc  # a second call is harmless
+    assert keep_freed_memory(torch.device("cpu")) is glibc
+    assert keep_freed_memory(torch.device("cpu")) is glibc  # a second call is harmless
 
 
 def test_one_process_does_the_plain_thing():
     assert (process_rank(), process_count()) == (0, 1)
-    assert merge_shares(list(own_share([3, 1, 2]))) == [3, 1, 2]
+    assert merge_shares(list(take_share([3, 1, 2]))) == [3, 1, 2]
     assert mean_over_processes({"a": 1.5}) == {"a": 1.5} and on_first_process(lambda: 7) == 7
 
 

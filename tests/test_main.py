@@ -13,10 +13,10 @@ from conftest import ABBREVIATIONS, make_records, tiny_config, write_records
 from PIL import Image
 
 import main
-from config import UserError, setting_types
 from methods import METHODS
-from reporting.report import read_predictions
+from reporting.predictions import read_predictions
 from run_folder import read_checkpoint, save_checkpoint
+from settings import UserError, setting_types
 
 SPLITS = ["train", "train", "train", "val", "test1", "test2"]
 

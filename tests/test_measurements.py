@@ -5,10 +5,11 @@ import pytest
 import xlrd
 from foreign_files import spine_points
 
-from config import UserError
 from evaluate import Predictions
 from reporting.measurements import cobb_angles, measure
-from reporting.report import summary_table, write_predictions, write_report
+from reporting.predictions import read_predictions, write_predictions
+from reporting.report import summary_table, write_report
+from settings import UserError
 
 CORNERS = tuple(str(n) for n in range(68))
 UNKNOWN = [math.nan] * 3  # spacing
@@ -71,7 +72,7 @@ def test_measures_stand_in_the_summary_and_on_a_sheet_of_their_own(tmp_path):
     predictions = Predictions(["a.png"], found, truth, np.ones((1, 68)), np.full(1, math.nan))
     write_predictions(tmp_path / "predictions.csv", predictions, CORNERS, "px")
     measured = measure("spine", CORNERS, found, truth, [(200, 400)], UNKNOWN[:1])
-    summary = write_report(tmp_path, CORNERS, (), (10.0,), {}, measured)
+    summary = write_report(tmp_path, read_predictions(tmp_path / "predictions.csv"), CORNERS, (), (10.0,), {}, measured)
     assert summary["measurements"]["mean error of MT (degrees)"] == pytest.approx(10, abs=1e-4)
     assert "SMAPE 20" in summary_table(summary, (10.0,))
     book = xlrd.open_workbook(tmp_path / "results.xls")
@@ -133,7 +134,7 @@ def test_a_report_tells_classes_definitions_and_success_rates(tmp_path):
     predictions = Predictions(["a.png", "b.png"], found, truth, np.ones((2, 6)), np.full(2, 0.5))
     write_predictions(tmp_path / "predictions.csv", predictions, JAWS, "mm")
     measured = measure("auto", JAWS, found, truth, [(100, 100)] * 2, [0.5] * 2)
-    summary = write_report(tmp_path, JAWS, (), (2.0,), {}, measured)
+    summary = write_report(tmp_path, read_predictions(tmp_path / "predictions.csv"), JAWS, (), (2.0,), {}, measured)
     assert summary["measurements"]["same class (%)"]["ANB"] == 50
     assert "measured: same class (%) mean " in summary_table(summary, (2.0,)).splitlines()[-1]
     book = xlrd.open_workbook(tmp_path / "results.xls")

@@ -8,7 +8,6 @@ import torch
 from conftest import ABBREVIATIONS, METHOD_SETTINGS, make_records, tiny_config, write_records
 from torch.utils.data import default_collate
 
-from config import UserError, build_config
 from data import Sample, make_sample
 from detector import split_batch
 from experiments.benchmark import measure_here
@@ -16,6 +15,7 @@ from methods import METHODS, create_detector, load_detector, method_class
 from reading.annotation import read_annotation
 from reading.splits import load_data
 from run_folder import read_checkpoint, save_checkpoint
+from settings import UserError, build_config
 from train import checkpoint_state, read_metrics, train
 from utils import is_loss_term
 
@@ -133,7 +133,8 @@ def test_a_loaded_checkpoint_predicts_what_was_saved(dataset, method):
     image = make_batch(config).image
     path = dataset / "best.pt"
     save_checkpoint(path, checkpoint_state(config, data, detector, {"epoch": 1, "best_MRE": 2.0}))
-    loaded, state = load_detector(path)
+    state = read_checkpoint(path)
+    loaded = load_detector(state)
     with torch.inference_mode():
         for a, b in zip(detector.predict(image), loaded.predict(image), strict=True):
             assert torch.equal(a, b)
@@ -172,7 +173,7 @@ def test_a_checkpoint_tells_the_landmarks_of_other_data_apart(dataset, tmp_path)
         record["points"][3]["pointAbbreviation"] = "C"
     write_records(dataset, records)
     with pytest.raises(UserError, match=r"not those of the checkpoint; unknown: C; absent: B"):
-        read_annotation(tiny_config(dataset), ABBREVIATIONS)
+        read_annotation(dataset / "json" / "data.json", dataset / "imgs", abbreviations=ABBREVIATIONS)
 
 
 def test_a_method_can_be_timed_stage_by_stage(dataset, method):

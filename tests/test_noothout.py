@@ -11,10 +11,10 @@ import torch
 from conftest import METHOD_SETTINGS, tiny_config
 from torch import nn
 
-from config import UserError, build_config, preset_settings
 from data import Sample, network_affine
 from methods.noothout import Noothout, NoothoutConfig, restart_factor
 from run_folder import read_checkpoint, save_checkpoint, seen_images
+from settings import UserError, build_config, preset_settings
 from train import train
 
 
@@ -63,7 +63,7 @@ def test_a_missing_landmark_contributes_nothing(tmp_path):
     for network in (detector.global_network, detector.local_networks):
         gradients = network.class_head.last.bias.grad, network.displacement_head.last.bias.grad.view(-1, 2)
         assert all((gradient[1] == 0).all() and (gradient[0] != 0).any() for gradient in gradients)
-    assert not detector.examine(batch, 0)[2]["global_error"][:, 1].isfinite().any()
+    assert not detector.predict_with_extras(batch, 0)[2]["global_error"][:, 1].isfinite().any()
 
 
 def test_the_local_norms_see_no_crop_of_a_landmark_that_is_missing_or_outside(tmp_path):
@@ -141,7 +141,7 @@ def test_weights_have_seen_what_trained_and_what_chose_them():
 
 WHOLE = """
 import torch
-from config import build_config, preset_settings
+from settings import build_config, preset_settings
 from machine import peak_memory
 from methods.noothout import Noothout, NoothoutConfig
 config = build_config(NoothoutConfig, preset_settings(NoothoutConfig, ["isbi2015", "faithful"]))
@@ -197,9 +197,9 @@ def test_the_global_landmarks_of_both_stages_can_be_tested_on_their_own(tmp_path
         first = detector.localise(batch.image)[0]
         detector.config = detector.config.replace(stages="global")
         assert torch.equal(detector.predict(batch.image)[0], first)
-        landmarks, _, measures = detector.examine(batch, 0)
+        landmarks, _, extras = detector.predict_with_extras(batch, 0)
     errors = (landmarks - batch.landmarks).norm(dim=-1).double() * 0.2
-    assert torch.allclose(measures["global_error"], errors, rtol=1e-5)
+    assert torch.allclose(extras["global_error"], errors, rtol=1e-5)
 
 
 def test_the_local_stage_leaves_its_frozen_global_network_as_it_was(tmp_path):
@@ -236,11 +236,11 @@ def test_the_error_of_the_global_stage_and_the_spread_are_in_mm_of_the_image_fil
     batch = make_batch(detector.config)
     with torch.inference_mode():
         first, final, _, spread = detector.localise(batch.image)
-        landmarks, _, measures = detector.examine(batch, 0)
+        landmarks, _, extras = detector.predict_with_extras(batch, 0)
     assert torch.equal(landmarks, final)
     distance = (first - batch.landmarks).norm(dim=-1).double()
-    assert torch.allclose(measures["global_error"], 0.2 * distance, rtol=1e-5)
-    assert torch.allclose(measures["vote_spread"], 0.2 * spread.double().norm(dim=-1), rtol=1e-5)
+    assert torch.allclose(extras["global_error"], 0.2 * distance, rtol=1e-5)
+    assert torch.allclose(extras["vote_spread"], 0.2 * spread.double().norm(dim=-1), rtol=1e-5)
 
 
 def test_the_local_stage_looks_around_the_global_landmark(tmp_path):

@@ -11,7 +11,6 @@ from reporting.pictures import (
     BLUE,
     RED,
     YELLOW,
-    animate_progress,
     draw_activations,
     draw_curves,
     draw_overlay,
@@ -20,7 +19,7 @@ from reporting.pictures import (
     draw_rates,
     spread_of_images,
 )  # fmt: skip
-from reporting.report import write_predictions
+from reporting.predictions import read_predictions, write_predictions
 
 
 def test_an_overlay_has_the_detection_red_the_truth_blue_and_a_line_between():
@@ -59,7 +58,7 @@ def test_overlays_run_from_the_best_image_to_the_worst(tmp_path):
     offsets = np.array([5, 0, 4, 1, 3, 2.0])[:, None, None]
     predictions = Predictions([r.name for r in records], truth + offsets, truth, np.ones((6, 4)), np.full(6, 0.5))
     write_predictions(tmp_path / "predictions.csv", predictions, ["R1", "R2", "A", "B"], "mm")
-    draw_overlays(tmp_path, records, 3)
+    draw_overlays(tmp_path, read_predictions(tmp_path / "predictions.csv"), records, 3)
     names = sorted(path.name for path in (tmp_path / "overlays").iterdir())
     assert len(names) == 3 and names[0] == "001_image 1 (ä).png" and names[-1] == "006_image 0 (ä).png"
 
@@ -83,22 +82,13 @@ def test_curves_have_a_panel_for_each_kind_of_figure(tmp_path, columns, panels):
     assert Image.open(tmp_path / "curves.png").size == {1: (550, 396), 2: (1100, 396), 4: (1100, 792)}[panels]
 
 
-def test_pictures_of_an_image_epoch_by_epoch_become_an_animation(tmp_path):
+def test_pictures_of_an_image_are_drawn_epoch_by_epoch(tmp_path):
     write_records(tmp_path, make_records(tmp_path, count=1))
     record = load_data(tiny_config(tmp_path, val_fraction=0.0, test_fraction=0.0)).records[0]
     for epoch, shift in ((10, 20), (20, 10), (30, 0)):
         draw_progress(tmp_path, epoch, record, record.landmarks + shift, "mm")
     names = sorted(path.name for path in (tmp_path / "progress").iterdir())
     assert names == ["epoch_0010.png", "epoch_0020.png", "epoch_0030.png"]
-    animate_progress(tmp_path)
-    with Image.open(tmp_path / "progress.gif") as film, Image.open(tmp_path / "progress" / names[0]) as picture:
-        assert film.n_frames == 3 and film.size == (picture.width // 2, picture.height // 2)
-        assert film.info["duration"] == 1000
-
-
-def test_no_pictures_are_no_animation(tmp_path):
-    animate_progress(tmp_path)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_images_are_spread_from_the_best_to_the_worst_whatever_is_missing():
@@ -134,7 +124,7 @@ def test_the_rates_have_a_bar_for_each_landmark_also_where_none_is_annotated(tmp
         ["A", "B"],
         "mm",
     )
-    draw_rates(tmp_path, (2.0, 4.0))
+    draw_rates(tmp_path, read_predictions(tmp_path / "predictions.csv"), (2.0, 4.0))
     with Image.open(tmp_path / "rates.png") as picture:
         colours = {colour for _, colour in picture.convert("RGB").getcolors(100_000)}
     assert len([c for c in colours if c[2] > c[0] + 40]) >= 2  # two shades of blue

@@ -5,10 +5,10 @@ import torch
 from conftest import METHOD_SETTINGS, make_records, tiny_config, write_records
 from test_methods import make_batch
 
-from config import UserError, build_config, preset_settings
 from methods import create_detector
 from methods.posenet import PoseNet, PoseNetConfig, maps_loss, masked_entropy, masked_mean
 from run_folder import read_checkpoint
+from settings import UserError, build_config, preset_settings
 from train import read_metrics, train
 
 

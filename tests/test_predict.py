@@ -14,7 +14,7 @@ from foreign_files import write_dicom
 from PIL import Image
 
 import main
-from config import Config, build_config
+from config import Config
 from evaluate import Predictions
 from methods import create_detector, method_class
 from reading import dicom
@@ -22,8 +22,9 @@ from reading.annotation import Record
 from reading.images import read_image
 from reading.splits import load_data
 from reporting.pictures import draw_overlay
-from reporting.report import read_predictions
+from reporting.predictions import read_predictions
 from run_folder import read_checkpoint, save_checkpoint
+from settings import build_config
 from tools import predict
 from train import checkpoint_state
 

@@ -9,7 +9,8 @@ import pytest
 from conftest import METHOD_SETTINGS, make_records, tiny_config, write_records
 
 from methods import create_detector, load_detector
-from reporting.report import read_predictions
+from reporting.predictions import read_predictions
+from run_folder import read_checkpoint
 from train import read_metrics
 from utils import seed_everything
 
@@ -82,7 +83,7 @@ def test_two_processes_follow_one_process_with_twice_the_batch(runs):
         for term in ("coarse", "fine", "loss"):
             assert b[term] == pytest.approx(a[term], rel=5e-3)
     # the same weights, up to rounding, which Adam magnifies: far closer to each other than to where they began
-    detectors = [load_detector(runs / name / "last.pt")[0] for name in ("one", "two")]
+    detectors = [load_detector(read_checkpoint(runs / name / "last.pt")) for name in ("one", "two")]
     seed_everything(0)
     first, *ends = (detector.state_dict() for detector in (create_detector(detectors[0].config), *detectors))
     moved, apart = (
@@ -145,8 +146,8 @@ def test_two_processes_play_the_adversarial_game_of_one(runs):
     for term in terms:
         assert two[term] == pytest.approx(one[term], rel=0.01)
     seed_everything(0)
-    first = create_detector(load_detector(runs / "game one" / "last.pt")[0].config).state_dict()
-    ends = [load_detector(runs / name / "last.pt")[0].state_dict() for name in ("game one", "game two")]
+    first = create_detector(load_detector(read_checkpoint(runs / "game one" / "last.pt")).config).state_dict()
+    ends = [load_detector(read_checkpoint(runs / name / "last.pt")).state_dict() for name in ("game one", "game two")]
     for network in ("generator.", "discriminators.P.", "discriminators.C."):
         own = [name for name in first if name.startswith(network)]
         moved, apart = (

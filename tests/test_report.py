@@ -6,12 +6,18 @@ import numpy as np
 import pytest
 import xlrd
 
-from config import UserError
 from evaluate import Predictions
-from reporting.report import pool_predictions, read_predictions, summary_table, write_predictions, write_report
+from reporting.predictions import pool_predictions, read_predictions, write_predictions
+from reporting.report import summary_table, write_report
+from settings import UserError
 
 ABBREVIATIONS, NAMES = ["R1", "A", "N’"], ["Ruler 1", "A point", "Soft tissue Nasion"]
 THRESHOLDS = (2.0, 2.5, 3.0, 4.0)
+
+
+def report_on(folder, *arguments) -> dict:
+    """write_report of folder/predictions.csv."""
+    return write_report(folder, read_predictions(folder / "predictions.csv"), *arguments)
 
 
 def make_predictions(spacing=0.5) -> Predictions:
@@ -27,7 +33,9 @@ def reported(tmp_path):
     """The folder of a report on make_predictions, and its summary."""
     write_predictions(tmp_path / "predictions.csv", make_predictions(), ABBREVIATIONS, "mm")
     provenance = {"commit": "abc", "versions": {"torch": "2"}, "settings": {"epochs": 3, "ruler": ["R1", "R2"]}}
-    return tmp_path, write_report(tmp_path, NAMES, ("R1",), THRESHOLDS, provenance)
+    return tmp_path, write_report(
+        tmp_path, read_predictions(tmp_path / "predictions.csv"), NAMES, ("R1",), THRESHOLDS, provenance
+    )
 
 
 def sheets(folder) -> dict[str, list[list]]:
@@ -50,7 +58,7 @@ def test_without_spacing_errors_are_in_px_and_say_so(tmp_path):
     write_predictions(tmp_path / "predictions.csv", make_predictions(math.nan), ABBREVIATIONS, "px")
     assert "error_px" in (tmp_path / "predictions.csv").read_text(encoding="utf-8").splitlines()[0]
     assert np.allclose(read_predictions(tmp_path / "predictions.csv")[2]["error"][0], [3, 4, 10])
-    summary = write_report(tmp_path, NAMES, (), THRESHOLDS, {})
+    summary = report_on(tmp_path, NAMES, (), THRESHOLDS, {})
     assert summary["all"]["unit"] == "px" and "MRE (px)" in sheets(tmp_path)["landmarks"][0]
     assert "SDR at 2/2.5/3/4 px" in summary_table(summary, THRESHOLDS)
 
@@ -100,10 +108,10 @@ def test_the_report_has_a_row_per_image_and_its_settings(reported):
 def test_a_methods_measures_stand_in_the_predictions_the_summary_and_the_sheet(tmp_path):
     dice = np.array([[0.5, 1.0, 0.25], [0.75, 0.5, math.nan]])
     write_predictions(
-        tmp_path / "predictions.csv", make_predictions()._replace(measures={"dice": dice}), ABBREVIATIONS, "mm"
+        tmp_path / "predictions.csv", make_predictions()._replace(extras={"dice": dice}), ABBREVIATIONS, "mm"
     )
     assert np.array_equal(read_predictions(tmp_path / "predictions.csv")[2]["dice"], dice, equal_nan=True)
-    summary = write_report(tmp_path, NAMES, ("R1",), THRESHOLDS, {})
+    summary = report_on(tmp_path, NAMES, ("R1",), THRESHOLDS, {})
     means = [summary[part]["measures"]["dice"] for part in ("all", "headline")]
     assert means == pytest.approx([0.6, 1.75 / 3]) and summary_table(summary, THRESHOLDS).endswith("; dice 0.60")
     rows = sheets(tmp_path)["landmarks"]
@@ -116,7 +124,7 @@ def test_a_landmark_that_is_annotated_nowhere_has_blank_figures(tmp_path):
     predictions = make_predictions()
     predictions.truth[:, 1] = math.nan
     write_predictions(tmp_path / "predictions.csv", predictions, ABBREVIATIONS, "mm")
-    write_report(tmp_path, NAMES, (), THRESHOLDS, {})
+    report_on(tmp_path, NAMES, (), THRESHOLDS, {})
     row = sheets(tmp_path)["landmarks"][2]
     assert row[3] == 0 and set(row[4:]) == {""}
 
@@ -125,7 +133,7 @@ def test_a_data_set_without_truth_has_a_report_without_figures(tmp_path):
     predictions = make_predictions()
     predictions.truth[:] = math.nan
     write_predictions(tmp_path / "predictions.csv", predictions, ABBREVIATIONS, "mm")
-    summary = write_report(tmp_path, NAMES, ("R1",), THRESHOLDS, {})
+    summary = report_on(tmp_path, NAMES, ("R1",), THRESHOLDS, {})
     assert json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))["all"]["MRE"] is None
     assert summary["all"]["n_landmarks"] == 0 and "nan" in summary_table(summary, THRESHOLDS)
 
@@ -135,14 +143,14 @@ def test_a_report_of_300_landmarks_fits_into_xls(tmp_path):
     predictions = Predictions(["a", "b"], truth + 1, truth, np.ones((2, 300)), np.ones(2))
     abbreviations = [f"L{number}" for number in range(300)]
     write_predictions(tmp_path / "predictions.csv", predictions, abbreviations, "mm")
-    write_report(tmp_path, abbreviations, (), THRESHOLDS, {})
+    report_on(tmp_path, abbreviations, (), THRESHOLDS, {})
     assert len(sheets(tmp_path)["landmarks"]) > 300
 
 
 def test_what_something_hides_has_figures_of_its_own(tmp_path):
     hidden = np.array([[False, True, False], [False, False, True]])  # the last one is hidden and not annotated
     write_predictions(tmp_path / "predictions.csv", make_predictions()._replace(occluded=hidden), ABBREVIATIONS, "mm")
-    summary = write_report(tmp_path, NAMES, ("R1",), THRESHOLDS, {})
+    summary = report_on(tmp_path, NAMES, ("R1",), THRESHOLDS, {})
     assert summary["occluded"]["MRE"] == 2.0 and summary["occluded"]["n_landmarks"] == 1
     assert summary["headline"]["n_landmarks"] == 3 and summary["all"]["measures"] == {}
     assert "occluded (what something hides): MRE 2.00" in summary_table(summary, THRESHOLDS)
@@ -153,18 +161,20 @@ def test_where_nothing_is_known_to_be_hidden_the_report_does_not_speak_of_it(tmp
     nothing = np.zeros((2, 3), bool)
     write_predictions(tmp_path / "predictions.csv", make_predictions()._replace(occluded=nothing), ABBREVIATIONS, "mm")
     assert "occluded" not in (tmp_path / "predictions.csv").read_text(encoding="utf-8")
-    assert "occluded" not in write_report(tmp_path, NAMES, ("R1",), THRESHOLDS, {})
+    assert "occluded" not in write_report(
+        tmp_path, read_predictions(tmp_path / "predictions.csv"), NAMES, ("R1",), THRESHOLDS, {}
+    )
 
 
 def test_pooled_predictions_keep_their_columns_where_only_some_have_them(tmp_path):
     hidden = np.array([[False, True, False], [False, False, False]])
     dice = {"dice": np.full((2, 3), 0.5)}
     for name, occluded in (("one", np.zeros((2, 3), bool)), ("two", hidden)):
-        predictions = make_predictions()._replace(measures=dice, occluded=occluded, names=[f"{name} 1", f"{name} 2"])
+        predictions = make_predictions()._replace(extras=dice, occluded=occluded, names=[f"{name} 1", f"{name} 2"])
         write_predictions(tmp_path / f"{name}.csv", predictions, ABBREVIATIONS, "mm")
     for order in (("one", "two"), ("two", "one")):
         pool_predictions([tmp_path / f"{name}.csv" for name in order], tmp_path / "predictions.csv")
-        summary = write_report(tmp_path, NAMES, (), THRESHOLDS, {})
+        summary = report_on(tmp_path, NAMES, (), THRESHOLDS, {})
         assert summary["occluded"]["n_landmarks"] == 1 and summary["all"]["measures"] == {"dice": 0.5}
 
 

@@ -84,7 +84,7 @@ def test_a_dragged_point_moves_by_the_pointers_way_and_no_other_changes(dataset,
     expected = read(dataset)
     expected[number]["points"][3] |= {"X": x, "Y": y}
     assert after == expected
-    assert read_annotation(tiny_config(dataset, json_path=str(page.folder / "data.json")))[2][number].name
+    assert read_annotation(page.folder / "data.json", dataset / "imgs")[2][number].name
 
 
 def test_a_dragged_point_stays_inside_its_image(dataset, open_page):
@@ -170,7 +170,7 @@ def test_a_hidden_point_is_saved_as_missing_and_its_error_counts_no_more(dataset
     assert len([text for text in page.texts("#landmarks tbody td:nth-child(3)") if text]) == 2
     saved = page.save()
     assert [xy(saved[5], landmark).count(None) for landmark in range(4)].count(2) == 2
-    _, _, records = read_annotation(tiny_config(dataset, json_path=str(page.folder / "data.json")))
+    _, _, records = read_annotation(page.folder / "data.json", dataset / "imgs")
     assert int(np.isnan(records[5].landmarks).any(1).sum()) == 2
 
 

@@ -7,10 +7,10 @@ import pytest
 from conftest import make_records, tiny_config, write_records
 from PIL import Image
 
-from config import UserError
 from evaluate import Predictions
 from reading.splits import load_data
-from reporting.report import read_predictions, write_predictions
+from reporting.predictions import read_predictions, write_predictions
+from settings import UserError
 from tools import review
 from tools.review_source import read_source
 

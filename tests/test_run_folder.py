@@ -11,7 +11,6 @@ import torch
 from conftest import tiny_config
 
 import run_folder
-from config import UserError, read_settings
 from run_folder import (
     create_run_folder,
     discard_unstarted,
@@ -21,6 +20,7 @@ from run_folder import (
     write_provenance,
     write_text,
 )
+from settings import UserError, read_settings
 
 STATE = {"method": "farnet", "epoch": 3, "model": {"weight": torch.arange(6.0)}}
 

@@ -5,10 +5,11 @@ import sys
 import numpy as np
 import pytest
 
-from config import UserError
 from evaluate import Predictions
 from experiments import run_table
-from reporting.report import read_predictions, write_predictions, write_report
+from reporting.predictions import read_predictions, write_predictions
+from reporting.report import write_report
+from settings import UserError
 
 
 def test_a_run_becomes_a_row_and_a_json_that_says_how_it_was_made(trained_run, tmp_path, monkeypatch, capsys):
@@ -74,7 +75,9 @@ def test_a_part_of_the_report_is_compared_over_its_own_landmarks(trained_run, tm
         spacing = np.full(len(names), 0.5)
         predictions = Predictions(names, found, points[1], columns["score"], spacing, occluded=hidden)
         write_predictions(run / "test" / "predictions.csv", predictions, abbreviations, unit)
-        write_report(run / "test", abbreviations, ("R1", "R2"), (2.0,), {})
+        write_report(
+            run / "test", read_predictions(run / "test" / "predictions.csv"), abbreviations, ("R1", "R2"), (2.0,), {}
+        )
     result = run_table.read_run(runs[1], "test", "occluded", against=runs[0])
     assert result["occluded"]["MRE"] == pytest.approx(1.5) and result["against"]["difference"] == pytest.approx(1.0)
     assert run_table.table_row(result, "occluded").startswith("| b | 1.50 (1.50 to 1.50) |")

@@ -4,8 +4,8 @@ import shutil
 import pytest
 from conftest import make_records, refusal, tiny_config, write_records
 
-from config import UserError
 from reading.splits import load_data
+from settings import UserError
 
 
 def fingerprints(folder) -> dict[str, str]:

@@ -5,7 +5,6 @@ import torchvision
 from conftest import METHOD_SETTINGS, tiny_config
 from scipy import ndimage
 
-from config import UserError, build_config, preset_settings
 from data import Sample
 from methods.unet import (
     UNet,
@@ -16,6 +15,7 @@ from methods.unet import (
     draw_diamonds,
     label_radius,
 )
+from settings import UserError, build_config, preset_settings
 from utils import gaussian_heatmaps
 
 
@@ -118,13 +118,13 @@ def test_a_missing_landmark_counts_nowhere_or_has_an_empty_label_as_the_setting_
         losses[absent] = detector.loss(one, 0)["entropy"]
     assert losses["empty"].item() == pytest.approx((losses["ignore"] + bare[1]).item() / 2, rel=1e-5)
     detector.config = detector.config.replace(absent="ignore")
-    dice = detector.examine(one, 0)[2]["dice"]
+    dice = detector.predict_with_extras(one, 0)[2]["dice"]
     assert dice.isfinite().tolist() == [[True, False]]
     detector.config = detector.config.replace(absent="empty")
     bias = detector.network.segmentation_head[0].bias
     for value, expected in ((-50.0, 1.0), (50.0, 0.0)):  # an empty mask of an absent landmark is right
         torch.nn.init.constant_(bias, value)
-        assert detector.examine(one, 0)[2]["dice"][0, 1].item() == pytest.approx(expected, abs=1e-6)
+        assert detector.predict_with_extras(one, 0)[2]["dice"][0, 1].item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_encoder_weights_are_read_from_a_torchvision_file(tmp_path):

@@ -27,14 +27,16 @@ from typing import Any
 import numpy as np
 import xlwt
 
-from config import Config, UserError
+from config import Config
 from reporting.pictures import draw_differences, draw_error_curves
-from reporting.report import BOLD, PRECISE, part_points, part_words, write_row, write_settings_sheet
+from reporting.report import BOLD, PRECISE, part_label, write_row, write_settings_sheet
 from run_folder import source_commit
+from settings import UserError
 from tools.formats.common import read_json
 from tools.read_runs import Run, implied_spacing, read_runs
+from tools.significance import holm, paired_difference, paired_permutation
 from tools.two_readers import mean_is_truth, noise_floor, read_readers, reader_errors
-from utils import finite_mean, holm, paired_difference, paired_permutation, summarise_errors
+from utils import finite_mean, summarise_errors
 
 SURE, MOST = 0.05, 10  # a corrected p below it is sure; landmarks printed per pair
 PANELS = 4  # pairs in differences.png
@@ -49,10 +51,10 @@ def shared_errors(runs: Sequence[Run], part: str, exclude: Sequence[str]) -> tup
     Raises UserError where nothing is left.
     """
     first = runs[0]
-    if part == "occluded" and "occluded" not in first.columns:
+    if part == "occluded" and "occluded" not in first.table.columns:
         raise UserError(f"{first.path} marks no occluded landmarks; choose --part headline or all")
-    inside = part_points(first.columns, first.abbreviations, part, exclude)
-    known = np.stack([np.isfinite(run.columns["error"]) for run in runs])
+    inside = first.table.part(part, exclude)
+    known = np.stack([np.isfinite(run.table.errors) for run in runs])
     shared = inside & known.all(0)
     if not shared.any():
         raise UserError(f"{first.path}: no landmark of the part {part} has a known error in all runs; try --part all")
@@ -61,7 +63,7 @@ def shared_errors(runs: Sequence[Run], part: str, exclude: Sequence[str]) -> tup
         for run, own in zip(runs, known, strict=True)
         if (inside & known.any(0) & ~own).any()
     ]
-    return {run.label: np.where(shared, run.columns["error"], math.nan) for run in runs}, notes
+    return {run.label: np.where(shared, run.table.errors, math.nan) for run in runs}, notes
 
 
 def reader_rows(first: Run, shared: np.ndarray, data: Path | None) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -75,7 +77,7 @@ def reader_rows(first: Run, shared: np.ndarray, data: Path | None) -> tuple[dict
     if data is None and not path.is_file():
         return {}, []
     try:
-        found = read_readers(read_json(path), path, first.names, first.abbreviations)
+        found = read_readers(read_json(path), path, first.table.names, first.table.abbreviations)
     except UserError as error:
         if data:
             raise
@@ -83,12 +85,12 @@ def reader_rows(first: Run, shared: np.ndarray, data: Path | None) -> tuple[dict
     if found is None:
         return {}, [f"{path} keeps no two readers of these images"] if data else []
     readers = np.where(shared[:, None, :, None], found[0], math.nan)
-    if not mean_is_truth(readers, first.truth()):
+    if not mean_is_truth(readers, first.table.truth):
         return {}, [f"nothing is said of the readers of {path}: their mean is not the truth of these runs"]
     # as the run itself took it: a record's own, else that of the settings, else what its errors tell
-    spacing, setting = np.ones(len(first.names)), settings.get("spacing")
-    if first.unit == "mm":
-        general = setting if isinstance(setting, int | float) else implied_spacing(first)[0]
+    spacing, setting = np.ones(len(first.table.names)), settings.get("spacing")
+    if first.table.unit == "mm":
+        general = setting if isinstance(setting, int | float) else implied_spacing(first.table)[0]
         spacing = np.where(np.isfinite(found[1]), found[1], general)
     return {
         "one reader against their mean": reader_errors(readers, spacing),
@@ -226,7 +228,7 @@ def describe_settings(runs: Sequence[Run], options: argparse.Namespace, exclude:
     """How the comparison was made, and each of its runs."""
     settings = {
         "command": shlex.join(["python", "-m", "tools.compare", *sys.argv[1:]]), "commit": source_commit(),
-        "part": part_words(options.part, {"without": exclude if options.part == "headline" else ()}),
+        "part": part_label(options.part, {"without": exclude if options.part == "headline" else ()}),
         "resamples": options.resamples, "seed": 0,
     }  # fmt: skip
     for run in runs:
@@ -241,9 +243,9 @@ def compare(options: argparse.Namespace) -> None:
     """The whole comparison: read, print, write. Raises UserError."""
     out = options.out or Path("runs") / f"comparison-{time.strftime('%Y%m%d-%H%M%S')}"
     runs = read_runs(options.runs, options.set, options.names or ())
-    first, unit = runs[0], runs[0].unit
+    first, unit = runs[0], runs[0].table.unit
     settings = first.provenance.get("settings", {})
-    exclude = [n for n in settings.get("report_exclude", Config.report_exclude) if n in first.abbreviations]
+    exclude = [n for n in settings.get("report_exclude", Config.report_exclude) if n in first.table.abbreviations]
     thresholds = settings.get("sdr_thresholds", Config.sdr_thresholds)
     errors, notes = shared_errors(runs, options.part, exclude)
     shared = np.isfinite(errors[first.label])
@@ -261,9 +263,9 @@ def compare(options: argparse.Namespace) -> None:
     for label, own in (errors | readers).items():
         table.append({"run": label} | summarise_errors(own, thresholds, resamples=options.resamples) | {"unit": unit})
     pairs = compare_pairs(errors, thresholds[0], options.resamples)
-    landmark_pairs = compare_landmarks(errors, first.abbreviations, options.resamples)
+    landmark_pairs = compare_landmarks(errors, first.table.abbreviations, options.resamples)
     landmarks = [
-        {"landmark": first.abbreviations[n], "n": int(shared[:, n].sum())}
+        {"landmark": first.table.abbreviations[n], "n": int(shared[:, n].sum())}
         | {f"MRE {label}": finite_mean(own[:, n]) for label, own in (errors | readers).items()}
         for n in np.flatnonzero(shared.any(0))
     ]

@@ -25,11 +25,12 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from config import PRESETS, UserError
+from config import PRESETS
 from reading import dicom
 from reading.annotation import read_points, read_record
+from settings import UserError
 from tools.formats import FORMATS
-from tools.formats.common import Pixels, Reading, image_size, record_points, same
+from tools.formats.common import Pixels, Reading, image_size, normal_name, record_points
 
 
 def write_data_set(reading: Reading, destination: Path, link: bool = False) -> list[str]:
@@ -42,8 +43,8 @@ def write_data_set(reading: Reading, destination: Path, link: bool = False) -> l
     if target.exists() or folder.exists():
         raise UserError(f"{destination} holds a data set already; give another folder")
     names = [written_name(image, record) for image, record in reading.pairs]
-    counts = Counter(same(name) for name in names)
-    doubled = [name for name in names if counts[same(name)] > 1]
+    counts = Counter(normal_name(name) for name in names)
+    doubled = [name for name in names if counts[normal_name(name)] > 1]
     if doubled:
         raise UserError(f"two images would be called {doubled[0]}; rename one")
     partial, notes, records = destination / "imgs.partial", [], []

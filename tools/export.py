@@ -33,13 +33,14 @@ from PIL import Image
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
-from config import Config, UserError, build_config
+from config import Config
 from data import make_sample, shrink_for_network
 from evaluate import predict_batch, prepare_detector
 from methods import method_class
 from reading.annotation import Record
 from reading.images import read_image
 from run_folder import read_checkpoint, source_commit
+from settings import UserError, build_config
 from tools.export_graph import ImageToLandmarks
 from tools.unannotated import find_images
 
@@ -185,7 +186,7 @@ def export(checkpoint: str, kind: str, out: Path, places: Sequence[str], most: i
     if int(cv2.__version__.split(".")[0]) < 5:
         raise UserError("the graph repeats OpenCV 5 bit by bit, which is not there: pip install -U opencv-python")
     state = read_checkpoint(checkpoint)
-    settings = dict(device="cpu", test_precision="fp32", views=1, channels_last=False, fold_norms=True, compile=False)
+    settings = dict(device="cpu", test_precision="fp32", views=1, channels_last=False)
     config = build_config(method_class(state["method"]).Config, state["settings"] | settings)
     images = read_for_check(config, places, most)
     detector = prepare_detector(state, config, CPU)

@@ -22,11 +22,12 @@ import numpy as np
 from matplotlib import pyplot
 from PIL import Image, ImageDraw, ImageFont
 
-from config import Config, UserError
+from config import Config
 from reading.annotation import Record, read_annotation, read_images, read_spacing, shorten
 from reading.images import read_image
 from reporting.cephalometry import known_measures, measure_profiles
 from reporting.pictures import BLUE
+from settings import UserError
 from tools.formats.common import read_json
 from tools.two_readers import read_readers, reader_errors
 from utils import finite_mean
@@ -40,17 +41,11 @@ def load(folder: Path) -> tuple[tuple[str, ...], list[Record], list[dict]]:
     if not json_path.exists():
         raise UserError(f"{folder} holds no json/data.json; give the folder that tools.convert wrote")
     content = read_json(json_path)
-    try:
-        points = content[0]["points"]
-        ruler = {"R1", "R2"} <= {point["pointAbbreviation"] for point in points}
-    except (LookupError, TypeError):
-        points, ruler = [None], False  # read_annotation says what is wrong
-    config = Config(
-        img_dir=str(folder / "imgs"), json_path=str(json_path), num_landmarks=len(points),
-        spacing="ruler" if ruler else None,
-    )  # fmt: skip
-    abbreviations, _, records = read_annotation(config)
-    return abbreviations, read_spacing(config, abbreviations, read_images(config, abbreviations, records)), content
+    abbreviations, _, records = read_annotation(json_path, folder / "imgs")
+    ruler = set(Config.ruler) <= set(abbreviations)
+    config = Config(json_path=str(json_path), spacing="ruler" if ruler else None)
+    records = read_images(json_path, folder / "imgs", abbreviations, records)
+    return abbreviations, read_spacing(config, abbreviations, records), content
 
 
 def describe(abbreviations: Sequence[str], records: Sequence[Record]) -> list[str]:

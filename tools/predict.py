@@ -33,17 +33,18 @@ import torch
 from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
 
-from config import Config, UserError, build_config
+from config import Config
 from data import Sample, limit_threads
 from evaluate import Predictions, gather_predictions, predict_batch, prepare_detector
-from machine import resolve_device
+from machine import prepare_device
 from methods import load_detector, method_class
 from reading.annotation import Record, read_spacing
 from reporting.measurements import measure
 from reporting.pictures import draw_overlays
-from reporting.report import write_predictions
+from reporting.predictions import read_predictions, write_predictions
 from run_folder import read_checkpoint, write_provenance, write_text
-from tools.unannotated import ImageFiles, Unread, find_images
+from settings import UserError, build_config
+from tools.unannotated import ImageFiles, UnreadableImage, find_images
 
 
 class Member(NamedTuple):
@@ -70,21 +71,23 @@ def read_members(checkpoints: Sequence[str], settings: dict[str, Any]) -> list[M
     return members
 
 
-def predict_images(members: Sequence[Member], loader: DataLoader) -> tuple[Predictions, list[Record], list[Unread]]:
+def predict_images(
+    members: Sequence[Member], loader: DataLoader
+) -> tuple[Predictions, list[Record], list[UnreadableImage]]:
     """The predictions of the images of a loader that can be read, their records, and the others.
 
     Of several members the mean; in measures also "ensemble_spread", the root of their mean squared distance from it.
     Prints what is odd about a file, the first of many.
     """
-    device = resolve_device(members[0].config.device)
+    device = prepare_device(members[0].config)
     detectors = [prepare_detector(member.state, member.config, device) for member in members]
     order = members[0].state["abbreviations"]
     columns = [[member.state["abbreviations"].index(name) for name in order] for member in members]
     results, unread, notes = [], [], []
     bar = tqdm(total=len(loader.dataset), desc="predicting", unit="image", disable=None)
     for items in loader:
-        unread += [item for item in items if isinstance(item, Unread)]
-        good = [item for item in items if not isinstance(item, Unread)]
+        unread += [item for item in items if isinstance(item, UnreadableImage)]
+        good = [item for item in items if not isinstance(item, UnreadableImage)]
         found, figures = [], []
         for number, (detector, member) in enumerate(zip(detectors, members, strict=True)):
             samples = [sample for film in good for sample in film.samples[number]]
@@ -137,7 +140,7 @@ def write_records(path: Path, predictions: Predictions, records: Sequence[Record
     entries = []
     for index, record in enumerate(records):
         places = np.clip(predictions.landmarks[index], -0.5, np.array(record.size) - 0.5)
-        further = {"score": predictions.score[index]} | {n: v[index] for n, v in predictions.measures.items()}
+        further = {"score": predictions.score[index]} | {n: v[index] for n, v in predictions.extras.items()}
         points = []
         for n, (abbreviation, name) in enumerate(zip(state["abbreviations"], state["names"], strict=True)):
             point: dict[str, Any] = {"pointName": name, "pointAbbreviation": abbreviation}
@@ -229,9 +232,9 @@ def run(options: argparse.Namespace) -> int:
     write_records(out / "json" / "data.json", predictions, records, state)
     measured = write_measurements(out / "measurements.csv", config, predictions, records, state)
     used = config.replace(img_dir=str(folder), json_path=str(out / "json" / "data.json"), run_dir=str(out))
-    size = sum(load_detector(member.state)[0].size for member in members)
-    write_provenance(out, used, size, resolve_device(config.device))
-    draw_overlays(out, records, options.overlays)
+    size = sum(load_detector(member.state).num_parameters for member in members)
+    write_provenance(out, used, size, prepare_device(config))
+    draw_overlays(out, read_predictions(out / "predictions.csv"), records, options.overlays)
     print(f"predictions.csv, json/data.json{', measurements.csv' if measured else ''} and overlays/ in {out}")
     return 1 if unread else 0
 

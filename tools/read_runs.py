@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from config import Config, UserError
-from reporting.report import read_predictions
+from config import Config
+from reporting.predictions import PredictionTable, read_predictions
+from settings import UserError
 from tools.formats.common import expecting, read_json
 from tools.two_readers import SAME
 
@@ -20,14 +21,7 @@ class Run(NamedTuple):
     label: str
     path: Path  # its predictions.csv
     provenance: dict[str, Any]  # its config.json; empty where there is none
-    names: list[str]  # of the images
-    abbreviations: list[str]
-    columns: dict[str, np.ndarray]  # (I, N) each, nan where blank: x, y, x_true, y_true, error, ...
-    unit: str  # of the errors
-
-    def truth(self) -> np.ndarray:
-        """(I, N, 2) original px, nan where not annotated."""
-        return np.stack([self.columns["x_true"], self.columns["y_true"]], -1)
+    table: PredictionTable
 
 
 def read_runs(places: Sequence[Path], test_set: str | None, labels: Sequence[str] = ()) -> list[Run]:
@@ -43,11 +37,11 @@ def read_runs(places: Sequence[Path], test_set: str | None, labels: Sequence[str
     runs: list[Run] = []
     for label, path, provenance in zip(labels or unique_labels(folders), paths, provenances, strict=True):
         try:
-            run = Run(label, path, provenance, *read_predictions(path))
+            run = Run(label, path, provenance, read_predictions(path))
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror})") from None
         runs.append(align(run, runs[0]) if runs else run)
-    if not np.isfinite(runs[0].columns["error"]).any():
+    if not np.isfinite(runs[0].table.errors).any():
         raise UserError(f"{runs[0].path} holds no truth, so there are no errors to compare")
     return runs
 
@@ -114,7 +108,7 @@ def unique_labels(folders: Sequence[Path]) -> list[str]:
 def align(run: Run, first: Run) -> Run:
     """A run in the order of the first. Raises UserError with the first difference."""
     for what, own, others in (
-        ("image", run.names, first.names), ("landmark", run.abbreviations, first.abbreviations),
+        ("image", run.table.names, first.table.names), ("landmark", run.table.abbreviations, first.table.abbreviations),
     ):  # fmt: skip
         for name in (*others, *own):
             if (name in own) != (name in others):
@@ -122,14 +116,16 @@ def align(run: Run, first: Run) -> Run:
                 raise UserError(
                     f"{what} {name} is in {has.label}, but not in {lacks.label}; compare runs on the same test set"
                 )
-    if run.unit != first.unit:
+    if run.table.unit != first.table.unit:
         raise UserError(
-            f"errors are in {first.unit} in {first.label}, in {run.unit} in {run.label}; test both with one spacing"
+            f"errors are in {first.table.unit} in {first.label}, in {run.table.unit} in {run.label}; test both with "
+            "one spacing"
         )
-    images = [run.names.index(name) for name in first.names]
-    landmarks = [run.abbreviations.index(name) for name in first.abbreviations]
-    columns = {name: values[np.ix_(images, landmarks)] for name, values in run.columns.items()}
-    run = run._replace(names=first.names, abbreviations=first.abbreviations, columns=columns)
+    images = [run.table.names.index(name) for name in first.table.names]
+    landmarks = [run.table.abbreviations.index(name) for name in first.table.abbreviations]
+    columns = {name: values[np.ix_(images, landmarks)] for name, values in run.table.columns.items()}
+    table = first.table._replace(columns=columns)
+    run = run._replace(table=table)
     check_truth(run, first)
     check_spacing(run, first)
     return run
@@ -137,33 +133,33 @@ def align(run: Run, first: Run) -> Run:
 
 def check_truth(run: Run, first: Run) -> None:
     """Refuse a truth that is not that of the first run. Raises UserError with the first point and both places."""
-    one, other = first.truth(), run.truth()
+    one, other = first.table.truth, run.table.truth
     known = [np.isfinite(truth).all(-1) for truth in (one, other)]
     apart = (np.abs(one - other) > SAME).any(-1) | (known[0] != known[1])
     for i, n in np.argwhere(apart)[:1]:
         points = one[i, n], other[i, n]
         places = [f"({x:.2f}, {y:.2f}) px" if math.isfinite(x + y) else "not known" for x, y in points]
         raise UserError(
-            f"the truth of image {first.names[i]}, landmark {first.abbreviations[n]} is {places[0]} in {first.label}, "
-            f"{places[1]} in {run.label}; compare runs that were tested on the same data.json"
+            f"the truth of image {first.table.names[i]}, landmark {first.table.abbreviations[n]} is {places[0]} in "
+            f"{first.label}, {places[1]} in {run.label}; compare runs that were tested on the same data.json"
         )
 
 
 def check_spacing(run: Run, first: Run) -> None:
     """Refuse errors in other millimetres than those of the first run. Raises UserError with the first image."""
-    (one, slack), (other, more) = implied_spacing(first), implied_spacing(run)
+    (one, slack), (other, more) = implied_spacing(first.table), implied_spacing(run.table)
     for i in np.flatnonzero(np.abs(one - other) > 1e-3 * one + slack + more)[:1]:  # false for nan
         raise UserError(
-            f"image {first.names[i]} has {one[i]:.4f} mm per px in {first.label}, {other[i]:.4f} in {run.label}; test "
-            "both with one spacing"
+            f"image {first.table.names[i]} has {one[i]:.4f} mm per px in {first.label}, {other[i]:.4f} in "
+            f"{run.label}; test both with one spacing"
         )
 
 
-def implied_spacing(run: Run) -> tuple[np.ndarray, np.ndarray]:
+def implied_spacing(table: PredictionTable) -> tuple[np.ndarray, np.ndarray]:
     """By which mm per px (I,) distances became errors, nan where there are none; and how far that may be off (I,)."""
-    apart = np.hypot(run.columns["x"] - run.columns["x_true"], run.columns["y"] - run.columns["y_true"])
-    known = np.isfinite(apart) & np.isfinite(run.columns["error"])
+    apart = np.hypot(table.columns["x"] - table.columns["x_true"], table.columns["y"] - table.columns["y_true"])
+    known = np.isfinite(apart) & np.isfinite(table.errors)
     length = np.where(known, apart, 0).sum(1)
     length[length == 0] = math.nan
-    spacing = np.where(known, run.columns["error"], 0).sum(1) / length
+    spacing = np.where(known, table.errors, 0).sum(1) / length
     return spacing, known.sum(1) * (1e-4 + 2e-4 * spacing) / length  # the file keeps four decimals

@@ -29,10 +29,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from config import UserError
 from reading.images import read_image
+from settings import UserError
 from tools.formats.common import image_size, record_points
-from tools.review_source import Review, Shown, is_number, read_source
+from tools.review_source import Review, ReviewImage, is_number, read_source
 
 PAGE = Path(__file__).parent / "review_page"
 SCRIPTS = ("model.js", "view.js", "tables.js", "script.js")  # one after another, they are one script
@@ -68,7 +68,9 @@ def prepare_image(path: Path, pixels: int, beside: Path | None) -> tuple[tuple[i
     return size, "", base64.b64encode(jpeg.tobytes()).decode("ascii")
 
 
-def describe_image(landmarks: Mapping[str, str], shown: Shown, size: tuple[int, int], address: str) -> dict[str, Any]:
+def describe_image(
+    landmarks: Mapping[str, str], shown: ReviewImage, size: tuple[int, int], address: str
+) -> dict[str, Any]:
     """What the page knows of an image.
 
     What the record says is text, `keys` and of each point `entries`, since a browser would round long whole numbers.

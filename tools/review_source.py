@@ -8,14 +8,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from config import Config, UserError, check_names, read_settings
+from config import Config
 from reading.annotation import normal_name, read_annotation, read_points
 from reading.images import read_image
-from reporting.report import OWN_COLUMNS, read_predictions
+from reporting.predictions import OWN_COLUMNS, read_predictions
+from settings import UserError, check_names, read_settings
 from tools.formats.common import expecting, image_size, make_record, numbers, read_csv, read_json
 
 
-class Shown(NamedTuple):
+class ReviewImage(NamedTuple):
     """One image of the page; points by landmark, (x, y) original px, none where missing."""
 
     path: Path
@@ -32,7 +33,7 @@ class Review(NamedTuple):
     title: str
     predicted: bool  # whether its points are predictions, or the truth
     landmarks: dict[str, str]  # names by abbreviation
-    images: list[Shown]
+    images: list[ReviewImage]
     others: dict[int, dict]  # records that are saved as they are, by their place
     folder: Path  # of the images
     out: Path  # the page, if nothing else is said
@@ -72,12 +73,8 @@ def read_data_set(file: Path, images: Path | None, split: str | None) -> Review:
     """
     home = file.parent.parent if file.parent.name == "json" else file.parent
     folder, content = images or home / "imgs", read_json(file)
-    try:
-        count = len(content[0]["points"])
-    except (LookupError, TypeError):
-        count = 1  # read_annotation says what is wrong
     with expecting(file, "a data.json"):
-        abbreviations, names, _ = read_annotation(Config(img_dir=str(folder), json_path=str(file), num_landmarks=count))
+        abbreviations, names, _ = read_annotation(file, folder)
     check_text(file, content)
     places = choose(content, split, file)
     numbered = {content[place]["imagePath"]: place + 1 for place in places}
@@ -87,7 +84,7 @@ def read_data_set(file: Path, images: Path | None, split: str | None) -> Review:
         table = {point["pointAbbreviation"]: point.get("score") for point in content[place]["points"]}
         score = [value if is_number(value) else None for value in map(table.get, abbreviations)]
         scored = scored or any(value is not None for value in score)
-        shown.append(Shown(path, content[place], place, score=score))
+        shown.append(ReviewImage(path, content[place], place, score=score))
     if scored:
         shown = [each._replace(record=without_figures(each.record)) for each in shown]
     others = {place: record for place, record in enumerate(content) if place not in set(places)}
@@ -128,7 +125,7 @@ def read_predicted(file: Path, images: Path | None, split: str | None) -> Review
         own = record["spacing"] if spacing[i] is None and stated[i] else spacing[i]
         true = list(map(plain, truth[i])) if np.isfinite(truth[i]).any() else None
         scores = [None if math.isnan(value) else float(value) for value in score[i]]
-        shown.append(Shown(path, record, i, true, scores, own))
+        shown.append(ReviewImage(path, record, i, true, scores, own))
     chosen = choose([image.record for image in shown], split, file)
     where = file.parent.resolve()
     title = f"{where.parent.name} {where.name}" if run_dir and run_dir != file.parent else where.name

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from config import UserError
+from settings import UserError
 from tools.formats.common import expecting
 
 SAME = 0.01  # px: as far apart as two files may say that one point lies

@@ -14,11 +14,12 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Dataset
 
-from config import Config, UserError
+from config import Config
 from data import Sample, make_sample, shrink_for_network
 from reading import dicom
 from reading.annotation import Record
 from reading.images import ENDINGS, read_image, stretch_intensities
+from settings import UserError
 
 
 def find_images(places: Sequence[str]) -> list[Path]:
@@ -45,14 +46,14 @@ def looks_like_image(path: Path) -> bool:
     return not path.suffix and path.is_file() and dicom.is_dicom(path)
 
 
-class Unread(NamedTuple):
+class UnreadableImage(NamedTuple):
     """An image that cannot be read."""
 
     path: Path
     reason: str
 
 
-class Film(NamedTuple):
+class UnannotatedImage(NamedTuple):
     """An image that nobody has annotated."""
 
     record: Record
@@ -61,7 +62,7 @@ class Film(NamedTuple):
 
 
 class ImageFiles(Dataset):
-    """Image files as Films; those that cannot be read as Unread."""
+    """Image files as UnannotatedImages; those that cannot be read as UnreadableImage."""
 
     def __init__(self, files: Sequence[Path], names: Sequence[str], configs: Sequence[Config], spacing: float) -> None:
         self.files, self.names, self.configs, self.spacing = files, names, configs, spacing
@@ -69,13 +70,13 @@ class ImageFiles(Dataset):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> Film | Unread:
+    def __getitem__(self, index: int) -> UnannotatedImage | UnreadableImage:
         path = self.files[index]
         try:
             check_name(self.names[index])
             image, spacing, notes = read_with_spacing(path)
         except UserError as error:
-            return Unread(path, str(error))
+            return UnreadableImage(path, str(error))
         count = self.configs[0].num_landmarks
         record = Record(
             name=self.names[index], path=path, landmarks=np.full((count, 2), math.nan),
@@ -85,7 +86,9 @@ class ImageFiles(Dataset):
         for config in self.configs:
             small = shrink_for_network(config, image)
             samples.append([make_sample(config, record, image=small, view=view) for view in range(config.views)])
-        return Film(replace(record, spacing=self.spacing if math.isnan(spacing) else spacing), samples, notes)
+        return UnannotatedImage(
+            replace(record, spacing=self.spacing if math.isnan(spacing) else spacing), samples, notes
+        )
 
 
 def check_name(name: str) -> None:

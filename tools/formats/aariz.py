@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from config import UserError
+from settings import UserError
 from tools.formats.common import (
     Images,
     Reading,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from config import UserError
+from settings import UserError
 from tools.formats.common import Reading, add_point, expecting, make_record, number, numbers, read_json
 
 PRESET = "cl2023"

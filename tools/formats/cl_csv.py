@@ -8,7 +8,7 @@ Points in px, spacing in mm per px of that image.
 
 from pathlib import Path
 
-from config import UserError
+from settings import UserError
 from tools.formats.common import Images, Reading, make_record, number, numbers, read_csv
 
 

@@ -12,7 +12,7 @@ mm per px, is not COCO's own; it is kept where it is there.
 from collections.abc import Sequence
 from pathlib import Path
 
-from config import UserError
+from settings import UserError
 from tools.formats.common import (
     Images,
     Reading,

@@ -19,9 +19,9 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from config import UserError
 from reading import dicom
 from reading.images import ENDINGS
+from settings import UserError
 
 DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 Pixels = Callable[[], np.ndarray]  # draws an image that no file holds as it is
@@ -102,16 +102,16 @@ class Images:
         for path in sorted(folder.rglob("*")):
             if path.suffix.lower() in ENDINGS and path.is_file():
                 for name in (path.name, path.stem):
-                    self.files.setdefault(same(name), []).append(path)
+                    self.files.setdefault(normal_name(name), []).append(path)
 
     def find(self, name: Any) -> Path | None:
         """The file of a name or path; folders that both know must agree. Raises UserError if several files answer."""
         if not isinstance(name, str) or not name.strip():
             raise UserError(f"{self.folder}: the name of an image is {name!r}; expected text")
-        *folders, last = [same(part) for part in re.split(r"[\\/]+", name) if part not in ("", ".")] or [""]
+        *folders, last = [normal_name(part) for part in re.split(r"[\\/]+", name) if part not in ("", ".")] or [""]
         found = []
         for path in self.files.get(last, []):
-            own = [same(part) for part in path.relative_to(self.folder).parts[:-1]]
+            own = [normal_name(part) for part in path.relative_to(self.folder).parts[:-1]]
             both = min(len(own), len(folders))
             if own[len(own) - both :] == folders[len(folders) - both :]:
                 found.append(path)
@@ -122,9 +122,9 @@ class Images:
 
     def unused(self) -> list[str]:
         """A note of the images that nothing asked for, if there are any."""
-        idle = sorted({path.name for paths in self.files.values() for path in paths} - {p.name for p in self.taken})
-        more = f" and {len(idle) - 5} more" if len(idle) > 5 else ""
-        return [f"{len(idle)} images without annotation: {', '.join(idle[:5])}{more}"] if idle else []
+        unused = sorted({path.name for paths in self.files.values() for path in paths} - {p.name for p in self.taken})
+        more = f" and {len(unused) - 5} more" if len(unused) > 5 else ""
+        return [f"{len(unused)} images without annotation: {', '.join(unused[:5])}{more}"] if unused else []
 
     def take(self, name: str, where: str, notes: list[str]) -> Path | None:
         """The file of a row's image; a note where there is none. Raises UserError where it was taken already."""
@@ -137,7 +137,7 @@ class Images:
         return path
 
 
-def same(name: str) -> str:
+def normal_name(name: str) -> str:
     """A name for comparison: composed letters, no case."""
     return unicodedata.normalize("NFC", name).casefold()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from config import UserError
+from settings import UserError
 from tools.formats.common import (
     Images,
     Reading,

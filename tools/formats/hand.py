@@ -10,7 +10,7 @@ No spacing is stored; by convention the wrist, landmark 1 to landmark 5, is 50 m
 import math
 from pathlib import Path
 
-from config import UserError
+from settings import UserError
 from tools.formats.common import Images, Reading, check_folder, make_record, numbers, read_csv, read_text
 
 PRESET = "hand"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from config import UserError
+from settings import UserError
 from tools.formats.common import Reading, check_folder, make_record
 
 PRESET = "isbi2015"

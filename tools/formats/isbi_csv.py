@@ -8,7 +8,7 @@ of the image tells its official split.
 
 from pathlib import Path
 
-from config import UserError
+from settings import UserError
 from tools.formats.common import Images, Reading, image_size, make_record, numbers, read_csv
 from tools.formats.isbi2015 import LANDMARKS, PRESET, SPACING
 

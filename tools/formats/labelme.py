@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from config import UserError
+from settings import UserError
 from tools.formats.common import (
     Images,
     Reading,

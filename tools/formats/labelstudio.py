@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from config import UserError
+from settings import UserError
 from tools.formats.common import (
     ENDINGS,
     Images,

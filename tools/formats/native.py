@@ -8,8 +8,8 @@ image,landmark,x,y,x_true,y_true,error_mm,score
 
 from pathlib import Path
 
-from config import UserError
 from reading.annotation import read_points, read_record
+from settings import UserError
 from tools.formats.common import Images, Reading, add_point, make_record, numbers, read_csv, read_json, record_points
 
 HEAD = ["image", "landmark", "x", "y"]

@@ -19,7 +19,7 @@ from typing import Any
 
 from PIL import Image
 
-from config import UserError
+from settings import UserError
 from tools.formats.common import (
     Images,
     Reading,

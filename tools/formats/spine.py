@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from config import UserError
+from settings import UserError
 from tools.formats.common import Images, Reading, check_folder, image_size, make_record, numbers, read_csv
 
 PRESET = "spine"

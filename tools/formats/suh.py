@@ -8,7 +8,7 @@ Points in whole px; a point of which one or both cells are blank is missing.
 
 from pathlib import Path
 
-from config import UserError
+from settings import UserError
 from tools.formats.common import Images, Reading, check_size, make_record, number, numbers, read_csv
 
 HEAD = ["image_name", "image_width", "image_height", "n_landmarks"]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from config import UserError
+from settings import UserError
 from tools.formats.common import Images, Reading, add_point, expecting, make_record, numbers, read_json, same_landmarks
 
 

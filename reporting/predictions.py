@@ -1,0 +1,136 @@
+"""predictions.csv, the record of a test, from which everything else is derived: a row per image and landmark."""
+
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from settings import UserError
+
+OWN_COLUMNS = ("x", "y", "x_true", "y_true", "error", "score", "occluded")  # the others are extras of a method
+
+
+def write_predictions(path: Path, predictions, abbreviations: Sequence[str], unit: str) -> None:
+    """Write evaluate.Predictions as columns image, landmark, x, y, x_true, y_true, error_<unit>, score, extras.
+
+    Coordinates in original px; truth, error and an extra are blank where they are unknown. If data.json marks
+    occluded landmarks, a column occluded says which they are (1).
+    """
+    errors, further = predictions.errors(), dict(predictions.extras)
+    if predictions.occluded is not None and predictions.occluded.any():
+        further = {"occluded": predictions.occluded} | further
+
+    def text(value: float) -> str:
+        return f"{value:.4f}" if math.isfinite(value) else ""
+
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        head = ["image", "landmark", "x", "y", "x_true", "y_true", f"error_{unit}", "score", *further]
+        writer.writerow(head)
+        for i, name in enumerate(predictions.names):
+            for n, abbreviation in enumerate(abbreviations):
+                values = [*predictions.landmarks[i, n], *predictions.truth[i, n], errors[i, n], predictions.score[i, n]]
+                values += [extra[i, n] for extra in further.values()]
+                writer.writerow([name, abbreviation, *map(text, values)])
+
+
+class PredictionTable(NamedTuple):
+    """A predictions.csv of I images and N landmarks, coordinates in original px."""
+
+    names: list[str]  # (I) imagePath of each image
+    abbreviations: list[str]  # (N)
+    columns: dict[str, np.ndarray]  # (I, N) by name, nan where blank; "error" in the unit
+    unit: str  # mm, or px if the spacing is unknown
+
+    @property
+    def errors(self) -> np.ndarray:
+        """(I, N) radial errors in the unit, nan where the truth is unknown."""
+        return self.columns["error"]
+
+    @property
+    def landmarks(self) -> np.ndarray:
+        """(I, N, 2) predicted landmarks (x, y)."""
+        return np.stack([self.columns["x"], self.columns["y"]], -1)
+
+    @property
+    def truth(self) -> np.ndarray:
+        """(I, N, 2) annotated landmarks (x, y), nan where missing."""
+        return np.stack([self.columns["x_true"], self.columns["y_true"]], -1)
+
+    @property
+    def extras(self) -> dict[str, np.ndarray]:
+        """(I, N) by name: further figures of the method, such as Dice."""
+        return {name: values for name, values in self.columns.items() if name not in OWN_COLUMNS}
+
+    def part(self, name: str, exclude: Sequence[str]) -> np.ndarray:
+        """Return which points (I, N) a part of the report is about: bool.
+
+        name: "all"; "headline", without the landmarks in `exclude`; or "occluded", the occluded ones.
+        """
+        if name == "occluded":
+            return self.columns["occluded"] == 1
+        kept = np.array([name == "all" or landmark not in exclude for landmark in self.abbreviations])
+        return np.broadcast_to(kept, self.errors.shape)
+
+
+def read_predictions(path: Path) -> PredictionTable:
+    """Read a predictions.csv; the order of its rows is free.
+
+    Raises UserError for a file that is cut off or is not a predictions.csv.
+    """
+    rows = read_rows(path)
+    unit = "mm" if "error_mm" in rows[0] else "px"
+    absent = [name for name in ("image", "landmark", *OWN_COLUMNS[:4], f"error_{unit}") if name not in rows[0]]
+    if absent:
+        raise UserError(f"{path} has no column {absent[0]}; give the predictions.csv of a run")
+    images = {name: i for i, name in enumerate(dict.fromkeys(row["image"] for row in rows))}
+    landmarks = {name: n for n, name in enumerate(dict.fromkeys(row["landmark"] for row in rows))}
+    grid = np.zeros((len(images), len(landmarks)), int)
+    columns = {name: np.full(grid.shape, math.nan) for name in rows[0] if name not in ("image", "landmark")}
+    for row in rows:
+        place = images[row["image"]], landmarks[row["landmark"]]
+        grid[place] += 1
+        for name, values in columns.items():
+            try:
+                values[place] = float(row[name] or "nan")
+            except ValueError:
+                values[place] = math.inf
+            if math.isinf(values[place]):
+                where = f"{path}: image {row['image']}, landmark {row['landmark']}: {name}"
+                raise UserError(f"{where} is {row[name]!r}; expected a number or a blank; copy the file anew")
+    for i, n in np.argwhere(grid != 1)[:1]:
+        what = "no row" if grid[i, n] == 0 else f"{grid[i, n]} rows"
+        where = f"{path}: image {list(images)[i]}, landmark {list(landmarks)[n]}"
+        raise UserError(f"{where} has {what}; expected one of each image and landmark; copy the file anew")
+    columns["error"] = columns.pop(f"error_{unit}")
+    return PredictionTable(list(images), list(landmarks), columns, unit)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a csv file, at least one, each with a cell per column. Raises UserError."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:  # Excel begins a file with a mark
+            head, *rows = list(csv.reader(file, strict=True)) or [[]]
+    except (csv.Error, ValueError) as error:
+        raise UserError(f"{path} cannot be read as csv in UTF-8 ({error}); give the predictions.csv of a run") from None
+    if not rows:
+        raise UserError(f"{path} holds no rows; give the predictions.csv of a run that was tested")
+    for number, row in enumerate(rows, 2):
+        if len(row) != len(head):
+            raise UserError(f"{path}: row {number} has {len(row)} cells, expected {len(head)}; copy the file anew")
+    return [dict(zip(head, row, strict=True)) for row in rows]
+
+
+def pool_predictions(sources: Sequence[Path], path: Path) -> None:
+    """Join the rows of several predictions.csv in one file; blank where one has no such column."""
+    rows: list[dict[str, str]] = []
+    for source in sources:
+        with open(source, newline="", encoding="utf-8") as file:
+            rows += csv.DictReader(file)
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)), restval="")
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,204 @@
+"""How settings are checked, read from text and files, and overridden. The settings themselves: config.py.
+
+Later wins: config.py < --preset A B ... (left to right) < --config FILE.json < --<setting> VALUE.
+"""
+
+import dataclasses
+import difflib
+import functools
+import inspect
+import json
+import logging
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+log = logging.getLogger("farnet")
+
+# Settings of earlier versions that had no use for a user. Older config.json files and checkpoints name them.
+RETIRED = ("compose_heads", "device_targets", "fused_optimizer", "fold_norms", "keep_memory", "compile", "gif")
+
+
+class UserError(Exception):
+    """A mistake in a file, a record or a setting; the programs print it as one line and exit with status 2."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Base of config.Config: a frozen, flat dataclass that checks the type of every field on construction.
+
+    Raises UserError in one line for a value of the wrong type; `check` refuses combinations that cannot work.
+    """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # by name, what a preset sets
+
+    def __post_init__(self) -> None:
+        for name, hint in setting_types(type(self)).items():
+            object.__setattr__(self, name, check_value(name, getattr(self, name), hint))
+        self.check()
+
+    def check(self) -> None:
+        """Refuse values that have the right type but cannot work. Raises UserError."""
+
+    def require(self, holds: bool, name: str, allowed: str) -> None:
+        """Raise UserError, naming the setting, its value and what is allowed, unless `holds`."""
+        if not holds:
+            raise UserError(f"setting {name}: {getattr(self, name)!r} is not allowed; {allowed}")
+
+    def replace(self: "S", **settings: Any) -> "S":
+        """Return the same settings with some replaced."""
+        return dataclasses.replace(self, **settings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain numbers, strings and lists, as written to config.json and checkpoints."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def setting_types(config_class: type[Settings]) -> dict[str, Any]:
+    """Return the settings of a method in their order, with their types."""
+    hints = typing.get_type_hints(config_class)
+    return {field.name: hints[field.name] for field in dataclasses.fields(config_class)}
+
+
+def setting_comments(config_class: type[Settings]) -> dict[str, dict[str, str]]:
+    """Return the comment beside each setting in the source of a class, {section: {setting: comment}}.
+
+    A section is a comment on a line of its own; settings above the first one belong to section "".
+    """
+    sections: dict[str, dict[str, str]] = {"": {}}
+    for line in inspect.getsource(config_class).splitlines():
+        if heading := re.fullmatch(r" {4}# (.*)", line):
+            sections[heading[1]] = {}
+        elif setting := re.fullmatch(r" {4}(\w+): (?!ClassVar)[^#]*  # (.*)", line):
+            sections[list(sections)[-1]][setting[1]] = setting[2]
+    return {title: comments for title, comments in sections.items() if comments}
+
+
+def check_value(name: str, value: Any, hint: Any) -> Any:
+    """Return the value if it has the setting's type; an int passes for a float, a list for a tuple.
+
+    Raises UserError that names the setting and what is allowed.
+    """
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for option in options:
+        if option is types.NoneType:
+            if value is None:
+                return None
+        elif typing.get_origin(option) is tuple:
+            if isinstance(value, list | tuple):
+                return tuple(check_value(name, item, typing.get_args(option)[0]) for item in value)
+        elif option is float:
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                if value != value or abs(value) == float("inf"):
+                    raise UserError(f"setting {name}: {value} is not a finite number")
+                return float(value)
+        elif isinstance(value, option) and not (option is int and isinstance(value, bool)):
+            return value
+    raise UserError(f"setting {name}: {value!r} is not {describe_type(hint)}")
+
+
+def describe_type(hint: Any) -> str:
+    """Return a setting's type in words, for messages."""
+    if isinstance(hint, types.UnionType):
+        return " or ".join(describe_type(option) for option in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        items = {int: "whole numbers", float: "numbers", str: "names"}[typing.get_args(hint)[0]]
+        return f"a list of {items} (comma-separated on the command line)"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text", types.NoneType: "none"}[hint]
+
+
+def parse_text(name: str, text: str, hint: Any) -> Any:
+    """Return a setting's value from its text on the command line: 0.1, true, none, or a,b,c for a list.
+
+    Raises UserError that names the setting and what is allowed.
+    """
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if types.NoneType in options and text.lower() in ("none", "null"):
+        return None
+    if options[0] in (int, float) and re.fullmatch(r"\s*[+-]?\d+,\d+\s*", text):
+        raise UserError(f"setting {name}: {text!r} has a decimal comma; write {text.strip().replace(',', '.')}")
+    for option in options:
+        if typing.get_origin(option) is tuple:
+            items = [] if text.lower() in ("", "none") else [item.strip() for item in text.split(",")]
+            return tuple(parse_text(name, item, typing.get_args(option)[0]) for item in items)
+        if option is bool and text.lower() in ("true", "false", "yes", "no", "1", "0"):
+            return text.lower() in ("true", "yes", "1")
+        if option in (int, float):
+            try:
+                return option(text)
+            except ValueError:
+                continue
+        if option is str:
+            return text
+    raise UserError(f"setting {name}: {text!r} is not {describe_type(hint)}")
+
+
+def parse_settings(config_class: type[Settings], overrides: Mapping[str, str | None]) -> dict[str, Any]:
+    """Return the command line's settings with their types; None, given without a value, means true.
+
+    Raises UserError for an unknown name, a value of the wrong type, or a missing value.
+    """
+    hints = setting_types(config_class)
+    check_names(overrides, hints, "setting")
+    for name, text in overrides.items():
+        if text is None and hints[name] is not bool:
+            raise UserError(f"setting {name} has no value; give --{name} VALUE")
+    return {name: parse_text(name, "true" if text is None else text, hints[name]) for name, text in overrides.items()}
+
+
+def check_names(names: Iterable[str], allowed: Iterable[str], what: str) -> None:
+    """Refuse names that are not among those allowed. Raises UserError with the nearest one and all."""
+    allowed = list(allowed)
+    for name in names:
+        if name not in allowed:
+            near = difflib.get_close_matches(name, allowed, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise UserError(f"there is no {what} {name!r}; {hint}known: {', '.join(allowed)}")
+
+
+def preset_settings(config_class: type[Settings], presets: Iterable[str]) -> dict[str, Any]:
+    """Return what the named presets set for a method, later ones winning. Raises UserError for an unknown preset."""
+    tables = [cls.__dict__["presets"] for cls in reversed(config_class.__mro__) if "presets" in cls.__dict__]
+    settings: dict[str, Any] = {}
+    for preset in presets:
+        check_names([preset], {name: None for table in tables for name in table}, "preset")
+        for table in tables:
+            settings |= table.get(preset, {})
+    return settings
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """Return the settings in a JSON file, such as a run's config.json. Raises UserError if there are none."""
+    try:
+        settings = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the settings in {path}: {error}") from None
+    if not isinstance(settings, dict):
+        raise UserError(f'{path} must hold a JSON object of settings, e.g. {{"epochs": 300}}')
+    return without_retired(settings.get("settings", settings))
+
+
+def without_retired(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of an older run without those that no longer exist; a note names them once per program."""
+    warn_of_retired(tuple(name for name in settings if name in RETIRED))
+    return {name: value for name, value in settings.items() if name not in RETIRED}
+
+
+@functools.cache
+def warn_of_retired(names: tuple[str, ...]) -> None:
+    """Log which settings of an older run are ignored."""
+    if names:
+        log.warning("settings of an older version are ignored: %s", ", ".join(names))
+
+
+def build_config(config_class: type[S], settings: Mapping[str, Any]) -> S:
+    """Return a method's settings from a dict. Raises UserError for an unknown name or a value that is not allowed."""
+    check_names(settings, setting_types(config_class), "setting")
+    return config_class(**settings)
