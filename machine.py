@@ -7,6 +7,7 @@ A run that was not started by torchrun is one process; every function here then 
 import ctypes
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -54,6 +55,13 @@ def resolve_device(name: str) -> torch.device:
     if reason:
         raise UserError(f"setting device: {name} cannot be used here ({reason}); allowed: auto, cpu, cuda, cuda:N")
     return device
+
+
+def training_command(img_dir: str | Path, json_path: str | Path, *options: str) -> str:
+    """Return the whole command of the best measured recipe for this machine (docs/training.md), on a data set."""
+    presets = ["modern"] if torch.cuda.is_available() else ["modern", "cpu"]
+    places = ["--img_dir", str(img_dir), "--json_path", str(json_path)]
+    return shlex.join(["python", "main.py", "--preset", *presets, *places, *options])
 
 
 def prepare_device(config: Config) -> torch.device:

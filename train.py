@@ -26,7 +26,15 @@ from config import Config
 from data import make_loader
 from detector import LandmarkDetector
 from evaluate import evaluate, to_device
-from machine import broadcast_buffers, memory_text, prepare_device, process_count, process_rank, uses_bfloat16
+from machine import (
+    broadcast_buffers,
+    memory_text,
+    prepare_device,
+    process_count,
+    process_rank,
+    training_command,
+    uses_bfloat16,
+)
 from methods import create_detector, load_detector
 from reading.splits import LandmarkData, load_data
 from reporting.pictures import draw_curves, draw_progress
@@ -121,7 +129,7 @@ def train_epoch(
         if device.type == "cpu" and len(state.step_ends) < 5:
             state.step_ends.append(time.perf_counter())
             if len(state.step_ends) == 5:  # the first step is slower than the others
-                warn_of_long_run((state.step_ends[4] - state.step_ends[0]) / 4, config.epochs * steps)
+                warn_of_long_run(config, (state.step_ends[4] - state.step_ends[0]) / 4, config.epochs * steps)
     return terms
 
 
@@ -307,16 +315,14 @@ def resolve_crop(config: Config, data: LandmarkData) -> Config:
     return config
 
 
-def warn_of_long_run(seconds_per_step: float, steps: int) -> None:
-    """On a CPU, say early how long the whole run will take."""
+def warn_of_long_run(config: Config, seconds_per_step: float, steps: int) -> None:
+    """On a CPU, say early how long the whole run will take, and which command takes less."""
     hours = seconds_per_step * steps / 3600
     if hours > 1:
         log.warning(
-            "on this CPU the whole run takes about %.0f hours (%.1f s a step): use a CUDA machine, or try "
-            "python main.py --preset demo",
-            hours,
-            seconds_per_step,
-        )
+            "on this CPU the whole run takes about %.0f hours (%.1f s a step): use a CUDA machine, or try %s",
+            hours, seconds_per_step, training_command(config.img_dir, config.json_path),
+        )  # fmt: skip
 
 
 def epoch_text(row: Mapping[str, Any], epochs: int, unit: str, seconds_per_epoch: float) -> str:
