@@ -1,7 +1,6 @@
 """The layers of the source: who may import whom."""
 
 import ast
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -67,13 +66,3 @@ def test_importing_a_file_starts_nothing(name, tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert not list(tmp_path.iterdir())
-
-
-def test_the_tree_in_the_readme_shows_every_source_file_and_nothing_else():
-    tree = re.search(r"```text\n(farnet-52/\n.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S).group(1)
-    shown, folder = set(), ""
-    for indent, name in re.findall(r"^( {2,4})([\w./-]+)", tree, re.M):
-        folder = name if len(indent) == 2 else folder
-        shown.add(name if len(indent) == 2 else folder + name)
-    assert all((ROOT / name).exists() for name in shown)
-    assert {str(path.relative_to(ROOT)) for path in SOURCES if path.name != "__init__.py"} <= shown

@@ -25,12 +25,12 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(params=[*METHODS, "readme"])
 def method(request, monkeypatch) -> str:
-    """The name of each method in turn, and of the one that the README adds in 20 lines."""
+    """The name of each method in turn, and of the one that docs/methods.md adds in 20 lines."""
     if request.param == "readme":
-        text = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
-        code = re.search(r"### Add a method.*?```python\n(.*?)```", text, re.S).group(1)
+        text = (Path(__file__).resolve().parents[1] / "docs" / "methods.md").read_text(encoding="utf-8")
+        code = re.search(r"## Add a method.*?```python\n(.*?)```", text, re.S).group(1)
         names = {}
-        exec(compile(code, "README.md", "exec"), names)
+        exec(compile(code, "docs/methods.md", "exec"), names)
         monkeypatch.setitem(METHODS, "readme", names["HeatmapUNet"])
     return request.param
 
