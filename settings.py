@@ -158,7 +158,7 @@ def check_names(names: Iterable[str], allowed: Iterable[str], what: str) -> None
     allowed = list(allowed)
     for name in names:
         if name not in allowed:
-            near = difflib.get_close_matches(name, allowed, n=1)
+            near = difflib.get_close_matches(str(name), allowed, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
             raise UserError(f"there is no {what} {name!r}; {hint}known: {', '.join(allowed)}")
 
