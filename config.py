@@ -27,9 +27,7 @@ class Config(Settings):
     ruler_mm: float = 10.0  # distance between the two ruler points, mm, above 0
     report_exclude: tuple[str, ...] = ("R1", "R2")  # abbreviations left out of the headline figures | none
     split: str = "auto"  # auto: the records' own, else drawn | same: every image trains and tests (a sanity check)
-    val_fraction: float = (
-        0.1  # share of the patients for validation, 0 to below 1 (of those of train, if records name no val)
-    )
+    val_fraction: float = 0.1  # share of the patients for validation, 0 to below 1 (of train's, if records name no val)
     test_fraction: float = 0.2  # share of the patients for testing, 0 to below 1, if the records name no split
 
     # Your run
