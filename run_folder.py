@@ -171,7 +171,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(f"checkpoint {path} cannot be read ({reason}); it may be truncated: use another one") from None
     if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
         raise UserError(f"{path} is not a checkpoint of this repository; give a best.pt or last.pt of a run")
-    return state | {"settings": without_retired(state["settings"])}
+    return state | {"settings": without_retired(state.get("settings", {}))}
 
 
 def seen_images(state: dict[str, Any]) -> dict[str, str]:
