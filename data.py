@@ -102,8 +102,9 @@ def undo_displacement(points: np.ndarray, displacement: np.ndarray) -> np.ndarra
     """Return the points p (N, 2) with p + displacement(p) = points, by fixed-point iteration; nan stays nan."""
     found = points.astype(np.float32)
     for _ in range(20):  # the field is smooth: each iteration shrinks the error by its slope, below 0.3
-        places = np.nan_to_num(found)[None]
-        at = cv2.remap(displacement, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        at = cv2.remap(  # type: ignore[call-overload]
+            displacement, np.nan_to_num(found)[None], None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        )
         found = (points - at[0]).astype(np.float32)
     return found
 

@@ -135,8 +135,8 @@ class LandmarkDetector(nn.Module):
         parts = split_batch(batch, self.config.accumulate)
         for number, part in enumerate(parts):
             share = len(part.name) / len(batch.name)
-            alone = parallel is not None and number < len(parts) - 1  # gradients are exchanged with the last part
-            with parallel.no_sync() if alone else contextlib.nullcontext():
+            last = number == len(parts) - 1  # gradients are exchanged once, after the last part
+            with contextlib.nullcontext() if parallel is None or last else parallel.no_sync():
                 terms = (parallel or self.loss)(part, epoch)
                 for name, value in mean_over_processes({name: term.item() for name, term in terms.items()}).items():
                     values[name] = values.get(name, 0.0) + share * value
@@ -152,7 +152,7 @@ class LandmarkDetector(nn.Module):
         """Return the error that names the terms that are not finite, and the images that cause it."""
         self.train()  # as in training: the running statistics may be nan by now
         each = split_batch(batch, len(batch.name))
-        own = [one.name[0] for one in each if not sum(self.loss(one, epoch).values()).isfinite()]
+        own = [one.name[0] for one in each if not torch.stack(list(self.loss(one, epoch).values())).sum().isfinite()]
         names = [name for share in gather_shares(own) for name in share]
         terms = ", ".join(f"{name} is {value:g}" for name, value in values.items() if not math.isfinite(value))
         images = ", ".join(names) if names else f"the batch {', '.join(batch.name)}"

@@ -46,7 +46,8 @@ def evaluate(detector: LandmarkDetector, loader: DataLoader, device: torch.devic
     """
     detector.eval()
     broadcast_buffers(detector)  # on a CPU, a batch norm has only seen the images of its own process
-    dataset, count = loader.dataset, detector.config.num_landmarks
+    dataset: Any = loader.dataset  # a LandmarkDataset
+    count = detector.num_landmarks
     landmarks, figures = [np.zeros((0, count, 2))], []
     for batch in tqdm(loader, "predicting", leave=False, disable=None if process_rank() == 0 else True):
         found, arrays = predict_batch(detector, batch, device, epoch)

@@ -19,11 +19,6 @@ from torch import Tensor, nn
 from config import Config
 from settings import UserError
 
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None
-
 T = TypeVar("T")
 
 
@@ -105,7 +100,9 @@ def peak_memory() -> int | None:
     for line in status.read_text().splitlines() if status.exists() else []:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
-    if resource is None:
+    try:
+        import resource
+    except ImportError:  # Windows
         return None
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, others KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

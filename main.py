@@ -64,12 +64,12 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, Overrides
     options, rest = parser.parse_known_args(arguments)
     overrides: Overrides = {}
     while rest:
-        name, equals, value = rest.pop(0).partition("=")
+        name, equals, text = rest.pop(0).partition("=")
         if not name.startswith("--"):
             raise UserError(f"unexpected argument {name!r}; settings are given as --<setting> VALUE")
-        if not equals:
-            value = rest.pop(0) if rest and not rest[0].startswith("--") else None
-        overrides[name[2:]] = value
+        overrides[name[2:]] = text if equals else None
+        if not equals and rest and not rest[0].startswith("--"):
+            overrides[name[2:]] = rest.pop(0)
     return options, overrides
 
 
@@ -227,7 +227,6 @@ def run_test(config: Config, run_dir: Path, state: dict[str, Any]) -> None:
 def run(arguments: list[str]) -> None:
     """Run main.py with these command-line arguments. Raises UserError."""
     options, overrides = parse_arguments(arguments)
-    run_dir: Path | None = None
     state: dict[str, Any] = {}
     if options.resume:
         config, run_dir = resolve_resumed_config(options, overrides)
@@ -236,9 +235,9 @@ def run(arguments: list[str]) -> None:
     else:
         config = resolve_config(options, overrides)
     join_processes(prepare_device(config))
+    if not options.resume:
+        run_dir = on_first_process(lambda: create_run_folder(config, "-test" if options.test else ""))
     try:
-        if not options.resume:
-            run_dir = on_first_process(lambda: create_run_folder(config, "-test" if options.test else ""))
         start_log(run_dir if process_rank() == 0 else None)
         log.info("run folder %s, commit %s", run_dir, source_commit())
         replaced = "" if options.test else describe_presets(config, options.preset)
@@ -251,7 +250,7 @@ def run(arguments: list[str]) -> None:
         else:
             run_training(config, run_dir)
     except UserError:
-        if process_rank() == 0 and run_dir is not None:
+        if process_rank() == 0:
             discard_unstarted(run_dir)
         raise
     leave_processes()

@@ -133,7 +133,7 @@ def source_commit() -> str:
     """Return the commit of this source tree, with "+changes" if it was edited; "unknown" outside git."""
     folder = Path(__file__).parent
     try:
-        call = dict(cwd=folder, capture_output=True, text=True, check=True, timeout=10)
+        call: dict[str, Any] = dict(cwd=folder, capture_output=True, text=True, check=True, timeout=10)
         commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], **call).stdout.strip()
         edited = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], **call).stdout.strip()
     except (OSError, subprocess.SubprocessError):

@@ -199,6 +199,6 @@ def warn_of_retired(names: tuple[str, ...]) -> None:
 
 
 def build_config(config_class: type[S], settings: Mapping[str, Any]) -> S:
-    """Return the Config of a method from a dict. Raises UserError for an unknown name or a value that is not allowed."""
+    """Return the settings of a method from a dict. Raises UserError for an unknown name or a value not allowed."""
     check_names(settings, setting_types(config_class), "setting")
     return config_class(**settings)

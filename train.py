@@ -102,14 +102,14 @@ class TrainingState:
     @property
     def tested(self) -> LandmarkDetector:
         """The detector that is validated, tested and saved: the average if there is one."""
-        return self.detector if self.averaged is None else self.averaged.module
+        return self.detector if self.averaged is None else self.averaged.module  # type: ignore[return-value]
 
 
 def train_epoch(state: TrainingState, loader: DataLoader, bar: tqdm) -> dict[str, float]:
     """Train on every image once; return the mean of each value that the method's steps report, by name."""
     config, device, rank, steps = state.config, state.device, process_rank(), len(loader)
     seed_everything(config.seed, state.epoch, *([rank] if rank else []))
-    loader.sampler.epoch = state.epoch
+    loader.sampler.epoch = state.epoch  # type: ignore[attr-defined]
     set_learning_rate(state.optimizers, learning_rate_factor(config, state.epoch))
     bar.set_description(f"epoch {state.epoch + 1}/{config.epochs}")
     state.detector.train()

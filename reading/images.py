@@ -98,7 +98,7 @@ def warp_image(
         places = apply_affine(resize_affine(drawn_size, size), np.stack([x, y], -1).astype(np.float32))
         places += cv2.resize(displacement, drawn_size, interpolation=cv2.INTER_LINEAR)
         points = apply_affine(to_source, places).astype(np.float32)
-        drawn = cv2.remap(image, points, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+        drawn = cv2.remap(image, points, None, cv2.INTER_LINEAR)  # type: ignore[call-overload]
     return cv2.resize(drawn, size, interpolation=cv2.INTER_AREA) if shrinks else drawn
 
 
