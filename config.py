@@ -26,7 +26,7 @@ class Config(Settings):
     ruler: tuple[str, ...] = ("R1", "R2")  # abbreviations of the two ruler points, for spacing ruler
     ruler_mm: float = 10.0  # distance between the two ruler points, mm, above 0
     report_exclude: tuple[str, ...] = ("R1", "R2")  # abbreviations left out of the headline figures | none
-    split: str = "auto"  # auto: the records' own, else drawn | same: every image trains and tests (a sanity check)
+    split: str = "auto"  # auto: from the records, or drawn | same: train and test on all images (a sanity check)
     val_fraction: float = 0.1  # share of the patients for validation, 0 to below 1 (of train's, if records name no val)
     test_fraction: float = 0.2  # share of the patients for testing, 0 to below 1, if the records name no split
 
@@ -43,7 +43,7 @@ class Config(Settings):
     width: int = 640  # width of the network input, px: a multiple of 32, 64 or above
     crop: tuple[float, ...] = (0.0, 0.0, 1.0, 1.0)  # left, top, right, bottom of the input as fractions of the image
     crop_margin: float | None = None  # add this fraction per side to the training landmarks' box | none: use crop
-    keep_aspect: bool = False  # true: keep the aspect ratio, filling up with what surrounds the crop | false: stretch
+    keep_aspect: bool = False  # true: keep the aspect ratio, fill up with the surroundings of the crop | false: stretch
     rotation: float = 0.0  # augmentation: rotate by up to +- this many degrees, 0 or above
     scaling: float = 0.0  # augmentation: scale by up to +- this fraction, 0 to 1
     shift: float = 0.0  # augmentation: shift by up to +- this fraction of the crop's sides, 0 to 1
@@ -136,7 +136,7 @@ class Config(Settings):
         require(bool(thresholds) and min(thresholds) > 0, "sdr_thresholds", "give one or more above 0")
 
 
-# --- Presets: --preset NAME sets what differs from the values above. A method adds its own in Config.presets. ---
+# --- Presets: --preset NAME replaces some of the values above. A method adds its own in Config.presets. ---
 
 PRESETS: dict[str, dict[str, Any]] = {
     # a few minutes on a laptop CPU, on the bundled phantoms
@@ -145,7 +145,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         epochs=30, batch_size=4, lr=1e-3, lr_schedule="cosine", warmup_epochs=1, precision="auto", channels_last=True,
         rotation=8.0, scaling=0.08, shift=0.04, intensity=0.2, save_every=10,
     ),
-    # what the field has learned since 2021; every ingredient is a setting of its own
+    # improvements published since 2021; each is a setting of its own
     "modern": dict(
         crop_margin=0.05, rotation=8.0, scaling=0.12, shift=0.04, elastic=0.005, intensity=0.3, blur=1.0, cutout=0.25,
         decode="subpixel", norm="batch", batch_size=4, optimizer="adamw", weight_decay=0.01, lr=7e-4,

@@ -35,7 +35,7 @@ from train import train
 log = logging.getLogger("farnet")
 
 Overrides = dict[str, str | None]  # settings from the command line, as text; None: given without a value
-# What may change when a run is resumed: where and how long it runs, not what is trained.
+# Settings that may change when a run is resumed: where and how long it runs, not what it trains.
 RESUMABLE = (
     "epochs", "device", "workers", "save_every", "watch_every", "overlays", "explain", "explain_landmarks", "img_dir",
     "json_path",

@@ -86,7 +86,7 @@ def train(config: Config, run_dir: Path) -> LandmarkData:
 
 @dataclass
 class TrainingState:
-    """State of a training run between two epochs; inside one, `epoch` is its number from 0."""
+    """State of a training run between two epochs."""
 
     config: Config  # with crop and num_landmarks resolved
     data: LandmarkData
@@ -95,7 +95,7 @@ class TrainingState:
     detector: LandmarkDetector  # the one that is trained
     averaged: AveragedModel | None  # exponential moving average of its weights, if config.ema > 0
     optimizers: dict[str, Optimizer]
-    epoch: int  # epochs done
+    epoch: int  # epochs done, which is also the number of the next one, from 0
     best_MRE: float  # lowest validation MRE so far
     step_ends: list[float] = field(default_factory=list)  # when the first steps of this program ended, s
 
@@ -219,7 +219,7 @@ def start_or_resume(config: Config, run_dir: Path, device: torch.device) -> Trai
 
 
 def describe_training(state: TrainingState) -> None:
-    """Log what is trained, and on what."""
+    """Log the method, its size, the device and the precision."""
     precision = "bf16" if uses_bfloat16(state.config.precision, state.device) else "fp32"
     millions = state.detector.num_parameters / 1e6
     log.info("%s, %.1f million parameters, on %s in %s", state.config.method, millions, state.device, precision)

@@ -215,7 +215,7 @@ def shorten(names: Sequence[str], most: int = 5) -> str:
 
 
 def read_spacing(config: Config, abbreviations: Sequence[str], records: list[Record]) -> list[Record]:
-    """Return the records with their spacing, mm per original px: their own, else by config.spacing, else nan.
+    """Return the records with their spacing, mm per original px: their own, or by config.spacing, or nan.
 
     "ruler": ruler_mm divided by the distance of the two ruler points, the median over all images of one size, because
     a click error of 1 px on a 10-mm ruler changes every error in mm by 2 %.

@@ -87,7 +87,7 @@ def load_data(
 
 
 def split_records(config: Config, records: Sequence[Record], seen: Mapping[str, str] | None) -> dict[str, list[int]]:
-    """Return the indices of the records per split: their own, else as a checkpoint has `seen` them, else drawn by seed.
+    """Return the indices of the records per split: their own, or as a checkpoint has `seen` them, or drawn.
 
     Drawn splits keep the images of a patient together. Images with equal pixels count as one patient.
     Raises UserError if only some records name a split.
