@@ -52,7 +52,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def training_command(img_dir: str | Path, json_path: str | Path, *options: str) -> str:
-    """Return the command that trains with the best measured recipe for this machine (docs/training.md)."""
+    """Return the whole command of the best measured recipe for this machine (docs/training.md), on a data set."""
     presets = ["modern"] if torch.cuda.is_available() else ["modern", "cpu"]
     places = ["--img_dir", str(img_dir), "--json_path", str(json_path)]
     return shlex.join(["python", "main.py", "--preset", *presets, *places, *options])
