@@ -1,10 +1,11 @@
-"""From checked records (annotation.py) to Samples: frames, augmentation, loaders.
+"""From checked records (reading/) to Samples, the input of every method: frames, augmentation, loaders.
 
 Words and frames of the whole repository:
-B batch, N landmarks, H x W network input in px, h x w any other image or map. A point is (x, y), x right, y down,
-pixel centres at integers: (0, 0) is the centre of the top-left pixel. Two frames: *original* px (data.json and
-every file on disk) and *network* px (what methods see), tied by one 2x3 affine per sample that also holds the
-augmentation. A missing landmark is nan. Spacing is mm per original px, nan where unknown; errors are then in px.
+B batch, N landmarks, H x W network input in px, h x w any other image or map. A point is (x, y), x to the right, y
+down, with pixel centres at integers: (0, 0) is the centre of the top-left pixel. There are two frames: *original* px
+(data.json and every file on disk) and *network* px (what a method sees). One 2x3 affine per sample connects them and
+includes the augmentation. A missing landmark is nan. Spacing is mm per original px, nan where unknown. Errors are
+radial, in mm, or in original px where the spacing is unknown.
 """
 
 import logging
@@ -15,6 +16,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
+from numpy.random import Generator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -28,21 +30,21 @@ log = logging.getLogger("farnet")
 
 
 class Sample(NamedTuple):
-    """What a method sees of one image; collated, every tensor has a leading B and name is a list."""
+    """What a method sees of one image. In a batch every tensor has a leading B, and name is a list."""
 
     image: Tensor  # (3, H, W) float32 RGB, ImageNet-normalised
     landmarks: Tensor  # (N, 2) float32 (x, y) network px, nan where not annotated
     to_original: Tensor  # (2, 3) float64 affine, network px -> original px
     spacing: Tensor  # () float64 mm per original px, nan if unknown
     name: str  # imagePath of the record
-    occluded: Tensor | None = None  # (N,) bool: annotated though something hides it
+    occluded: Tensor | None = None  # (N,) bool: annotated although it is occluded
 
 
 def network_affine(config: Config, size: tuple[int, int]) -> np.ndarray:
-    """The affine (2, 3) from network px to original px of a plain image (width, height): config.crop of it.
+    """Return the affine (2, 3) from network px to original px of an image (width, height) without augmentation.
 
-    With config.keep_aspect one scale for both axes, the crop in the middle; at a scale of 1 to a whole px, so that
-    nothing is blurred.
+    The network sees config.crop of the image. With config.keep_aspect both axes have one scale and the crop is centred;
+    at a scale of 1 it is shifted by whole px, so that the image is not blurred.
     """
     left, top, right, bottom = config.crop
     crop = np.array([right - left, bottom - top]) * size
@@ -57,10 +59,10 @@ def network_affine(config: Config, size: tuple[int, int]) -> np.ndarray:
     return affine
 
 
-def draw_affine(config: Config, size: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
-    """A random affine (2, 3) of the original frame (width, height): rotation, scaling, shift about the crop's centre.
+def draw_affine(config: Config, size: tuple[int, int], generator: Generator) -> np.ndarray:
+    """Draw an affine (2, 3) within original px of an image (width, height): rotate, scale and shift the crop.
 
-    No flips: a flipped profile looks the other way.
+    There are no flips: a flipped profile looks the other way.
     """
     left, top, right, bottom = config.crop
     angle = math.radians(generator.uniform(-config.rotation, config.rotation))
@@ -71,9 +73,9 @@ def draw_affine(config: Config, size: tuple[int, int], generator: np.random.Gene
 
 
 def view_affine(config: Config, size: tuple[int, int], view: int) -> np.ndarray:
-    """The affine (2, 3) of the original frame (width, height) of a view of an image in testing; view 0 is plain.
+    """Return the affine (2, 3) within original px of an image (width, height) for a view of it; view 0 is the identity.
 
-    The others go round a circle of small rotations (3 degrees), scales (5 %) and shifts (1 % of what is seen).
+    The other views lie on a circle of small rotations (3 degrees), scales (5 %) and shifts (1 % of the crop).
     """
     if view == 0:
         return np.eye(2, 3)
@@ -85,22 +87,22 @@ def view_affine(config: Config, size: tuple[int, int], view: int) -> np.ndarray:
 
 
 def turn_affine(centre: np.ndarray, angle: float, scale: float, shift: np.ndarray) -> np.ndarray:
-    """The affine (2, 3) that turns by an angle (radians) and scales about a centre (2,), then shifts by (2,)."""
+    """Return the affine (2, 3) that rotates by an angle (radians), scales about a centre (2,) and shifts by (2,)."""
     matrix = scale * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     return np.column_stack([matrix, centre + shift - matrix @ centre])
 
 
-def draw_displacement(config: Config, generator: np.random.Generator) -> np.ndarray:
-    """A smooth random displacement field (H, W, 2) in network px, from a 5 x 4 grid of normal vectors."""
+def draw_displacement(config: Config, generator: Generator) -> np.ndarray:
+    """Draw a smooth displacement field (H, W, 2) in network px from a 5 x 4 grid of normally distributed vectors."""
     grid = generator.normal(0, config.elastic * config.width, (5, 4, 2)).astype(np.float32)
     return cv2.resize(grid, (config.width, config.height), interpolation=cv2.INTER_CUBIC)
 
 
 def undo_displacement(points: np.ndarray, displacement: np.ndarray) -> np.ndarray:
-    """The points p (N, 2) with p + displacement(p) = points, by fixed-point iteration; nan stays nan."""
+    """Return the points p (N, 2) with p + displacement(p) = points, by fixed-point iteration; nan stays nan."""
     found = points.astype(np.float32)
-    for _ in range(20):  # a smooth field contracts: the error shrinks by its slope, below 0.3, each time
-        at = cv2.remap(
+    for _ in range(20):  # the field is smooth: each iteration shrinks the error by its slope, below 0.3
+        at = cv2.remap(  # type: ignore[call-overload]
             displacement, np.nan_to_num(found)[None], None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
         )
         found = (points - at[0]).astype(np.float32)
@@ -108,27 +110,23 @@ def undo_displacement(points: np.ndarray, displacement: np.ndarray) -> np.ndarra
 
 
 def read_for_network(config: Config, record: Record) -> np.ndarray:
-    """A record's image, shrunk to at most twice the resolution of the network's input."""
+    """Read a record's image and shrink it as shrink_for_network does."""
     return shrink_for_network(config, read_image(record.path))
 
 
 def shrink_for_network(config: Config, image: np.ndarray) -> np.ndarray:
-    """An image (h, w[, 3]), shrunk to at most twice the resolution of the network's input."""
+    """Shrink an image (h, w[, 3]) to about twice the resolution of the network input, if it is larger."""
     size = (image.shape[1], image.shape[0])
     width, height = np.round(size / network_affine(config, size).diagonal()).astype(int).tolist()
     return shrink_image(image, (max(1, width), max(1, height)))
 
 
 def make_sample(
-    config: Config,
-    record: Record,
-    generator: np.random.Generator | None = None,
-    image: np.ndarray | None = None,
-    view: int = 0,
+    config: Config, record: Record, generator: Generator | None = None, image: np.ndarray | None = None, view: int = 0
 ) -> Sample:
-    """A record as the methods see it; augmented if a generator is given. The one preprocessing of all paths.
+    """Return a record as the methods see it, augmented if a generator is given. All programs preprocess with this.
 
-    image: what read_for_network gave, if it was kept. view: which of config.views of it, in testing.
+    image: the result of read_for_network, if it was kept. view: number of the view in testing, below config.views.
     """
     if image is None:
         image = read_for_network(config, record)
@@ -156,8 +154,8 @@ def make_sample(
     )
 
 
-def augment_intensities(config: Config, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """An image of intensities in 0..1, changed as the settings say; a landmark stays where it is."""
+def augment_intensities(config: Config, image: np.ndarray, generator: Generator) -> np.ndarray:
+    """Augment the intensities of an image in 0..1 as the settings say; landmarks stay where they are."""
     if config.blur > 0:
         image = blur_image(image, config.blur, generator)
     if config.intensity > 0:
@@ -168,15 +166,15 @@ def augment_intensities(config: Config, image: np.ndarray, generator: np.random.
 
 
 class LandmarkDataset(Dataset):
-    """Records as Samples. A key (epoch, index) is augmented by (seed, epoch, index), an index alone never.
+    """Records as Samples. A key (epoch, index) gives one augmented by (seed, epoch, index), an index a plain one.
 
-    So a sample does not depend on which worker makes it, in which order, or on how many there are.
-    Where there are several views of a record in testing, their indices follow each other.
+    A sample therefore does not depend on the number of workers or on their order.
+    With several views per record in testing, the views of a record have consecutive indices.
     """
 
     def __init__(self, config: Config, records: Sequence[Record], views: int = 1) -> None:
         self.config, self.records, self.views = config, list(records), views
-        self.images: list[np.ndarray] = []  # those of the first records, as far as they fit
+        self.images: list[np.ndarray] = []  # of the first records, as many as fit into memory
 
     def __len__(self) -> int:
         return len(self.records) * self.views
@@ -190,7 +188,7 @@ class LandmarkDataset(Dataset):
         return make_sample(self.config, self.records[index], generator, image)
 
     def keep_images(self, gigabytes: float) -> None:
-        """Decode images into RAM, up to a limit; loader processes that are forked share them."""
+        """Decode images into memory up to a limit; forked loader processes share them."""
         used = 0
         for record in self.records:
             image = read_for_network(self.config, record)
@@ -199,14 +197,14 @@ class LandmarkDataset(Dataset):
                 break
             self.images.append(image)
         kept = sum(image.nbytes for image in self.images) / 1e9
-        log.info("%d of %d training images kept in RAM, %.2f GB", len(self.images), len(self.records), kept)
+        log.info("%d of %d training images kept in memory, %.2f GB", len(self.images), len(self.records), kept)
 
 
 class EpochSampler(Sampler):
-    """This process's keys (epoch, index) of a data set in an order drawn from (seed, epoch).
+    """The keys (epoch, index) of a data set for this process, in an order drawn from (seed, epoch).
 
-    Of each run of processes * batch_size keys a process takes batch_size, so together they do what one process does
-    with that larger batch. The first keys are repeated at the end until all processes have the same number.
+    Of each processes * batch_size consecutive keys a process takes batch_size, so that together they do what one
+    process does with that larger batch. The first keys are repeated at the end until every process has as many.
     """
 
     def __init__(self, config: Config, length: int) -> None:
@@ -226,27 +224,22 @@ class EpochSampler(Sampler):
 def make_loader(
     config: Config, records: Sequence[Record], train: bool, pin_memory: bool = False, views: int = 1
 ) -> DataLoader:
-    """This process's share of the records as batches of Samples.
+    """Return a loader of this process's share of the records, in batches of Samples.
 
-    Train: shuffled and augmented by `loader.sampler.epoch`. Else in order, `views` of each.
+    train: shuffled and augmented by `loader.sampler.epoch`; otherwise in their order, `views` samples per record.
     """
     dataset = LandmarkDataset(config, records if train else take_share(records), views)
     if train and config.cache_gb > 0:
         dataset.keep_images(config.cache_gb)
     workers = min(config.workers, math.ceil(len(dataset) / config.batch_size))
     return DataLoader(
-        dataset,
-        batch_size=config.batch_size,
-        sampler=EpochSampler(config, len(dataset)) if train else None,
-        num_workers=workers,
-        pin_memory=pin_memory,
-        persistent_workers=workers > 0,
-        worker_init_fn=limit_threads,
-        generator=torch.Generator(),  # else starting workers would change the random numbers of training
-    )
+        dataset, config.batch_size, sampler=EpochSampler(config, len(dataset)) if train else None, num_workers=workers,
+        pin_memory=pin_memory, persistent_workers=workers > 0, worker_init_fn=limit_threads,
+        generator=torch.Generator(),  # or starting workers would change the random numbers of training
+    )  # fmt: skip
 
 
 def limit_threads(worker: int) -> None:
-    """One thread per loader process: they are the parallelism."""
+    """Limit a loader process to one thread: the processes already run in parallel."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""The contract that every method fulfils: loss and predict; how it takes a step and in which precision."""
+"""LandmarkDetector, the contract of every method: outputs, loss, decoding, training step and precision."""
 
 import contextlib
 import math
@@ -10,43 +10,43 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Adam, AdamW, Optimizer, RMSprop
 
-from config import Config
+from config import Config as BaseConfig
 from machine import gather_shares, mean_over_processes, process_count, uses_bfloat16
 from reading.splits import LandmarkData
 from settings import UserError
 
 
 class NonFiniteLoss(UserError):
-    """A loss became nan or infinite; the weights that are trained on it are still those before the step."""
+    """A loss is nan or infinite; the weights are still those from before the step."""
 
 
 class LandmarkDetector(nn.Module):
-    """What the training loop, the evaluation and the tools know of a method.
+    """A method as the training loop, the evaluation and the tools see it.
 
-    A method subclasses this in one file: `forward`, `labels`, `loss` and `decode` are its own; `predict` decodes what
-    the network gives, and `configure_optimizers` and `train_step` suit every method with one optimiser.
+    A method subclasses this in one file and writes `forward`, `labels`, `loss` and `decode`. The default
+    `configure_optimizers` and `train_step` suit every method with one optimiser.
     `batch` is a collated data.Sample on the detector's device; `epoch` counts from 0.
     """
 
-    Config = Config
+    Config = BaseConfig
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: BaseConfig) -> None:
         super().__init__()
         if config.num_landmarks is None:
-            raise ValueError("set num_landmarks, or take it from the data as train.py does")
+            raise ValueError("num_landmarks is None: take it from the data, as train.py does")
         self.config, self.num_landmarks = config, config.num_landmarks
-        self.abbreviations: tuple[str, ...] | None = None  # the landmarks that its first weights find; none: any
-        self.seen: dict[str, str] = {}  # fingerprints of images that its first weights have seen, and "train" or "val"
+        self.abbreviations: tuple[str, ...] | None = None  # landmarks of the initial weights; None: any
+        self.seen: dict[str, str] = {}  # images of the initial weights: fingerprint -> "train" or "val"
 
     @property
     def num_parameters(self) -> int:
-        """How many numbers its weights are."""
+        """Number of parameters."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def check_initial_weights(self, data: LandmarkData) -> None:
-        """Refuse data that the initial weights cannot be trained or tested on. Raises UserError.
+        """Refuse data that the initial weights do not allow. Raises UserError. Called once before training.
 
-        Called once before training: the weights may find other landmarks, or have seen an image that is to test them.
+        The weights may have been trained for other landmarks, or on an image that is now in a val or test split.
         """
         if self.abbreviations not in (None, tuple(data.abbreviations)):
             theirs = ", ".join(self.abbreviations or ())
@@ -63,33 +63,33 @@ class LandmarkDetector(nn.Module):
                     )
 
     def labels(self, batch, epoch: int) -> Any:
-        """What the loss holds the network's outputs against, drawn from a batch's landmarks."""
+        """Return the training targets, drawn from a batch's landmarks."""
         raise NotImplementedError
 
     def loss(self, batch, epoch: int) -> dict[str, Tensor]:
-        """Named scalar terms, float32; their sum is minimised."""
+        """Return named scalar terms, float32; training minimises their sum."""
         raise NotImplementedError
 
     def decode(self, outputs: Any) -> tuple[Tensor, Tensor]:
-        """What forward gives -> landmarks (B, N, 2) network px, score (B, N), higher is surer."""
+        """Return landmarks (B, N, 2), network px, and scores (B, N), higher is more certain, from forward's outputs."""
         raise NotImplementedError
 
     def predict(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, H, W) normalised image -> landmarks (B, N, 2) network px, score (B, N), higher is surer."""
+        """Return landmarks and scores as decode does for a normalised image (B, 3, H, W)."""
         return self.decode(self(image))
 
     def predict_with_extras(self, batch, epoch: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """predict's landmarks and score for a batch, and what else a method measures: by name, (B, N), nan: nothing."""
+        """Return landmarks, scores and extras of a batch: other values (B, N) by name, nan where undefined."""
         return (*self.predict(batch.image), {})
 
     def configure_optimizers(self) -> dict[str, Optimizer]:
-        """One Adam or AdamW over all parameters; called when they are on their device."""
+        """Return the optimisers by name; called after the move to the device. Default: one over all parameters."""
         return {self.config.optimizer: self.make_optimizer(self.parameters())}
 
     def make_optimizer(self, parameters: Iterable[Tensor], **settings: Any) -> Optimizer:
-        """The optimiser that config asks for, over some parameters; settings: torch's own, beside config's."""
+        """Return the optimiser of config.optimizer for some parameters; settings: other arguments of torch's class."""
         config = self.config
-        if config.optimizer == "rmsprop":  # torch has it in groups of parameters, but not in one kernel
+        if config.optimizer == "rmsprop":  # torch has no fused one
             return RMSprop(parameters, lr=config.lr, foreach=True, **settings)
         settings |= dict(lr=config.lr, fused=True)
         if config.optimizer == "adamw":
@@ -97,36 +97,36 @@ class LandmarkDetector(nn.Module):
         return Adam(parameters, **settings)
 
     def last_layer(self) -> nn.Module:
-        """The module whose first input (B, C, h, w), over the whole image, the outputs are made of; for explain.py.
+        """Return the module that Grad-CAM explains; its first input is a feature map (B, C, h, w) of the whole image.
 
-        Here the last convolution that gives a map per landmark; a method overrides it that ends in something else.
+        Default: the last convolution with one output map per landmark. A method that ends otherwise overrides it.
         """
         return [m for m in self.modules() if getattr(m, "out_channels", None) == self.config.num_landmarks][-1]
 
     def explained_value(self, outputs: Any) -> Tensor:
-        """What speaks for each landmark (B, N) in what forward gives; for explain.py. Here the score.
+        """Return the value that Grad-CAM explains, one per landmark (B, N), from forward's outputs. Default: the score.
 
-        A method whose score is a probability gives its logit, since a sure one has no gradient left.
+        A method with a probability as score returns its logit, because the gradient of a probability near 1 vanishes.
         """
         return self.decode(outputs)[1]
 
     def for_inference(self) -> "LandmarkDetector":
-        """A detector that predicts the same, up to rounding, and may be faster; it cannot be trained."""
+        """Return a detector in eval mode that predicts the same up to rounding, maybe faster, and cannot be trained."""
         return self.eval()
 
     def distribute(self, device: torch.device) -> None:
-        """From now on train_step averages gradients over the processes of the run (DistributedDataParallel)."""
+        """Make train_step average gradients over the processes of the run, by DistributedDataParallel."""
         if process_count() > 1:
             devices = [device] if device.type == "cuda" else None
             parallel = DistributedDataParallel(SharedLoss(self), device_ids=devices, gradient_as_bucket_view=True)
-            self.__dict__["parallel"] = parallel  # no submodule: the state dict stays the method's own
+            self.__dict__["parallel"] = parallel  # not a submodule: the state dict does not change
 
     def train_step(self, batch, epoch: int, optimizers: Mapping[str, Optimizer]) -> dict[str, float]:
-        """One optimiser step on the sum of the loss terms, in config.accumulate parts; returns their values.
+        """Take one optimiser step on the sum of the loss terms, in config.accumulate parts; return the terms' values.
 
-        Among them may stand other figures of the step, under names that utils.is_loss_term tells from terms.
-        Over several processes each has its part of the batch, and values and gradients are means over processes.
-        Raises NonFiniteLoss, on all of them, before a weight is changed if a term is nan or infinite.
+        A method may return other values of the step, under names that utils.is_loss_term excludes.
+        Under torchrun each process has its part of the batch; values and gradients are means over the processes.
+        Raises NonFiniteLoss on all processes, before a weight changes, if a term is nan or infinite.
         """
         for optimizer in optimizers.values():
             optimizer.zero_grad(set_to_none=True)
@@ -135,8 +135,8 @@ class LandmarkDetector(nn.Module):
         parts = split_batch(batch, self.config.accumulate)
         for number, part in enumerate(parts):
             share = len(part.name) / len(batch.name)
-            alone = parallel is not None and number < len(parts) - 1  # gradients are exchanged once, with the last part
-            with parallel.no_sync() if alone else contextlib.nullcontext():
+            last = number == len(parts) - 1  # gradients are exchanged once, after the last part
+            with contextlib.nullcontext() if parallel is None or last else parallel.no_sync():
                 terms = (parallel or self.loss)(part, epoch)
                 for name, value in mean_over_processes({name: term.item() for name, term in terms.items()}).items():
                     values[name] = values.get(name, 0.0) + share * value
@@ -149,10 +149,10 @@ class LandmarkDetector(nn.Module):
 
     @torch.no_grad()
     def non_finite_loss(self, batch, epoch: int, values: Mapping[str, float]) -> NonFiniteLoss:
-        """The error that names the terms that are not finite, and the images whose own loss is not."""
-        self.train()  # each image as in training: the running statistics may be nan by now
+        """Return the error that names the terms that are not finite, and the images that cause it."""
+        self.train()  # as in training: the running statistics may be nan by now
         each = split_batch(batch, len(batch.name))
-        own = [one.name[0] for one in each if not sum(self.loss(one, epoch).values()).isfinite()]
+        own = [one.name[0] for one in each if not torch.stack(list(self.loss(one, epoch).values())).sum().isfinite()]
         names = [name for share in gather_shares(own) for name in share]
         terms = ", ".join(f"{name} is {value:g}" for name, value in values.items() if not math.isfinite(value))
         images = ", ".join(names) if names else f"the batch {', '.join(batch.name)}"
@@ -161,17 +161,17 @@ class LandmarkDetector(nn.Module):
         )
 
     def autocast(self, device: torch.device) -> contextlib.AbstractContextManager:
-        """Mixed precision as `config.precision` says in train mode, `config.test_precision` in eval mode.
+        """Return the context of mixed precision: config.precision in train mode, config.test_precision in eval mode.
 
-        Losses are computed outside it, in float32. Tests are in float32 unless told otherwise: bf16 rounds values near
-        1 to 1/256, which flattens a peak over several pixels; it costs argmax more than a fit over the whole peak.
+        Losses are computed outside it, in float32. Tests are in float32 by default: bf16 rounds values near 1 to
+        1/256, which flattens a peak over several pixels and harms argmax more than a fit over the whole peak.
         """
         precision = self.config.precision if self.training else self.config.test_precision
         return torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(precision, device))
 
 
 class SharedLoss(nn.Module):
-    """A detector's loss as the forward pass that DistributedDataParallel asks for."""
+    """A detector's loss as the forward pass of a module, as DistributedDataParallel needs it."""
 
     def __init__(self, detector: LandmarkDetector) -> None:
         super().__init__()
@@ -182,7 +182,7 @@ class SharedLoss(nn.Module):
 
 
 def split_batch(batch, parts: int) -> list:
-    """A batch (data.Sample) in at most `parts` batches of about the same size; what a batch lacks, so do they."""
+    """Split a batch (data.Sample) into at most `parts` batches of about the same size; None stays None."""
     size = math.ceil(len(batch.name) / parts)
     return [
         type(batch)(*(None if column is None else column[start : start + size] for column in batch))

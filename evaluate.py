@@ -1,4 +1,4 @@
-"""The only evaluation, for every method: a detector and a loader -> landmarks in original px."""
+"""The only evaluation, for every method: from a detector and a loader to landmarks in original px."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,27 +11,25 @@ from tqdm import tqdm
 from config import Config
 from data import Sample
 from detector import LandmarkDetector
-from machine import merge_shares, process_rank
+from machine import broadcast_buffers, merge_shares, process_rank
 from methods import load_detector
 from reading.annotation import Record
 from utils import apply_affine, radial_errors
 
 
 class Predictions(NamedTuple):
-    """What a detector says of I images, beside the truth."""
+    """The predictions of a detector on I images, and the ground truth."""
 
     names: list[str]  # imagePath of each image
     landmarks: np.ndarray  # (I, N, 2) (x, y) original px
     truth: np.ndarray  # (I, N, 2) original px, nan where not annotated
     score: np.ndarray  # (I, N)
     spacing: np.ndarray  # (I,) mm per original px, nan where unknown
-    extras: Mapping[
-        str, np.ndarray
-    ] = {}  # (I, N) by name: what else the method extras (LandmarkDetector.predict_with_extras)
-    occluded: np.ndarray | None = None  # (I, N) bool: annotated though something hides it
+    extras: Mapping[str, np.ndarray] = {}  # (I, N) by name: other values of the method, such as Dice
+    occluded: np.ndarray | None = None  # (I, N) bool: annotated although it is occluded
 
     def errors(self) -> np.ndarray:
-        """(I, N) radial errors in mm, or in px where the spacing is unknown."""
+        """Return radial errors (I, N) in mm, or in px where the spacing is unknown; nan where not annotated."""
         return radial_errors(self.landmarks, self.truth, np.nan_to_num(self.spacing, nan=1.0))
 
 
@@ -41,13 +39,15 @@ def prepare_detector(state: Mapping[str, Any], config: Config, device: torch.dev
 
 
 def evaluate(detector: LandmarkDetector, loader: DataLoader, device: torch.device, epoch: int = 0) -> Predictions:
-    """Predict every image of a loader in eval mode; landmarks in original px, in the order of its records.
+    """Predict every image of a loader in eval mode; return landmarks in original px, in the order of its records.
 
-    Several views of an image (data.view_affine) give the mean of their landmarks, scores and extras. Over several
-    processes each predicts the images of its share, and all get all. epoch: that of the weights, from 0.
+    With several views of an image (data.view_affine), landmarks, scores and extras are averaged over them. Under
+    torchrun each process predicts its share of the images, and all get the whole. epoch: of the weights, from 0.
     """
     detector.eval()
-    dataset, count = loader.dataset, detector.config.num_landmarks
+    broadcast_buffers(detector)  # on a CPU, a batch norm has only seen the images of its own process
+    dataset: Any = loader.dataset  # a LandmarkDataset
+    count = detector.num_landmarks
     landmarks, figures = [np.zeros((0, count, 2))], []
     for batch in tqdm(loader, "predicting", leave=False, disable=None if process_rank() == 0 else True):
         found, arrays = predict_batch(detector, batch, device, epoch)
@@ -63,17 +63,16 @@ def evaluate(detector: LandmarkDetector, loader: DataLoader, device: torch.devic
 def predict_batch(
     detector: LandmarkDetector, batch: Sample, device: torch.device, epoch: int = 0
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Landmarks (B, N, 2) in original px of a collated batch; "score" and the method's extras (B, N) by name."""
+    """Return landmarks (B, N, 2) in original px of a collated batch; "score" and the method's extras (B, N) by name."""
     with torch.inference_mode():
-        found, score, extras = detector.predict_with_extras(
-            to_device(batch, device, detector.config.channels_last), epoch
-        )
+        moved = to_device(batch, device, detector.config.channels_last)
+        found, score, extras = detector.predict_with_extras(moved, epoch)
     landmarks = apply_affine(batch.to_original, found.double().cpu()).numpy()
     return landmarks, {name: values.float().cpu().numpy() for name, values in {"score": score, **extras}.items()}
 
 
 def gather_predictions(results: Sequence[tuple[Record, np.ndarray, Mapping[str, np.ndarray]]]) -> Predictions:
-    """Of each image its record, landmarks (N, 2) and figures (N,), "score" among them, as one."""
+    """Return predictions from each image's record, landmarks (N, 2) and values (N,) by name, which include "score"."""
     return Predictions(
         names=[record.name for record, _, _ in results],
         landmarks=np.stack([found for _, found, _ in results]),
@@ -86,7 +85,7 @@ def gather_predictions(results: Sequence[tuple[Record, np.ndarray, Mapping[str, 
 
 
 def to_device(batch: Sample, device: torch.device, channels_last: bool = False) -> Sample:
-    """The batch with image and landmarks on the device; the rest is needed on the host alone."""
+    """Return the batch with image and landmarks on the device; the rest is only needed on the host."""
     layout = torch.channels_last if channels_last else torch.preserve_format
     image = batch.image.to(device, non_blocking=True, memory_format=layout)
     return batch._replace(image=image, landmarks=batch.landmarks.to(device, non_blocking=True))

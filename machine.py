@@ -1,7 +1,6 @@
-"""What a program computes on: its device, that device's precision, memory and name; its processes under torchrun; and
-its exit status.
+"""The machine that a program runs on: device, precision, memory and hardware; processes under torchrun; exit status.
 
-A run that was not started by torchrun is one process; every function here then does the plain thing.
+A run that torchrun did not start is a single process, in which the functions on processes change nothing.
 """
 
 import ctypes
@@ -20,11 +19,6 @@ from torch import Tensor, nn
 from config import Config
 from settings import UserError
 
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None
-
 T = TypeVar("T")
 
 
@@ -32,9 +26,9 @@ T = TypeVar("T")
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device of a `device` setting: auto is CUDA if there is one. Raises UserError if it is not there.
+    """Return the device of a `device` setting; auto is CUDA if there is a GPU. Raises UserError if it cannot be used.
 
-    Under torchrun, auto and cuda are the GPU of this process.
+    Under torchrun, auto and cuda mean the GPU of this process.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if name == "auto":
@@ -65,18 +59,18 @@ def training_command(img_dir: str | Path, json_path: str | Path, *options: str) 
 
 
 def prepare_device(config: Config) -> torch.device:
-    """Return the device of config.device, with torch set up for it as a run needs it. Raises UserError."""
+    """Return the device of config.device, with torch set up for a run on it. Raises UserError if it cannot be used."""
     device = resolve_device(config.device)
     keep_freed_memory(device)
     torch.backends.cudnn.benchmark = device.type == "cuda" and not config.deterministic
-    if config.deterministic:  # cuBLAS asks for this before its first product
+    if config.deterministic:  # cuBLAS reads this before its first product
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
     return device
 
 
 def uses_bfloat16(precision: str, device: torch.device) -> bool:
-    """Whether a precision setting means bf16 on this device; auto asks for hardware that multiplies in it."""
+    """Return whether a precision setting means bf16 on this device; auto does if the hardware multiplies in bf16."""
     if precision != "auto":
         return precision == "bf16"
     if device.type == "cuda":
@@ -85,41 +79,43 @@ def uses_bfloat16(precision: str, device: torch.device) -> bool:
 
 
 def keep_freed_memory(device: torch.device) -> bool:
-    """Tell glibc to keep freed blocks for the next step instead of giving them back to the system; whether it does.
+    """Tell glibc to keep freed memory for the next step instead of returning it to the system; return whether it does.
 
-    Every step on a CPU allocates the same large tensors; mapping their pages anew took a third of a step
-    (measured: 0.55 -> 0.36 s per image). Elsewhere than on Linux with glibc this does nothing.
+    Every step on a CPU allocates the same large tensors, and requesting their pages again took a third of a step
+    (measured: 0.55 -> 0.36 s per image). This only works on Linux with glibc.
     """
     if device.type != "cpu" or sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
         return False
     trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
     libc = ctypes.CDLL("libc.so.6")
-    return bool(libc.mallopt(mmap_max, 0) and libc.mallopt(trim_threshold, -1))  # no block apart; never give back
+    return bool(libc.mallopt(mmap_max, 0) and libc.mallopt(trim_threshold, -1))  # no separate blocks, never returned
 
 
 def peak_memory() -> int | None:
-    """Most bytes of memory this process has held at once so far; None where the system does not tell.
+    """Return the peak memory of this process so far, bytes; None where the system does not report it.
 
-    On Linux from /proc: getrusage's ru_maxrss there begins with the peak of whichever process started this one.
+    On Linux it comes from /proc, because there ru_maxrss of getrusage starts at the peak of the parent process.
     """
     status = Path("/proc/self/status")
     for line in status.read_text().splitlines() if status.exists() else []:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
-    if resource is None:
+    try:
+        import resource
+    except ImportError:  # Windows
         return None
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, others KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def memory_text(device: torch.device) -> str:
-    """Peak memory of this process so far: the device's, or the host's on a CPU."""
+    """Return the peak memory of this process so far as text: on the GPU, or on the host if the device is a CPU."""
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
     return "?" if peak is None else f"{peak / 2**30:.1f}GB"
 
 
 def describe_hardware(device: torch.device) -> str:
-    """The device a run computes on, in words."""
+    """Return the name of a device: the GPU, or the CPU and its number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     model = platform.processor() or platform.machine()
@@ -134,7 +130,7 @@ def describe_hardware(device: torch.device) -> str:
 
 
 def join_processes(device: torch.device) -> None:
-    """Join the other processes that torchrun started: over nccl on CUDA, over gloo on a CPU."""
+    """Connect to the other processes that torchrun started: by nccl on CUDA, by gloo on a CPU."""
     if torch.distributed.is_torchelastic_launched() and not torch.distributed.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -142,28 +138,28 @@ def join_processes(device: torch.device) -> None:
 
 
 def leave_processes() -> None:
-    """Undo join_processes."""
+    """Disconnect from the other processes."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 def process_rank() -> int:
-    """The number of this process among all of the run, from 0."""
+    """Return the number of this process in the run, from 0."""
     return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
 
 
 def process_count() -> int:
-    """How many processes share the run."""
+    """Return the number of processes of the run."""
     return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
 
 def take_share(items: Sequence[T]) -> Sequence[T]:
-    """The items that this process is to work on; merge_shares puts the results together again."""
+    """Return the items that this process works on; merge_shares puts the results together again."""
     return items[process_rank() :: process_count()]
 
 
 def gather_shares(share: T) -> list[T]:
-    """What each process holds, in the order of their ranks, on every process."""
+    """Return the share of every process, in the order of their ranks, on all of them."""
     shares: list[Any] = [share] * process_count()
     if process_count() > 1:
         torch.distributed.all_gather_object(shares, share)
@@ -171,7 +167,7 @@ def gather_shares(share: T) -> list[T]:
 
 
 def merge_shares(share: list[T]) -> list[T]:
-    """One result for each item of take_share -> the results for all items in their order, on every process."""
+    """Return the results for all items in their order, on every process, from one result per item of take_share."""
     shares = gather_shares(share)
     merged: list[Any] = [None] * sum(map(len, shares))
     for rank, part in enumerate(shares):
@@ -180,7 +176,7 @@ def merge_shares(share: list[T]) -> list[T]:
 
 
 def mean_over_processes(values: Mapping[str, float]) -> dict[str, float]:
-    """Each value averaged over the processes; all of them must name the same values."""
+    """Return each value averaged over the processes, which must all pass the same names."""
     if process_count() == 1:
         return dict(values)
     device = torch.device("cuda" if torch.distributed.get_backend() == "nccl" else "cpu")
@@ -190,7 +186,7 @@ def mean_over_processes(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:
-    """Replace the gradients of some parameters by their means over the processes, in one exchange."""
+    """Replace the gradients of parameters by their means over the processes, in one exchange."""
     if process_count() > 1:
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         together = torch.cat([gradient.flatten() for gradient in gradients])
@@ -201,14 +197,14 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
 
 
 def broadcast_buffers(module: nn.Module) -> None:
-    """Give every process the first one's buffers, such as the running statistics of batch norm."""
+    """Copy the first process's buffers, such as the running statistics of batch norm, to every process."""
     if process_count() > 1:
         for buffer in module.buffers():
             torch.distributed.broadcast(buffer, 0)
 
 
 def on_first_process(work: Callable[[], T]) -> T:
-    """Do a piece of work, such as making a folder, on the first process alone; its result, or UserError, on all."""
+    """Do work, such as creating a folder, on the first process; return its result, or raise its UserError, on all."""
     if process_count() == 1:
         return work()
     outcome: list[Any] = [None, None]
@@ -227,10 +223,10 @@ def on_first_process(work: Callable[[], T]) -> T:
 
 
 def exit_status(work: Callable[[], int | None]) -> int:
-    """Run a program's work; return its own status, else 0.
+    """Run a program and return its exit status: the one that work returns, or 0 for None.
 
-    2 for what the user can mend, such as a wrong setting or a full disk, said in one line on standard error; 130 for
-    Ctrl-C. Errors of the program itself are raised.
+    An error that the user can fix, such as a wrong setting or a full disk, is printed as one line on standard error
+    and gives 2. Ctrl-C gives 130. Errors of the program itself are raised.
     """
     try:
         return work() or 0
@@ -240,12 +236,12 @@ def exit_status(work: Callable[[], int | None]) -> int:
         if error.errno is None:
             raise
         name = f"{error.filename}: " if error.filename is not None else ""
-        message = f"{name}{error.strerror}; free space, close the file, or choose another place to write to"
+        message = f"{name}{error.strerror}; check path, permissions and free space, and close the file elsewhere"
     except torch.OutOfMemoryError:
-        message = "the device has not enough memory: lower batch_size, or set precision to bf16"
+        message = "the device is out of memory: lower batch_size, or set precision to bf16"
     except KeyboardInterrupt:
         return 130
-    # a loader process reports its error with a traceback, the message in the last line
+    # the error of a loader process arrives with its traceback; the message is the last line
     message = message.splitlines()[-1].removeprefix("settings.UserError: ")
     process = f"process {os.environ['RANK']}: " if os.environ.get("RANK", "0") != "0" else ""
     print(f"{process}error: {message}", file=sys.stderr)

@@ -1,10 +1,10 @@
-"""Train a method, test it on every test set, write the report.
+"""Train a method, test it on every test set and write the report.
 
 python main.py                                       the settings of config.py
 python main.py --preset demo                         presets, e.g. the bundled phantoms in a few minutes
-python main.py --config FILE.json --epochs 100       settings from a file and the command line
-python main.py --resume runs/farnet-...              resume a run that was stopped
-python main.py --test runs/farnet-.../best.pt        only test, with the settings of the checkpoint
+python main.py --config FILE.json --epochs 100       settings from a file and from the command line
+python main.py --resume runs/farnet-...              resume an interrupted run
+python main.py --test runs/farnet-.../best.pt        test a checkpoint with its settings, no training
 python main.py --folds 4                             cross-validation: four runs and a pooled report
 torchrun --nproc_per_node=4 main.py ...              any of these on four GPUs
 """
@@ -20,16 +20,8 @@ from typing import Any, NoReturn
 
 from config import PRESETS, Config
 from data import make_loader
-from evaluate import evaluate, prepare_detector
-from machine import (
-    exit_status,
-    join_processes,
-    leave_processes,
-    on_first_process,
-    prepare_device,
-    process_rank,
-    resolve_device,
-)
+from evaluate import evaluate
+from machine import exit_status, join_processes, leave_processes, on_first_process, prepare_device, process_rank
 from methods import METHODS, create_detector, load_detector, method_class
 from reading.annotation import read_annotation
 from reading.splits import LandmarkData, load_data
@@ -42,61 +34,50 @@ from train import train
 
 log = logging.getLogger("farnet")
 
-# What may change when a run is resumed: where and how long it runs, not what is trained.
+Overrides = dict[str, str | None]  # settings from the command line, as text; None: given without a value
+# Settings that may change when a run is resumed: where and how long it runs, not what it trains.
 RESUMABLE = (
-    "epochs",
-    "device",
-    "workers",
-    "save_every",
-    "watch_every",
-    "overlays",
-    "explain",
-    "explain_landmarks",
-    "img_dir",
+    "epochs", "device", "workers", "save_every", "watch_every", "overlays", "explain", "explain_landmarks", "img_dir",
     "json_path",
-)
+)  # fmt: skip
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with mistakes as UserError."""
+    """An argparse parser that raises UserError for mistakes."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
 
 
-def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str | None]]:
-    """Return the options, and the settings given as --<setting> VALUE (or --<setting>=VALUE) as text.
-
-    A setting without VALUE is None. Raises UserError.
-    """
+def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, Overrides]:
+    """Return the options, and the settings given as --<setting> VALUE or --<setting>=VALUE. Raises UserError."""
     parser = Parser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-        epilog="settings, each with its default; config.py is the place to edit them:\n\n" + describe_settings(),
+        epilog="settings, each with its default; edit them in config.py:\n\n" + describe_settings(),
     )  # fmt: skip
     presets = dict.fromkeys(name for cls in METHODS.values() for name in (*PRESETS, *cls.Config.presets))
     parser.add_argument("--preset", nargs="+", default=[], metavar="P", help=f"any of {', '.join(presets)}; later wins")
     parser.add_argument("--config", metavar="FILE.json", help="settings by name, e.g. a run's config.json")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--resume", metavar="RUN", help="folder of a run to resume")
-    action.add_argument("--test", metavar="CHECKPOINT", help="test this best.pt or last.pt, no training")
+    action.add_argument("--test", metavar="CHECKPOINT", help="best.pt or last.pt to test, no training")
     options, rest = parser.parse_known_args(arguments)
-    overrides: dict[str, str | None] = {}
+    overrides: Overrides = {}
     while rest:
-        name, equals, value = rest.pop(0).partition("=")
+        name, equals, text = rest.pop(0).partition("=")
         if not name.startswith("--"):
             raise UserError(f"unexpected argument {name!r}; settings are given as --<setting> VALUE")
-        if not equals:
-            value = rest.pop(0) if rest and not rest[0].startswith("--") else None
-        overrides[name[2:]] = value
+        overrides[name[2:]] = text if equals else None
+        if not equals and rest and not rest[0].startswith("--"):
+            overrides[name[2:]] = rest.pop(0)
     return options, overrides
 
 
 def describe_settings() -> str:
-    """Return every setting with its default and its comment in config.py, for --help."""
+    """Return every setting with its default and its comment in the source, for --help."""
+    classes = {f"--method {name}": cls.Config for name, cls in METHODS.items() if cls.Config is not Config}
     lines: list[str] = []
-    for title, cls in (("", Config), *((f"--method {name}", method.Config) for name, method in METHODS.items())):
-        if title and cls is Config:
-            continue
+    for title, cls in ({"": Config} | classes).items():
         for section, comments in setting_comments(cls).items():
             lines.append(f"{title or section}:")
             for name, comment in comments.items():
@@ -106,10 +87,10 @@ def describe_settings() -> str:
     return "\n".join(lines).replace("%", "%%")
 
 
-def resolve_config(options: argparse.Namespace, overrides: dict[str, str | None]) -> Config:
+def resolve_config(options: argparse.Namespace, overrides: Overrides) -> Config:
     """Return the settings of a new run: config.py < presets < file < command line.
 
-    Raises UserError, also for a value in config.py that a preset would replace.
+    Raises UserError, also for a wrong value in config.py that a preset replaces.
     """
     from_file = read_settings(options.config) if options.config else {}
     method = overrides.get("method")
@@ -122,21 +103,21 @@ def resolve_config(options: argparse.Namespace, overrides: dict[str, str | None]
 
 
 def describe_presets(config: Config, presets: Sequence[str]) -> str:
-    """Return which values of config.py the presets of a run replaced, as "name: value -> value, ..."."""
+    """Return the values of config.py that a run's presets replaced, as "name: old -> new, ..."."""
     edited = type(config)()
     pairs = [(name, getattr(edited, name), getattr(config, name)) for name in preset_settings(type(config), presets)]
     return ", ".join(f"{name}: {value_text(old)} -> {value_text(new)}" for name, old, new in pairs if old != new)
 
 
 def value_text(value: Any) -> str:
-    """Return a setting's value as it is written on the command line."""
+    """Return a setting's value as the command line takes it."""
     if isinstance(value, tuple):
         return ",".join(map(value_text, value)) or "none"
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def resolve_resumed_config(options: argparse.Namespace, overrides: dict[str, str | None]) -> tuple[Config, Path]:
-    """Return the settings of the run to resume, and its folder. Raises UserError for a change of what is trained."""
+def resolve_resumed_config(options: argparse.Namespace, overrides: Overrides) -> tuple[Config, Path]:
+    """Return the settings of the run to resume, and its folder. Raises UserError for any other change."""
     run_dir = Path(options.resume)
     if not (run_dir / "config.json").exists():
         raise UserError(f"{run_dir} is not a run folder: it has no config.json")
@@ -150,12 +131,10 @@ def resolve_resumed_config(options: argparse.Namespace, overrides: dict[str, str
     return build_config(cls, settings | parse_settings(cls, overrides)), run_dir
 
 
-def resolve_tested_config(
-    options: argparse.Namespace, overrides: dict[str, str | None]
-) -> tuple[Config, dict[str, Any]]:
+def resolve_tested_config(options: argparse.Namespace, overrides: Overrides) -> tuple[Config, dict[str, Any]]:
     """Return a checkpoint's settings with the requested changes, and the checkpoint.
 
-    Raises UserError for a change of what the weights were made for.
+    Raises UserError for a change of a setting that its weights depend on.
     """
     state = read_checkpoint(options.test)
     cls = method_class(state["method"]).Config
@@ -172,16 +151,17 @@ def resolve_tested_config(
 
 
 def test(config: Config, run_dir: Path, data: LandmarkData, state: dict[str, Any]) -> None:
-    """Predict every test set with a checkpoint; write the report of each into run_dir/<test set>."""
+    """Predict every test set with a checkpoint and write the report of each to run_dir/<test set>."""
     started, device = time.perf_counter(), prepare_device(config)
-    detector = prepare_detector(state, config, device)
+    detector = load_detector(state, config).to(device)
+    fast = detector.for_inference()
     if not data.test_sets:
-        log.warning("there is no test set (splits: %s): no report; set test_fraction", ", ".join(data.splits))
+        log.warning("no test set (splits: %s), so no report; set test_fraction", ", ".join(data.splits))
     for test_set in data.test_sets:
         records = data.select(test_set)
         folder = run_dir / test_set
         loader = make_loader(config, records, train=False, views=config.views)
-        predictions = evaluate(detector, loader, device, state["epoch"] - 1)
+        predictions = evaluate(fast, loader, device, state["epoch"] - 1)
         if process_rank() > 0:
             continue
         folder.mkdir(exist_ok=True)
@@ -189,18 +169,18 @@ def test(config: Config, run_dir: Path, data: LandmarkData, state: dict[str, Any
         table = read_predictions(folder / "predictions.csv")
         figures = report(config, run_dir, folder, data, records, table)
         if config.explain:
-            draw_explanations(folder, table, records, load_detector(state, config).to(device))
+            draw_explanations(folder, table, records, detector)
         log.info("test set %s, report in %s\n%s", test_set, folder, figures)
     log.info("tested in %.1f min", (time.perf_counter() - started) / 60)
 
 
 def run_training(config: Config, run_dir: Path) -> LandmarkData:
-    """Train or resume, then test with the best checkpoint, or the last one if there is no val split."""
+    """Train or resume, then test the best checkpoint, or the last one without a val split; return the data set."""
     try:
         data = train(config, run_dir)
     except KeyboardInterrupt:
         if (run_dir / "last.pt").exists():
-            log.warning("stopped; resume with: python main.py --resume %s", run_dir)
+            log.warning("interrupted; resume with: python main.py --resume %s", run_dir)
         raise
     best, last = run_dir / "best.pt", run_dir / "last.pt"
     state = read_checkpoint(on_first_process(lambda: best if best.exists() else last))
@@ -210,15 +190,15 @@ def run_training(config: Config, run_dir: Path) -> LandmarkData:
 
 
 def run_folds(config: Config, run_dir: Path) -> None:
-    """Cross-validate: a whole run for each fold in run_dir/fold1, ...; their predictions pooled in run_dir/pooled.
+    """Cross-validate: train and test each fold in run_dir/fold1, ..., then report their pooled predictions.
 
-    Resumes the folds that exist.
+    The pooled report is in run_dir/pooled. Folds that exist are resumed.
     """
-    first, device = process_rank() == 0, resolve_device(config.device)
+    first = process_rank() == 0
     if first and not (run_dir / "config.json").exists():
         abbreviations, *_ = read_annotation(config.json_path, config.img_dir, config.num_landmarks)
         counted = config.without_pretrained().replace(num_landmarks=len(abbreviations))
-        write_provenance(run_dir, config, create_detector(counted).num_parameters, device)
+        write_provenance(run_dir, config, create_detector(counted).num_parameters, prepare_device(config))
     folders = [run_dir / f"fold{fold}" for fold in range(1, config.folds + 1)]
     for fold, folder in enumerate(folders, 1):
         if first:
@@ -233,21 +213,20 @@ def run_folds(config: Config, run_dir: Path) -> None:
         pool_predictions([folder / "test" / "predictions.csv" for folder in folders], pooled / "predictions.csv")
         table = read_predictions(pooled / "predictions.csv")
         figures = report(config, run_dir, pooled, data, data.records, table)
-        log.info("%d folds together, report in %s\n%s", config.folds, pooled, figures)
+        log.info("all %d folds, report in %s\n%s", config.folds, pooled, figures)
 
 
 def run_test(config: Config, run_dir: Path, state: dict[str, Any]) -> None:
-    """Test a checkpoint. If the records name no splits, images that are new to the checkpoint form the test set."""
+    """Test a checkpoint. If the records name no splits, the images that it has not seen form the test set."""
     data = load_data(config, state["abbreviations"], seen=state["images"], for_training=False)
     if process_rank() == 0:
-        write_provenance(run_dir, config, load_detector(state).num_parameters, resolve_device(config.device))
+        write_provenance(run_dir, config, load_detector(state).num_parameters, prepare_device(config))
     test(config, run_dir, data, state)
 
 
 def run(arguments: list[str]) -> None:
-    """Do everything that main.py does. Raises UserError."""
+    """Run main.py with these command-line arguments. Raises UserError."""
     options, overrides = parse_arguments(arguments)
-    run_dir: Path | None = None
     state: dict[str, Any] = {}
     if options.resume:
         config, run_dir = resolve_resumed_config(options, overrides)
@@ -255,13 +234,14 @@ def run(arguments: list[str]) -> None:
         config, state = resolve_tested_config(options, overrides)
     else:
         config = resolve_config(options, overrides)
-    join_processes(resolve_device(config.device))
+    join_processes(prepare_device(config))
+    if not options.resume:
+        run_dir = on_first_process(lambda: create_run_folder(config, "-test" if options.test else ""))
     try:
-        if not options.resume:
-            run_dir = on_first_process(lambda: create_run_folder(config, "-test" if options.test else ""))
         start_log(run_dir if process_rank() == 0 else None)
         log.info("run folder %s, commit %s", run_dir, source_commit())
-        if replaced := describe_presets(config, options.preset) if not options.test else "":
+        replaced = "" if options.test else describe_presets(config, options.preset)
+        if replaced:
             log.info("preset %s replaced these values of config.py: %s", " ".join(options.preset), replaced)
         if options.test:
             run_test(config, run_dir, state)
@@ -270,14 +250,14 @@ def run(arguments: list[str]) -> None:
         else:
             run_training(config, run_dir)
     except UserError:
-        if process_rank() == 0 and run_dir is not None:
+        if process_rank() == 0:
             discard_unstarted(run_dir)
         raise
     leave_processes()
 
 
 def main() -> int:
-    """Return the exit status: 0 done, 2 an error that the user can mend (one line), 130 interrupted."""
+    """Run main.py; return the exit status: 0 done, 2 an error that the user can fix, 130 interrupted."""
     return exit_status(lambda: run(sys.argv[1:]))
 
 

@@ -1,6 +1,6 @@
-"""How settings are checked, read from text and files, and overridden. The settings themselves: config.py.
+"""Check settings, read them from text and files, and override them. The settings themselves are in config.py.
 
-Later wins: config.py < --preset A B ... (left to right) < --config FILE.json < --<setting> VALUE.
+The later one wins: config.py < --preset A B ... (left to right) < --config FILE.json < --<setting> VALUE.
 """
 
 import dataclasses
@@ -19,22 +19,22 @@ from typing import Any, ClassVar, TypeVar
 
 log = logging.getLogger("farnet")
 
-# Settings of earlier versions that had no use for a user. Older config.json files and checkpoints name them.
+# Settings of earlier versions that no user needed. Older config.json files and checkpoints contain them.
 RETIRED = ("compose_heads", "device_targets", "fused_optimizer", "fold_norms", "keep_memory", "compile", "gif")
 
 
 class UserError(Exception):
-    """A mistake in a file, a record or a setting; the programs print it as one line and exit with status 2."""
+    """A mistake in a file, a record or a setting. The programs print it as one line and exit with status 2."""
 
 
 @dataclass(frozen=True)
 class Settings:
     """Base of config.Config: a frozen, flat dataclass that checks the type of every field on construction.
 
-    Raises UserError in one line for a value of the wrong type; `check` refuses combinations that cannot work.
+    Raises UserError for a value of the wrong type, or for one that `check` refuses.
     """
 
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # by name, what a preset sets
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # preset -> setting -> value
 
     def __post_init__(self) -> None:
         for name, hint in setting_types(type(self)).items():
@@ -45,16 +45,16 @@ class Settings:
         """Refuse values that have the right type but cannot work. Raises UserError."""
 
     def require(self, holds: bool, name: str, allowed: str) -> None:
-        """Raise UserError, naming the setting, its value and what is allowed, unless `holds`."""
+        """Raise UserError with the setting, its value and what is allowed, unless `holds`."""
         if not holds:
             raise UserError(f"setting {name}: {getattr(self, name)!r} is not allowed; {allowed}")
 
     def replace(self: "S", **settings: Any) -> "S":
-        """Return the same settings with some replaced."""
+        """Return a copy with some settings replaced."""
         return dataclasses.replace(self, **settings)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain numbers, strings and lists, as written to config.json and checkpoints."""
+        """Return the settings as plain numbers, strings and lists, for config.json and checkpoints."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
@@ -62,7 +62,7 @@ S = TypeVar("S", bound=Settings)
 
 
 def setting_types(config_class: type[Settings]) -> dict[str, Any]:
-    """Return the settings of a method in their order, with their types."""
+    """Return the type of each setting of a class, in their order."""
     hints = typing.get_type_hints(config_class)
     return {field.name: hints[field.name] for field in dataclasses.fields(config_class)}
 
@@ -141,7 +141,7 @@ def parse_text(name: str, text: str, hint: Any) -> Any:
 
 
 def parse_settings(config_class: type[Settings], overrides: Mapping[str, str | None]) -> dict[str, Any]:
-    """Return the command line's settings with their types; None, given without a value, means true.
+    """Return the settings of the command line as typed values; None (given without a value) means true.
 
     Raises UserError for an unknown name, a value of the wrong type, or a missing value.
     """
@@ -154,17 +154,17 @@ def parse_settings(config_class: type[Settings], overrides: Mapping[str, str | N
 
 
 def check_names(names: Iterable[str], allowed: Iterable[str], what: str) -> None:
-    """Refuse names that are not among those allowed. Raises UserError with the nearest one and all."""
+    """Refuse names that are not allowed. Raises UserError that lists the nearest name and all allowed ones."""
     allowed = list(allowed)
     for name in names:
         if name not in allowed:
-            near = difflib.get_close_matches(name, allowed, n=1)
+            near = difflib.get_close_matches(str(name), allowed, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
             raise UserError(f"there is no {what} {name!r}; {hint}known: {', '.join(allowed)}")
 
 
 def preset_settings(config_class: type[Settings], presets: Iterable[str]) -> dict[str, Any]:
-    """Return what the named presets set for a method, later ones winning. Raises UserError for an unknown preset."""
+    """Return the settings of the named presets for a method; later presets win. Raises UserError for an unknown one."""
     tables = [cls.__dict__["presets"] for cls in reversed(config_class.__mro__) if "presets" in cls.__dict__]
     settings: dict[str, Any] = {}
     for preset in presets:
@@ -175,7 +175,7 @@ def preset_settings(config_class: type[Settings], presets: Iterable[str]) -> dic
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
-    """Return the settings in a JSON file, such as a run's config.json. Raises UserError if there are none."""
+    """Return the settings in a JSON file, such as the config.json of a run. Raises UserError if it has none."""
     try:
         settings = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -186,7 +186,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
 
 
 def without_retired(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of an older run without those that no longer exist; a note names them once per program."""
+    """Return the settings of an older run without those that no longer exist; logs their names once per program."""
     warn_of_retired(tuple(name for name in settings if name in RETIRED))
     return {name: value for name, value in settings.items() if name not in RETIRED}
 
@@ -199,6 +199,6 @@ def warn_of_retired(names: tuple[str, ...]) -> None:
 
 
 def build_config(config_class: type[S], settings: Mapping[str, Any]) -> S:
-    """Return a method's settings from a dict. Raises UserError for an unknown name or a value that is not allowed."""
+    """Return the settings of a method from a dict. Raises UserError for an unknown name or a value not allowed."""
     check_names(settings, setting_types(config_class), "setting")
     return config_class(**settings)

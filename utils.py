@@ -1,6 +1,6 @@
 """Pure functions on landmarks: frames, heatmaps, decoding, errors and their summary.
 
-Nothing here reads a file or knows a method. Letters and frames: data.py.
+Nothing here reads a file or depends on a method. data.py defines the letters and frames.
 """
 
 import math
@@ -18,31 +18,31 @@ from settings import UserError
 
 
 def resize_affine(size_from: tuple[int, int], size_to: tuple[int, int]) -> np.ndarray:
-    """The affine (2, 3) of a resize between two (width, height) by the half-pixel rule.
+    """Return the affine (2, 3) of a resize between two (width, height) by the half-pixel rule.
 
-    Pixel areas cover each other, so to = (from + 0.5) * scale - 0.5 with pixel centres at integers.
+    The pixel areas of both images cover each other, so to = (from + 0.5) * scale - 0.5.
     """
     scale = np.divide(size_to, size_from)
     return np.column_stack([np.diag(scale), 0.5 * scale - 0.5])
 
 
 def apply_affine(affine, points):
-    """Points (..., N, 2) through affines (..., 2, 3); numpy or torch; nan stays nan."""
+    """Map points (..., N, 2) by affines (..., 2, 3), numpy or torch; nan stays nan."""
     return points @ affine[..., :2].swapaxes(-1, -2) + affine[..., None, :, 2]
 
 
 def compose_affines(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """The affine (2, 3) that applies `first`, then `second`."""
+    """Return the affine (2, 3) that applies `first`, then `second`."""
     return second @ np.vstack([first, (0, 0, 1)])
 
 
 def invert_affine(affine: np.ndarray) -> np.ndarray:
-    """The affine (2, 3) that undoes another."""
+    """Return the inverse of an affine (2, 3)."""
     return np.linalg.inv(np.vstack([affine, (0, 0, 1)]))[:2]
 
 
 def scale_landmarks(landmarks: Tensor, factor: float) -> Tensor:
-    """Landmarks (..., 2) of a map in the frame of the same map `factor` times as large, by the half-pixel rule."""
+    """Move landmarks (..., 2) from px of a map to px of the map resized by `factor`, by the half-pixel rule."""
     return (landmarks + 0.5) * factor - 0.5
 
 
@@ -50,10 +50,9 @@ def scale_landmarks(landmarks: Tensor, factor: float) -> Tensor:
 
 
 def gaussian_heatmaps(landmarks: Tensor, size: tuple[int, int], sigma: float, channels_last: bool = False) -> Tensor:
-    """Gaussians of peak 1 at landmarks (B, N, 2) -> (B, N, height, width) on the landmarks' device.
+    """Return Gaussians (B, N, height, width) with peak 1 at landmarks (B, N, 2); all 0 for a missing landmark (nan).
 
-    sigma in px of the map. Separable: the outer product of one profile per axis. Missing (nan): all zeros.
-    channels_last: in that memory layout, to meet heatmaps that have it.
+    Landmarks and sigma are in px of the map. channels_last: memory layout, to match heatmaps in that layout.
     """
     height, width = size
 
@@ -68,13 +67,13 @@ def gaussian_heatmaps(landmarks: Tensor, size: tuple[int, int], sigma: float, ch
 
 
 def decode_heatmaps(heatmaps: Tensor, decode: str, sigma: float) -> tuple[Tensor, Tensor]:
-    """Heatmaps (B, N, h, w) -> landmarks (B, N, 2) (x, y) in px of the map, score (B, N) = height of the peak.
+    """Return landmarks (B, N, 2) in px of the map and scores (B, N), the peak heights, from heatmaps (B, N, h, w).
 
-    decode: "argmax", the first maximum; or "subpixel", refined by a Gaussian fitted around it.
-    Raises ValueError for maps that are not finite: their maximum means nothing.
+    decode: "argmax", the first maximum; or "subpixel", a Gaussian fitted around it.
+    Raises NotFinite for heatmaps with nan or infinite values.
     """
     require_finite(heatmaps, "heatmaps")
-    # the first of the rows that hold a maximum, then the column: a maximum over the whole map has to carry its index
+    # first the row of the maximum, then its column, because a maximum over the whole map is slower: it carries an index
     # along; over maps in channels_last layout pooling takes a twelfth of the time of amax
     if heatmaps.is_contiguous():
         rows = heatmaps.amax(-1)
@@ -89,12 +88,12 @@ def decode_heatmaps(heatmaps: Tensor, decode: str, sigma: float) -> tuple[Tensor
 
 
 def fit_gaussian(heatmaps: Tensor, peak: Tensor, sigma: float) -> Tensor:
-    """Centre (B, N, 2) of an isotropic Gaussian fitted to heatmaps (B, N, h, w) around integer peaks (B, N, 2).
+    """Return the centres (B, N, 2) of isotropic Gaussians fitted to heatmaps (B, N, h, w) around peaks (B, N, 2).
 
-    Weighted least squares of log(map) = a + b x + c y + d (x^2 + y^2) over a window of +- sigma (2 px at
-    least), cut off at the border; weights are squared values, so noise near zero counts for nothing. Exact
-    for a Gaussian of any width. A window that is no peak (d >= 0), or whose centre lies outside it or
-    outside the map, keeps the argmax.
+    Weighted least squares of log(map) = a + b x + c y + d (x^2 + y^2) over a window of +- sigma (at least 2 px),
+    cut off at the border. The weights are squared values, so that noise near zero hardly counts. Exact for a
+    Gaussian of any width. The peak is kept if the window is not a peak (d >= 0), or if the centre lies outside the
+    window or outside the map.
     """
     radius = max(2, round(sigma))
     height, width = heatmaps.shape[-2:]
@@ -121,9 +120,9 @@ def fit_gaussian(heatmaps: Tensor, peak: Tensor, sigma: float) -> Tensor:
 
 
 def solve_positive(matrix: Tensor, right: Tensor) -> Tensor:
-    """The solutions (..., n) of few equations with positive definite matrices (..., n, n), by plain elimination.
+    """Solve small systems with positive definite matrices (..., n, n) for right (..., n) by Gaussian elimination.
 
-    torch.linalg.solve has no counterpart in ONNX; for positive definite matrices no rows need to be exchanged.
+    ONNX has no counterpart of torch.linalg.solve. Positive definite matrices need no pivoting.
     """
     rows = torch.cat([matrix, right[..., None]], -1)
     for k in range(matrix.shape[-1]):
@@ -134,42 +133,42 @@ def solve_positive(matrix: Tensor, right: Tensor) -> Tensor:
 
 
 class NotFinite(UserError, ValueError):
-    """What a network gives is nan or infinite, so nothing can be read off it."""
+    """The outputs of a network are nan or infinite and cannot be decoded."""
 
 
 def is_exporting() -> bool:
-    """Whether tensors only pass through to record a graph, which can neither raise nor call other libraries."""
+    """Return whether a graph is being recorded, which can neither raise errors nor call other libraries."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def require_finite(values: Tensor, what: str) -> None:
-    """Raise NotFinite for values that are nan or infinite; not in a graph that is exported."""
+    """Raise NotFinite for nan or infinite values, except while a graph is being recorded."""
     if is_exporting():
         return
-    # the sum is quick; of finite values it may overflow
+    # the sum is fast, but finite values may overflow in it
     if not values.sum().isfinite() and not values.isfinite().all():
-        raise NotFinite(f"{what} hold nan or infinite values: the weights are spoilt; use an earlier checkpoint")
+        raise NotFinite(f"{what} contain nan or infinite values: the weights are corrupt; use an earlier checkpoint")
 
 
 # --- Errors --------------------------------------------------------------------------------------
 
 
 def radial_errors(landmarks: np.ndarray, truth: np.ndarray, spacing: np.ndarray | float = 1.0) -> np.ndarray:
-    """Distances (..., N) between landmarks and truth (..., N, 2), both original px, times spacing (...) mm per px.
+    """Return the distances (..., N) of landmarks and truth (..., N, 2), both original px, times spacing (...).
 
-    nan where a landmark is not annotated. With spacing 1 they are in px.
+    In mm if spacing is mm per px, in px if it is 1; nan where a landmark is not annotated.
     """
     distance = np.linalg.norm(np.asarray(landmarks, float) - np.asarray(truth, float), axis=-1)
     return distance * np.asarray(spacing, float)[..., None]
 
 
 def summarise_errors(errors: np.ndarray, thresholds: tuple[float, ...], seed: int = 0, resamples: int = 1000) -> dict:
-    """MRE, SD, median and SDR of errors (images, N), nan where not annotated, each with a 95 % interval.
+    """Return MRE, SD, median and SDR of errors (images, N), nan where not annotated, each with a 95 % interval.
 
-    Returns {"MRE": , "SD": , "median": , "SDR_2.0": per cent with error <= 2.0, ..., and each with "_low" and
-    "_high"; "n_images", "n_landmarks" (annotated ones over all images)}. The interval is the percentile
-    bootstrap over images, not points: the landmarks of one image err together.
-    SD is the population one (divisor n). All values nan when nothing is annotated.
+    Keys: "MRE", "SD" (divisor n), "median", "SDR_2.0" (per cent with error <= 2.0), ..., each also with "_low" and
+    "_high"; "n_images"; "n_landmarks", the annotated ones of all images. The interval is the percentile bootstrap over
+    images, because the errors within an image depend on each other; it is nan below three images. All figures are nan
+    if nothing is annotated.
     """
     errors = np.atleast_2d(np.asarray(errors, float))
     annotated = np.isfinite(errors)
@@ -178,7 +177,7 @@ def summarise_errors(errors: np.ndarray, thresholds: tuple[float, ...], seed: in
     images = np.flatnonzero(annotated.any(1))
     generator = np.random.default_rng(seed)
     samples = []
-    for _ in range(resamples if len(images) else 0):
+    for _ in range(resamples if len(images) >= 3 else 0):
         sample = errors[generator.choice(images, len(images))]
         samples.append(list(error_figures(sample[np.isfinite(sample)], thresholds).values()))
     low, high = np.percentile(samples, (2.5, 97.5), axis=0) if samples else np.full((2, len(figures)), np.nan)
@@ -188,16 +187,17 @@ def summarise_errors(errors: np.ndarray, thresholds: tuple[float, ...], seed: in
 
 
 def network_errors(landmarks: Tensor, truth: Tensor, to_original: Tensor, spacing: Tensor) -> Tensor:
-    """Radial errors (B, N) of landmarks (B, N, 2), both network px: in mm, or px of the file where spacing is nan.
+    """Return radial errors (B, N) of landmarks and truth (B, N, 2), both network px.
 
-    to_original (B, 2, 3) and spacing (B,) as in data.Sample; on the host, float64; nan where not annotated.
+    In mm, or in original px where spacing is nan; nan where not annotated; float64 on the host. to_original (B, 2, 3)
+    and spacing (B,) as in data.Sample.
     """
     found, true = (apply_affine(to_original, points.double().cpu()) for points in (landmarks, truth))
     return (found - true).norm(dim=-1) * spacing.nan_to_num(1.0)[:, None]
 
 
 def error_figures(errors: np.ndarray, thresholds: tuple[float, ...]) -> dict[str, float]:
-    """MRE, SD, median and SDR (per cent with error <= threshold) of a flat array of errors; nan if empty."""
+    """Return MRE, SD, median and SDR (per cent with error <= threshold) of a flat array of errors; nan if empty."""
     if errors.size == 0:
         return dict.fromkeys(["MRE", "SD", "median", *(f"SDR_{threshold}" for threshold in thresholds)], math.nan)
     figures = {"MRE": errors.mean(), "SD": errors.std(), "median": np.median(errors)}
@@ -206,12 +206,12 @@ def error_figures(errors: np.ndarray, thresholds: tuple[float, ...]) -> dict[str
 
 
 def is_loss_term(name: str) -> bool:
-    """Whether a value of a training step is a loss term, and not an accuracy or the norm of a gradient."""
+    """Return whether a value of a training step is a loss term, not an accuracy or the norm of a gradient."""
     return not name.startswith(("accuracy_", "gradient_"))
 
 
 def finite_mean(values: np.ndarray) -> float:
-    """The mean of the values that are known; nan where none is."""
+    """Return the mean of the finite values; nan if there are none."""
     known = values[np.isfinite(values)]
     return float(known.mean()) if known.size else math.nan
 
@@ -220,7 +220,7 @@ def finite_mean(values: np.ndarray) -> float:
 
 
 def seed_everything(*seeds: int) -> None:
-    """Seed python, numpy and torch from whole numbers, e.g. (seed, epoch)."""
+    """Seed Python, NumPy and torch from whole numbers, e.g. (seed, epoch)."""
     state = int(np.random.SeedSequence(seeds).generate_state(1)[0])
     random.seed(state)
     np.random.seed(state)

@@ -1,7 +1,6 @@
-"""From a data.json and a folder of images to checked records: points, images, spacing.
+"""Read a data.json and a folder of images into checked records: points, images, spacing.
 
-Only original px here; words and frames: data.py. What is wrong is said in one line that names file, record
-and point.
+All coordinates are original px (data.py defines the frames). Every error is one line that names file, record and point.
 """
 
 import hashlib
@@ -27,12 +26,12 @@ log = logging.getLogger("farnet")
 
 @dataclass(frozen=True)
 class Record:
-    """One record of data.json; `size` and `fingerprint` are read off the image."""
+    """One record of data.json; `size` and `fingerprint` come from its image."""
 
     name: str  # imagePath
     path: Path  # the image file
     landmarks: np.ndarray  # (N, 2) float64 (x, y) original px, nan where not annotated
-    occluded: np.ndarray  # (N,) bool: annotated though something hides it
+    occluded: np.ndarray  # (N,) bool: annotated although it is occluded
     spacing: float = math.nan  # mm per original px
     split: str | None = None
     patient: str | None = None
@@ -49,13 +48,13 @@ def read_annotation(
     num_landmarks: int | None = None,
     abbreviations: Sequence[str] | None = None,
 ) -> tuple[tuple[str, ...], tuple[str, ...], list[Record]]:
-    """Return abbreviations and names (N each) and the records of a data.json, points matched by abbreviation.
+    """Return the abbreviations (N), the names (N) and the records of a data.json, with points matched by abbreviation.
 
     The landmarks are those of most records, in the order of the first such record, unless `abbreviations` fixes
-    them. num_landmarks: how many there must be; none: any number.
-    Format: a list of {"imagePath", "points": [{"pointName", "pointAbbreviation", "X", "Y"}, ...]} with
-    optional "spacing" (mm per px), "split", "patient"; X and Y null, or "visible" false, for a missing landmark;
-    "occluded" true for an occluded landmark that was annotated all the same.
+    them. num_landmarks: the required number; None: any. Raises UserError.
+    Format: a list of {"imagePath", "points": [{"pointName", "pointAbbreviation", "X", "Y"}, ...]} with optional
+    "spacing" (mm per px), "split" and "patient". A missing landmark has X and Y null, or "visible" false; one that is
+    occluded but was annotated has "occluded" true.
     """
     file = Path(json_path)
     try:
@@ -86,7 +85,7 @@ def read_annotation(
 
 
 def read_points(where: str, entry) -> dict[str, dict]:
-    """The points of a record by abbreviation. Raises UserError if it has none, or one twice."""
+    """Return the points of a record by abbreviation. Raises UserError if it has none, or one of them twice."""
     if not isinstance(entry, dict) or not isinstance(entry.get("imagePath"), str):
         raise UserError(f"{where}: expected an object with imagePath (a file name) and points")
     where = f"{where} ({entry['imagePath']})"
@@ -98,7 +97,7 @@ def read_points(where: str, entry) -> dict[str, dict]:
         if not isinstance(point, dict) or not isinstance(point.get("pointAbbreviation"), str):
             raise UserError(f"{where}: point {place} has no pointAbbreviation")
         if point["pointAbbreviation"] in table:
-            raise UserError(f"{where}: point {point['pointAbbreviation']!r} stands twice; keep one")
+            raise UserError(f"{where}: point {point['pointAbbreviation']!r} appears twice; keep one")
         table[point["pointAbbreviation"]] = point
     return table
 
@@ -106,7 +105,7 @@ def read_points(where: str, entry) -> dict[str, dict]:
 def check_points(
     where: str, table: dict[str, dict], expected: Sequence[str], num_landmarks: int | None, from_checkpoint: bool
 ) -> None:
-    """Refuse a record whose landmarks are not the expected ones. Raises UserError that names those that differ."""
+    """Refuse a record with other landmarks than the expected ones. Raises UserError that names those that differ."""
     unknown = [name for name in table if name not in expected]
     absent = [name for name in expected if name not in table]
     differences = [f"unknown: {', '.join(unknown)}"] if unknown else []
@@ -123,24 +122,20 @@ def check_points(
 
 
 def read_record(where: str, entry: dict, points: list[dict], img_dir: Path) -> Record:
-    """A record with its points in the order given, (x, y) original px. Raises UserError for a bad value."""
+    """Return a record with its points in the order given. Raises UserError for a value that is not allowed."""
     landmarks = np.full((len(points), 2), math.nan)
     occluded = np.zeros(len(points), bool)
     for row, point in enumerate(points):
-        hidden = point.get("occluded", False)
+        name, hidden = point["pointAbbreviation"], point.get("occluded", False)
         if hidden not in (True, False):
-            raise UserError(
-                f"{where}: point {point['pointAbbreviation']!r}: occluded is {hidden!r}; expected true or false"
-            )
+            raise UserError(f"{where}: point {name!r}: occluded is {hidden!r}; expected true or false")
         values = [point.get("X"), point.get("Y")]
         if values == [None, None] or point.get("visible", True) in (False, 0):
             continue
         for axis, value in zip("XY", values, strict=True):
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise UserError(
-                    f"{where}: point {point['pointAbbreviation']!r}: {axis} is {value!r}; expected a "
-                    "finite number in px (X and Y null for a missing landmark)"
-                )
+                expected = "a finite number in px (X and Y null for a missing landmark)"
+                raise UserError(f"{where}: point {name!r}: {axis} is {value!r}; expected {expected}")
         landmarks[row], occluded[row] = values, hidden
     spacing = entry.get("spacing")
     if spacing is not None and (isinstance(spacing, bool) or not isinstance(spacing, int | float) or not spacing > 0):
@@ -161,7 +156,7 @@ def read_record(where: str, entry: dict, points: list[dict], img_dir: Path) -> R
 
 
 def json_type(value) -> str:
-    """What a JSON value is, in JSON's words."""
+    """Return the type of a JSON value in the words of JSON."""
     return {dict: "an object", str: "a string", bool: "true or false", type(None): "null"}.get(type(value), "a number")
 
 
@@ -171,15 +166,14 @@ def json_type(value) -> str:
 def read_images(
     json_path: str | Path, img_dir: str | Path, abbreviations: Sequence[str], records: list[Record]
 ) -> list[Record]:
-    """Decode every image once: the records with path, size and fingerprint.
+    """Decode every image once; return the records with path, size and fingerprint. Logs images without a record.
 
-    Raises UserError for an image that cannot be read and for a point outside its image; logs images that have
-    no record.
+    Raises UserError for an image that cannot be read and for a point outside its image.
     """
     folder = Path(img_dir)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; set img_dir to the folder of your images")
-    # a name may differ from the file's in case, or in how the file system composes its letters
+    # a name may differ from the file's name in case, or in how the file system composes its letters
     files = {normal_name(path.name): path for path in sorted(folder.iterdir())}
 
     def inspect(record: Record) -> Record:
@@ -188,7 +182,7 @@ def read_images(
         digest = hashlib.blake2b(repr(image.shape).encode() + image.tobytes(), digest_size=16).hexdigest()
         return replace(record, path=path, size=(image.shape[1], image.shape[0]), fingerprint=digest)
 
-    with ThreadPoolExecutor(max_workers=4) as pool:  # decoding leaves Python's lock
+    with ThreadPoolExecutor(max_workers=4) as pool:  # decoding releases Python's lock
         bar = tqdm(pool.map(inspect, records), "checking images", len(records), leave=False, disable=None)
         records = list(bar)
     for number, record in enumerate(records, 1):
@@ -208,12 +202,12 @@ def read_images(
 
 
 def normal_name(name: str) -> str:
-    """A file name for comparison: composed letters, lower case."""
+    """Return a file name for comparison: composed letters, lower case."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 def shorten(names: Sequence[str], most: int = 5) -> str:
-    """The first few names of a list, and how many more there are."""
+    """Return the first few names of a list, and the number of the others, as text."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
@@ -221,11 +215,11 @@ def shorten(names: Sequence[str], most: int = 5) -> str:
 
 
 def read_spacing(config: Config, abbreviations: Sequence[str], records: list[Record]) -> list[Record]:
-    """The records with their spacing, mm per original px: their own, else by config.spacing, else nan.
+    """Return the records with their spacing, mm per original px: their own, or by config.spacing, or nan.
 
-    "ruler": ruler_mm over the distance of the two ruler points, the median over all images of one size, since
-    a click error of 1 px on a 10-mm ruler is 2 % of every error in mm.
-    Raises UserError if only some records end with a spacing, or a ruler is missing.
+    "ruler": ruler_mm divided by the distance of the two ruler points, the median over all images of one size, because
+    a click error of 1 px on a 10-mm ruler changes every error in mm by 2 %.
+    Raises UserError if a ruler is missing, or if only some records get a spacing.
     """
     if isinstance(config.spacing, float):
         records = [replace(r, spacing=config.spacing) if math.isnan(r.spacing) else r for r in records]
@@ -233,8 +227,8 @@ def read_spacing(config: Config, abbreviations: Sequence[str], records: list[Rec
         absent = [name for name in config.ruler if name not in abbreviations]
         if absent:
             raise UserError(
-                f"{config.json_path} has no ruler point {absent[0]!r}: set spacing to mm per px (or none, for "
-                "errors in px), and report_exclude to the points to leave out of the headline (or none)"
+                f"{config.json_path} has no ruler point {absent[0]!r}: set spacing to mm per px (or to none, for "
+                "errors in px), and report_exclude to the points to leave out of the headline figures (or to none)"
             )
         rows = [abbreviations.index(name) for name in config.ruler]
         rulers: dict[tuple[int, int], list[float]] = {}
@@ -251,7 +245,7 @@ def read_spacing(config: Config, abbreviations: Sequence[str], records: list[Rec
         without = [r for r in records if math.isnan(r.spacing) and r.size not in rulers]
         if without:
             raise UserError(
-                f"{config.json_path}: image {without[0].name} and all others of {without[0].size[0]} x "
+                f"{config.json_path}: image {without[0].name} and all other images of {without[0].size[0]} x "
                 f"{without[0].size[1]} px have no ruler; give its record a spacing in mm per px"
             )
         medians = {size: float(np.median(values)) for size, values in rulers.items()}

@@ -1,6 +1,6 @@
-"""DICOM images, by pydicom: the pixels as a radiologist sees them, and mm per px. No text of a file is kept.
+"""Read DICOM images with pydicom: the pixels as a radiologist sees them, and mm per px. No text of a file is kept.
 
-Rescaled and windowed as the file says (modality and VOI LUT), MONOCHROME1 turned so that bone is bright, 16 bit.
+Modality and VOI LUT are applied, MONOCHROME1 is inverted so that bone is bright, and the result has 16 bits.
 """
 
 import math
@@ -16,15 +16,15 @@ ENDINGS = (".dcm", ".dicom")
 
 
 class Dicom(NamedTuple):
-    """What a DICOM file gives."""
+    """The contents of a DICOM file that are used."""
 
-    image: np.ndarray  # (h, w) uint16, over the whole range
+    image: np.ndarray  # (h, w) uint16, stretched to the whole range
     spacing: float | None  # mm per px
-    notes: list[str]
+    notes: list[str]  # for the user: where the spacing comes from
 
 
 def is_dicom(file: Path) -> bool:
-    """Whether a file is named, or begins, like a DICOM file: scanners often write them without an ending."""
+    """Return whether a file is named, or starts, like a DICOM file: scanners often write them without an ending."""
     if file.suffix.lower() in ENDINGS:
         return True
     with open(file, "rb") as opened:
@@ -32,7 +32,7 @@ def is_dicom(file: Path) -> bool:
 
 
 def read(file: Path) -> Dicom:
-    """A single grey image. Raises UserError for anything else, and where pydicom is not there."""
+    """Read a file with a single grey image. Raises UserError for anything else, and if pydicom is missing."""
     try:
         import pydicom
         from pydicom.pixels import apply_modality_lut, apply_voi_lut
@@ -47,10 +47,9 @@ def read(file: Path) -> Dicom:
         spacings = {key: numbers_of(data.get(key)) for key in ("PixelSpacing", "ImagerPixelSpacing")}
     except FileNotFoundError:
         raise UserError(f"{file} does not exist") from None
-    except Exception as error:  # pydicom and its decoders raise whatever they stumble over
-        raise UserError(
-            f"{file} cannot be read as a DICOM image: {(str(error) or repr(error)).splitlines()[0]}"
-        ) from None
+    except Exception as error:  # pydicom and its decoders raise all kinds of errors
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise UserError(f"{file} cannot be read as a DICOM image: {reason}") from None
     if pixels.ndim != 2 or not photometric.startswith("MONOCHROME"):
         raise UserError(f"{file}: expected one grey image, found {pixels.shape} in {photometric}")
     low, high = values.min(), values.max()
@@ -62,14 +61,14 @@ def read(file: Path) -> Dicom:
 
 
 def numbers_of(value) -> list[float]:
-    """A DICOM value of one or several numbers, or none."""
+    """Return the numbers of a DICOM value: none, one or several."""
     if value is None:
         return []
     return [float(each) for each in (value if isinstance(value, Sequence) and not isinstance(value, str) else [value])]
 
 
 def choose_spacing(spacings: dict[str, list[float]], file: Path) -> tuple[float | None, list[str]]:
-    """mm per px: PixelSpacing, else ImagerPixelSpacing, which holds at the detector and not in the patient."""
+    """Return mm per px and notes: PixelSpacing, else ImagerPixelSpacing, which is measured at the detector."""
     for key, values in spacings.items():
         if not values:
             continue
@@ -80,7 +79,7 @@ def choose_spacing(spacings: dict[str, list[float]], file: Path) -> tuple[float 
         if key == "PixelSpacing" and values != spacings["ImagerPixelSpacing"]:
             return values[1], []
         return values[1], [
-            f"{file.name}: {values[1]:g} mm per px is its ImagerPixelSpacing, at the detector; the patient is "
-            "magnified by the distance to it (about 1.1 in cephalograms), so true lengths are smaller"
+            f"{file.name}: {values[1]:g} mm per px is its ImagerPixelSpacing, measured at the detector; the projection "
+            "magnifies the patient (by about 1.1 in cephalograms), so true lengths are smaller"
         ]
     return None, [f"{file.name}: no PixelSpacing"]

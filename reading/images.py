@@ -1,6 +1,6 @@
-"""Images as arrays: reading a file, warping, varying and normalising intensities.
+"""Images as arrays: read a file, warp, augment and normalise intensities.
 
-Nothing here knows a record or a landmark. Letters and frames: data.py.
+Nothing here depends on records or landmarks. data.py defines the letters and frames.
 """
 
 import math
@@ -22,12 +22,11 @@ IMAGENET_SD = np.array((0.229, 0.224, 0.225), np.float32)
 
 
 def read_image(path: Path) -> np.ndarray:
-    """An image file as (h, w) grey or (h, w, 3) RGB; uint8, or float32 in 0..255 for deeper images.
+    """Read an image file as (h, w) grey or (h, w, 3) RGB; uint8, or float32 in 0..255 for deeper images.
 
-    A deeper image (16 bit) is stretched from its own minimum..maximum, since files do not state how many of
-    the bits are in use; so is DICOM, once it is windowed as its file says. The EXIF orientation is obeyed, as
-    annotation programs do.
-    Raises UserError for a file that is absent, empty, cut off or no image.
+    A deeper image (16 bit, or DICOM after its own windowing) is stretched from its minimum..maximum, because files do
+    not state how many of the bits are used. The EXIF orientation is applied, as annotation programs do.
+    Raises UserError for a file that is absent, empty, truncated or not an image.
     """
     try:
         if path.stat().st_size == 0:
@@ -39,7 +38,9 @@ def read_image(path: Path) -> np.ndarray:
             if upright.mode.startswith(("I", "F")):
                 deep = np.asarray(upright)
                 if not np.isfinite(deep).all():
-                    raise UserError(f"image {path} holds nan or infinite values; restore the file or remove its record")
+                    raise UserError(
+                        f"image {path} contains nan or infinite values; restore the file or remove its record"
+                    )
                 return stretch_intensities(deep)
             return np.asarray(upright.convert("L" if upright.mode in ("1", "L", "LA") else "RGB"))
     except FileNotFoundError:
@@ -55,16 +56,16 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def stretch_intensities(image: np.ndarray) -> np.ndarray:
-    """Intensities of any range as float32 in 0..255."""
+    """Stretch intensities of any range to 0..255, float32."""
     image = image.astype(np.float32)
     low, high = float(image.min()), float(image.max())
     return (image - low) * (255 / max(high - low, 1e-6))
 
 
 def shrink_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """An image at most twice as large as size = (W, H): area averaging, so that a warp of it does not alias.
+    """Shrink an image to twice size = (W, H) by averaging areas, so that warping it does not alias.
 
-    Not shrunk if one of its sides is smaller than that. Grey in three equal channels becomes grey in one.
+    It keeps its size if one side is smaller than that. Three equal channels become one.
     """
     if image.ndim == 3 and (image == image[..., :1]).all():
         image = np.ascontiguousarray(image[..., 0])
@@ -77,10 +78,10 @@ def shrink_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def warp_image(
     image: np.ndarray, to_source: np.ndarray, size: tuple[int, int], displacement: np.ndarray | None = None
 ) -> np.ndarray:
-    """An image (h, w[, 3]) seen through an affine (network px -> its px), as (H, W[, 3]); size = (W, H).
+    """Warp an image (h, w[, 3]) by an affine (network px -> its px) to (H, W[, 3]); size = (W, H). Outside it is 0.
 
-    A plain resize averages areas. Everything else is one bilinear warp, where it shrinks the image to twice the size,
-    of which areas are then averaged: an augmented image is as smooth as a plain one. Outside the image: 0.
+    A plain resize averages areas. Everything else is one bilinear warp; if it shrinks the image, it is drawn at twice
+    the size and its areas are averaged, so that an augmented image is as smooth as a plain one.
     displacement: (H, W, 2) network px, added to a network pixel before the affine.
     """
     image_size = (image.shape[1], image.shape[0])
@@ -97,12 +98,12 @@ def warp_image(
         places = apply_affine(resize_affine(drawn_size, size), np.stack([x, y], -1).astype(np.float32))
         places += cv2.resize(displacement, drawn_size, interpolation=cv2.INTER_LINEAR)
         points = apply_affine(to_source, places).astype(np.float32)
-        drawn = cv2.remap(image, points, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+        drawn = cv2.remap(image, points, None, cv2.INTER_LINEAR)  # type: ignore[call-overload]
     return cv2.resize(drawn, size, interpolation=cv2.INTER_AREA) if shrinks else drawn
 
 
 def vary_intensities(image: np.ndarray, strength: float, generator: np.random.Generator) -> np.ndarray:
-    """Random gamma, contrast, brightness and noise on intensities in 0..1; strength 0..1."""
+    """Vary gamma, contrast, brightness and noise of intensities in 0..1 at random; strength 0..1."""
     gamma = math.exp(generator.uniform(-strength, strength))
     contrast = 1 + generator.uniform(-strength, strength)
     brightness = 0.5 * generator.uniform(-strength, strength)
@@ -112,13 +113,13 @@ def vary_intensities(image: np.ndarray, strength: float, generator: np.random.Ge
 
 
 def blur_image(image: np.ndarray, most: float, generator: np.random.Generator) -> np.ndarray:
-    """Gaussian blur of a random standard deviation up to `most` px."""
+    """Blur by a Gaussian with a random standard deviation of up to `most` px."""
     sigma = most * generator.uniform()
     return cv2.GaussianBlur(image, (0, 0), sigma) if sigma > 0.1 else image
 
 
 def cut_out(image: np.ndarray, most: float, generator: np.random.Generator) -> np.ndarray:
-    """In half of the images, a random rectangle of up to `most` of each side takes a random grey."""
+    """Fill a random rectangle, up to `most` of each side, with a random grey in half of the images."""
     image = image.copy()
     height, width = image.shape[:2]
     if generator.uniform() < 0.5:
@@ -129,6 +130,6 @@ def cut_out(image: np.ndarray, most: float, generator: np.random.Generator) -> n
 
 
 def normalise_image(image: np.ndarray) -> Tensor:
-    """Intensities in 0..1, (H, W) grey or (H, W, 3) RGB -> (3, H, W) float32 by the ImageNet statistics."""
+    """Normalise intensities in 0..1, (H, W) grey or (H, W, 3) RGB, to (3, H, W) float32 by the ImageNet statistics."""
     rgb = image if image.ndim == 3 else image[..., None]
     return torch.from_numpy(np.ascontiguousarray(((rgb - IMAGENET_MEAN) / IMAGENET_SD).transpose(2, 0, 1), np.float32))

@@ -1,4 +1,4 @@
-"""The data set of a run: checked records (annotation.py), and which of them train, validate and test."""
+"""The data set of a run: checked records (annotation.py) and their splits for training, validation and testing."""
 
 import logging
 import math
@@ -17,7 +17,7 @@ log = logging.getLogger("farnet")
 
 @dataclass(frozen=True)
 class LandmarkData:
-    """A checked data set: its landmarks, its records, and which records form which split."""
+    """A checked data set: its landmarks, its records, and the indices of the records in each split."""
 
     abbreviations: tuple[str, ...]
     names: tuple[str, ...]
@@ -25,22 +25,22 @@ class LandmarkData:
     splits: dict[str, tuple[int, ...]]
 
     def select(self, split: str) -> list[Record]:
-        """The records of a split; none if there is no such split."""
+        """Return the records of a split; [] if there is no such split."""
         return [self.records[index] for index in self.splits.get(split, ())]
 
     @property
     def test_sets(self) -> list[str]:
-        """Every split that is neither train nor val."""
+        """The names of the splits other than train and val."""
         return [split for split in self.splits if split not in ("train", "val")]
 
     def landmark_box(self, split: str) -> tuple[float, float, float, float]:
-        """Left, top, right, bottom of where a split's landmarks lie, as fractions of their images' sizes."""
+        """Return left, top, right, bottom of the box of a split's landmarks, as fractions of their images' sizes."""
         places = np.concatenate([(record.landmarks + 0.5) / record.size for record in self.select(split)])
         return (*np.nanmin(places, 0).tolist(), *np.nanmax(places, 0).tolist())
 
     @property
     def unit(self) -> str:
-        """mm if the spacing is known, else px."""
+        """The unit of errors: mm if the spacing is known, else px."""
         return "px" if any(math.isnan(record.spacing) for record in self.records) else "mm"
 
 
@@ -51,18 +51,17 @@ def load_data(
     seen: Mapping[str, str] | None = None,
     for_training: bool = True,
 ) -> LandmarkData:
-    """Read and check everything that config.img_dir and config.json_path hold.
+    """Return the data set in config.img_dir and config.json_path, checked. Raises UserError.
 
-    abbreviations: the landmarks and their order where a checkpoint fixes them; else those of the file.
-    splits: image names per split where a run fixes them; else the records' own, else drawn.
-    seen: for a test, the split of each image that the checkpoint has seen, by fingerprint; without splits of their
-    own, images that are not among them form the test set.
-    Raises UserError, one line that names file, record and point, for everything that is wrong.
+    abbreviations: the landmarks and their order, where a checkpoint fixes them; else those of the file.
+    splits: image names per split, where a run fixes them; else the records' own, else drawn.
+    seen: to test a checkpoint, the split of each image it has seen, by fingerprint. If the records name no splits, all
+    other images form the test set.
     """
     json_path, img_dir = config.json_path, config.img_dir
     abbreviations, names, records = read_annotation(json_path, img_dir, config.num_landmarks, abbreviations)
     check_names(config.explain_landmarks, abbreviations, "landmark")
-    optional = set(config.ruler)  # the default leaves the ruler out of the headline, whether there is one or not
+    optional = set(config.ruler)  # report_exclude names the ruler by default, even if the data has none
     check_names((name for name in config.report_exclude if name not in optional), abbreviations, "landmark")
     records = read_spacing(config, abbreviations, read_images(json_path, img_dir, abbreviations, records))
     named = {record.name: index for index, record in enumerate(records)}
@@ -72,6 +71,15 @@ def load_data(
         missing = [name for members in splits.values() for name in members if name not in named]
         if missing:
             raise UserError(f"{config.json_path}: image {missing[0]} of the run's split.json has no record any more")
+        known = {name for members in splits.values() for name in members}
+        new = [record.name for record in records if record.name not in known]
+        if config.folds:  # test sets that the records name belong to no fold
+            new = [name for name in new if records[named[name]].split in (None, "train", "val")]
+        if new:
+            log.warning(
+                "%s: %d records are not in the run's split.json and are left out: %s; start a new run to use them",
+                config.json_path, len(new), shorten(new),
+            )  # fmt: skip
         indices = {split: [named[name] for name in members] for split, members in splits.items()}
     data = LandmarkData(abbreviations, names, tuple(records), {k: tuple(v) for k, v in indices.items()})
     check_splits(config, data, seen or {}, for_training)
@@ -79,14 +87,14 @@ def load_data(
 
 
 def split_records(config: Config, records: Sequence[Record], seen: Mapping[str, str] | None) -> dict[str, list[int]]:
-    """Indices of the records per split: their own; or where a checkpoint has `seen` them; or drawn by seed.
+    """Return the indices of the records per split: their own, or as a checkpoint has `seen` them, or drawn.
 
-    Drawn splits keep a patient's images together; images with equal pixels count as one patient.
+    Drawn splits keep the images of a patient together. Images with equal pixels count as one patient.
     Raises UserError if only some records name a split.
     """
     everything = list(range(len(records)))
     if config.split == "same":
-        log.warning("split same: the test images are training images; the figures are a sanity check, not a result")
+        log.warning("split same: the test images are the training images; the figures are a sanity check, not a result")
         return {"train": everything, "test": everything}
     if config.folds:
         return split_fold(config, records, seen)
@@ -110,7 +118,7 @@ def split_records(config: Config, records: Sequence[Record], seen: Mapping[str, 
 def draw_groups(
     records: Sequence[Record], members: Sequence[int], fractions: Mapping[str, float], seed: int
 ) -> dict[str, list[int]]:
-    """Some of the records (members) dealt to splits by their fractions, the rest to "train"; patients stay together."""
+    """Deal some records (members) to splits by their fractions, the rest to "train"; patients stay together."""
     groups = group_patients(records, members, seed)
     splits: dict[str, list[int]] = {}
     for split, fraction in fractions.items():
@@ -118,7 +126,7 @@ def draw_groups(
             continue
         chosen: list[int] = []
         wanted = max(1, round(fraction * len(members)))
-        # groups that fit, in the drawn order; where none does, the smallest
+        # groups that fit, in the drawn order; if none fits, the smallest
         for candidates in list(groups):
             if len(chosen) + len(candidates) <= wanted:
                 chosen += candidates
@@ -131,15 +139,15 @@ def draw_groups(
 
 
 def split_fold(config: Config, records: Sequence[Record], seen: Mapping[str, str] | None) -> dict[str, list[int]]:
-    """Indices of train, val and test in a fold of a cross-validation; patients stay together.
+    """Return the indices of train, val and test in a fold of a cross-validation; patients stay together.
 
-    Where records name splits, those of train and val are dealt to the folds, and named test sets are left alone.
+    If records name splits, those in train and val are dealt to the folds, and named test sets are left out.
     Raises UserError if there are fewer patients than folds.
     """
     fixed = {None: "test", "train": "test", "val": "test"}  # images new to a checkpoint, where records name splits
     if seen is not None:
         known = [seen.get(record.fingerprint) if record.split in fixed else None for record in records]
-        if any(known):  # its own data: what belonged to no fold stays out of it
+        if any(known):  # the checkpoint's own data: records outside the folds stay out
             return {split: members for split, members in group_indices(known).items() if split is not None}
         return group_indices([fixed.get(record.split, record.split) for record in records])
     members = [index for index, record in enumerate(records) if record.split in fixed]
@@ -158,8 +166,8 @@ def split_fold(config: Config, records: Sequence[Record], seen: Mapping[str, str
 
 
 def group_patients(records: Sequence[Record], members: Sequence[int], seed: int) -> list[list[int]]:
-    """The records (members) in groups that belong to one patient or have equal pixels, in an order drawn by seed."""
-    group = {index: index for index in members}  # the first of the images that belong together
+    """Group records (members) that share a patient or have equal pixels; the groups are in an order drawn by seed."""
+    group = {index: index for index in members}  # the first record of its group
     for key in ("patient", "fingerprint"):
         first: dict[str, int] = {}
         for index in members:
@@ -172,7 +180,7 @@ def group_patients(records: Sequence[Record], members: Sequence[int], seed: int)
 
 
 def group_indices(splits: Sequence[Any]) -> dict[Any, list[int]]:
-    """Indices per split from the split of each record."""
+    """Return the indices per split from the split of each record."""
     indices: dict[str, list[int]] = {}
     for index, split in enumerate(splits):
         indices.setdefault(split, []).append(index)
@@ -180,7 +188,7 @@ def group_indices(splits: Sequence[Any]) -> dict[Any, list[int]]:
 
 
 def check_splits(config: Config, data: LandmarkData, trained: Mapping[str, str], for_training: bool) -> None:
-    """Refuse a split that leaves nothing to train on; warn of images on both sides of one, or `trained` on before."""
+    """Refuse splits without training images; warn of equal images in two splits and of test images `trained` on."""
     sizes = ", ".join(f"{split} {len(members)}" for split, members in data.splits.items())
     log.info("%d images, %d landmarks: %s", len(data.records), len(data.abbreviations), sizes)
     if for_training and not data.splits.get("train"):
@@ -199,4 +207,4 @@ def check_splits(config: Config, data: LandmarkData, trained: Mapping[str, str],
         for record in (data.records[index] for index in members):
             other = first.setdefault(record.fingerprint, (split, record.name))
             if other[0] != split:
-                log.warning("equal images on both sides: %s (%s) and %s (%s)", other[1], other[0], record.name, split)
+                log.warning("equal images in two splits: %s (%s) and %s (%s)", other[1], other[0], record.name, split)
