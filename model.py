@@ -17,6 +17,7 @@ from detector import LandmarkDetector
 from machine import uses_bfloat16
 from networks.backbone import Backbone
 from networks.heads import ComposedHead, RefinementHead, upsample
+from networks.normalisation import use_image_statistics
 from utils import decode_heatmaps, gaussian_heatmaps, scale_landmarks
 
 # --- Network -------------------------------------------------------------------------------------
@@ -50,21 +51,6 @@ class UpConvNormReLU(ConvNormReLU):
         conv, norm, relu = self
         weight_below, weight_beside = conv.weight.split(self.shares, dim=1)
         return relu(norm(upsample(F.conv2d(below, weight_below)) + F.conv2d(beside, weight_beside, conv.bias)))
-
-
-def use_image_statistics(module: nn.Module) -> None:
-    """Replace every batch norm inside a module by the norm of each image's own statistics, with its weights.
-
-    The release trains and tests at batch size 1 and never leaves train mode, which is this function; with it, what
-    is trained is what is tested, an image's result depends on no other image, and any batch size gives the same.
-    """
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            norm = nn.InstanceNorm2d(child.num_features, child.eps, affine=True)
-            norm.weight, norm.bias = child.weight, child.bias
-            setattr(module, name, norm)
-        else:
-            use_image_statistics(child)
 
 
 class FARNetNetwork(nn.Module):

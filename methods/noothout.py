@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from config import Config
 from detector import LandmarkDetector
 from methods.patches import class_targets, count_votes, displacement_targets, patch_loss, random_chunk, take_windows
-from model import use_image_statistics
+from networks.normalisation import use_image_statistics
 from networks.patch_networks import GlobalNetwork, LocalNetworks
 from run_folder import read_checkpoint, seen_images
 from settings import UserError

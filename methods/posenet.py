@@ -19,8 +19,8 @@ from torch.optim import Optimizer
 from config import Config
 from detector import LandmarkDetector, split_batch
 from machine import average_gradients, mean_over_processes
-from model import use_image_statistics
 from networks.hourglass import STRIDE, Discriminator, Generator
+from networks.normalisation import use_image_statistics
 from utils import decode_heatmaps, gaussian_heatmaps, is_loss_term, network_errors, scale_landmarks
 
 

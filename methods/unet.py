@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from config import Config
 from detector import LandmarkDetector
-from model import use_image_statistics
 from networks.backbone import read_backbone_weights
+from networks.normalisation import use_image_statistics
 from settings import UserError, check_names
 from utils import decode_heatmaps, is_exporting, require_finite
 
