@@ -201,7 +201,7 @@ class FARNet(LandmarkDetector):
         return {name: ewc_loss(maps, target, annotated, self.config.ewc_alpha) for name, maps, target in pairs}
 
     def decode(self, outputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return the peaks of the fine heatmaps; the score is the peak's height, about 1 for a certain landmark."""
+        """Return the peaks of the fine heatmaps; the score is the peak's height, about 1 if confident."""
         return decode_heatmaps(outputs[1], self.config.decode, self.config.sigma)
 
     def last_layer(self) -> nn.Module:

@@ -82,9 +82,6 @@ class NoothoutConfig(Config):
         return super().without_pretrained().replace(global_checkpoint=None)
 
 
-# --- Method ----------------------------------------------------------------------------------------
-
-
 class Noothout(LandmarkDetector):
     """Patches of the whole image vote for every landmark; then patches of a crop around each result vote again.
 

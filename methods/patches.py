@@ -30,24 +30,21 @@ def patch_centres(length: int, patch: int, device: torch.device | None = None) -
 
 def class_targets(landmarks: Tensor, grid: Sequence[int], patch: int) -> Tensor:
     """Return (B, N, *grid) bool, true at the patch that contains the landmark (B, N, D) px; all false if missing."""
-    dims = landmarks.shape[-1]
     cells = ((landmarks + 0.5) / patch).floor()  # a pixel extends half a px to each side of its centre
     held = [
-        on_grid(cells[..., axis, None] == torch.arange(grid[dims - 1 - axis], device=landmarks.device), axis, dims)
-        for axis in range(dims)
+        on_grid(cells[..., axis, None] == torch.arange(length, device=landmarks.device), axis, len(grid))
+        for axis, length in enumerate(reversed(grid))
     ]
     return reduce(torch.logical_and, held)
 
 
 def displacement_targets(landmarks: Tensor, grid: Sequence[int], patch: int, base: float) -> Tensor:
     """Return to_log of the px from each patch's centre to the landmarks (B, N, D) px: (B, N, D, *grid); missing: 0."""
-    dims = landmarks.shape[-1]
-    each = []
-    for axis in range(dims):
-        centres = patch_centres(grid[dims - 1 - axis], patch, landmarks.device)
-        logs = to_log(landmarks[..., axis, None] - centres, base).nan_to_num(0.0)
-        each.append(on_grid(logs, axis, dims).expand(*landmarks.shape[:2], *grid))
-    return torch.stack(each, 2)
+    dims, maps = landmarks.shape[-1], []
+    for axis, length in enumerate(reversed(grid)):
+        logs = to_log(landmarks[..., axis, None] - patch_centres(length, patch, landmarks.device), base)
+        maps.append(on_grid(logs.nan_to_num(0.0), axis, dims).expand(*landmarks.shape[:2], *grid))
+    return torch.stack(maps, 2)
 
 
 def to_log(distance: Tensor, base: float) -> Tensor:
@@ -69,11 +66,11 @@ def count_votes(logits: Tensor, displacements: Tensor, patch: int, base: float) 
     """
     for votes in (logits, displacements):
         require_finite(votes, "votes")
-    dims, grid = displacements.shape[2], logits.shape[2:]
+    grid = logits.shape[2:]
     votes = from_log(displacements.float(), base)
     centres = [
-        on_grid(patch_centres(grid[dims - 1 - axis], patch, logits.device), axis, dims).expand(grid)
-        for axis in range(dims)
+        on_grid(patch_centres(length, patch, logits.device), axis, len(grid)).expand(grid)
+        for axis, length in enumerate(reversed(grid))
     ]
     votes = (votes + torch.stack(centres)).flatten(3)
     weights = F.logsigmoid(logits.float().flatten(2)).softmax(-1)[:, :, None]  # sigmoid / sum, safe for tiny sums

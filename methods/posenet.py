@@ -27,34 +27,38 @@ from utils import decode_heatmaps, gaussian_heatmaps, is_loss_term, network_erro
 
 @dataclass(frozen=True)
 class PoseNetConfig(Config):
-    """The paper's recipe without its occlusion maps; "ours" marks values that the paper does not state."""
+    """The paper's recipe without its occlusion maps.
+
+    The paper does not state keep_aspect, sigma, decode, batch_size, pretrain_epochs, hourglass_depth,
+    discriminator_channels, delta and epsilon: these values are ours.
+    """
 
     method: str = "posenet"  # Adversarial PoseNet
     height: int = 256  # of the network input, px, a multiple of 32 from 64
     width: int = 256  # of the network input, px, a multiple of 32 from 64
-    keep_aspect: bool = True  # ours; true: keep the aspect ratio, filling up with what surrounds it | false: stretch
+    keep_aspect: bool = True  # true: keep the aspect ratio, filling up with what surrounds the crop | false: stretch
     backbone_weights: str = "none"  # none: the method has its own networks
     norm: str = "batch"  # batch | instance: statistics of the batch or of each image
-    sigma: float = 4.0  # ours; standard deviation of the Gaussians, px; the maps have a quarter of the size: 1 px there
-    decode: str = "subpixel"  # ours; argmax: the highest pixel | subpixel: a Gaussian fitted around it
+    sigma: float = 4.0  # standard deviation of the Gaussians, px; the maps have a quarter of the size: 1 px there
+    decode: str = "subpixel"  # argmax: the highest pixel | subpixel: a Gaussian fitted around it
     epochs: int = 230  # passes over the training images
-    batch_size: int = 8  # ours; images per step
+    batch_size: int = 8  # images per step
     lr: float = 2.5e-4  # learning rate
     lr_milestones: tuple[int, ...] = ()  # epochs, for lr_schedule step; none: a constant learning rate
     optimizer: str = "rmsprop"  # adam | adamw: decoupled weight decay | rmsprop
     rotation: float = 30.0  # augmentation: up to +- this many degrees
     scaling: float = 0.25  # augmentation: up to +- this fraction, 0 to 1
     adversarial: str = "pose+confidence"  # none: the generator alone | pose: with P | pose+confidence: with P and C
-    pretrain_epochs: int = 20  # ours; epochs that train the generator alone before P and C take part
+    pretrain_epochs: int = 20  # epochs that train the generator alone before P and C take part
     stacks: int = 4  # hourglasses of the generator, one after another, at least 1
-    hourglass_depth: int = 4  # ours; how often an hourglass halves its maps, at least 1
+    hourglass_depth: int = 4  # how often an hourglass halves its maps, at least 1
     channels: int = 512  # width of the generator, a multiple of 4
-    discriminator_channels: int = 128  # ours; width of P and of C, a multiple of 4
+    discriminator_channels: int = 128  # width of P and of C, a multiple of 4
     occlusion: bool = False  # true: also maps of occluded landmarks, with their own hourglasses, which P and C see
     pose_weight: float = 1 / 180  # weight of P in the generator's loss, 0 or above
     confidence_weight: float = 1 / 220  # weight of C in the generator's loss, 0 or above
-    delta: float = 4.0  # ours; P should call a landmark real within this distance, mm (original px without a spacing)
-    epsilon: float = 1.0  # ours; C should call a map real if its squared error, summed over pixels, is below this
+    delta: float = 4.0  # P should call a landmark real within this distance, mm (original px without a spacing)
+    epsilon: float = 1.0  # C should call a map real if its squared error, summed over pixels, is below this
     objective: str = "minimax"  # minimax: the paper's | real: the generator wants every landmark to be called real
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -155,14 +159,14 @@ class PoseNet(LandmarkDetector):
     def loss(self, batch: Sample, epoch: int) -> dict[str, Tensor]:
         """Return half the squared error of the maps of all stacks, and the losses of the discriminators alone."""
         outputs, truth = self(batch.image), self.labels(batch, epoch)
-        terms = {"maps": maps_loss(outputs, truth, is_annotated(batch))}
+        terms = {"maps": maps_loss(outputs, truth, batch.landmarks.isfinite().all(-1))}
         for letter in self.config.judges if epoch >= self.config.pretrain_epochs else ():
             terms |= self.judge_fake(letter, batch, outputs[-1].detach().float(), truth)
             terms |= self.judge_true(letter, batch, truth)
         return {name: term for name, term in terms.items() if is_loss_term(name)}
 
     def decode(self, outputs: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return the peaks of the last stack's pose maps; the score is the height, about 1 if certain."""
+        """Return the peaks of the last stack's pose maps; the score is the height, about 1 if confident."""
         maps = outputs[-1][:, : self.num_landmarks]
         landmarks, score = decode_heatmaps(maps, self.config.decode, self.config.sigma / STRIDE)
         return scale_landmarks(landmarks, STRIDE), score
@@ -239,26 +243,23 @@ class PoseNet(LandmarkDetector):
         def draw(i: int) -> dict[str, Tensor]:
             outputs = self(parts[i].image)
             fakes.append(outputs[-1].detach().float())
-            return {"maps": maps_loss(outputs, truths[i], is_annotated(parts[i]))}
-
-        def judge_fake(letter: str, i: int) -> dict[str, Tensor]:
-            return self.judge_fake(letter, parts[i], fakes[i], truths[i])
-
-        def judge_true(letter: str, i: int) -> dict[str, Tensor]:
-            return self.judge_true(letter, parts[i], truths[i])
+            return {"maps": maps_loss(outputs, truths[i], parts[i].landmarks.isfinite().all(-1))}
 
         def draw_again(i: int) -> dict[str, Tensor]:
             outputs = self(parts[i].image)
-            loss = maps_loss(outputs, truths[i], is_annotated(parts[i]))
+            loss = maps_loss(outputs, truths[i], parts[i].landmarks.isfinite().all(-1))
             (gradient,) = torch.autograd.grad(loss, outputs[-1], retain_graph=True)
             terms = self.adversarial_terms(parts[i], outputs[-1], truths[i])
             return {"maps_again": loss, "gradient_truth": gradient.float().norm(), **terms}
 
+        def train_judge(letter: str) -> None:
+            take_step(letter, lambda i: self.judge_fake(letter, parts[i], fakes[i], truths[i]))
+            take_step(letter, lambda i: self.judge_true(letter, parts[i], truths[i]))
+
         take_step("generator", draw)
         if epoch >= self.config.pretrain_epochs:
             for letter in self.config.judges:
-                take_step(letter, partial(judge_fake, letter))
-                take_step(letter, partial(judge_true, letter))
+                train_judge(letter)
             take_step("generator", draw_again)
         return values
 
@@ -268,14 +269,12 @@ class PoseNet(LandmarkDetector):
         minimax: the part of the discriminators' objective that the maps change, E log(1 - |D(maps) - label|);
         real: E -log D(maps).
         """
-        terms = {}
+        terms, minimax = {}, self.config.objective == "minimax"
         for letter, weight in self.config.judges.items():
             logits = self.judge(letter, batch, maps.float())
-            if self.config.objective == "minimax":
-                term = -masked_entropy(logits, self.fake_labels(letter, batch, maps.float(), truth), is_inside(batch))
-            else:
-                term = masked_entropy(logits, torch.ones_like(logits), is_inside(batch))
-            terms[f"adversarial_{letter}"] = weight * term
+            real = self.fake_labels(letter, batch, maps.float(), truth) if minimax else torch.ones_like(logits)
+            entropy = masked_entropy(logits, real, is_inside(batch))
+            terms[f"adversarial_{letter}"] = weight * (-entropy if minimax else entropy)
         for letter in self.config.judges:
             (gradient,) = torch.autograd.grad(terms[f"adversarial_{letter}"], maps, retain_graph=True)
             terms[f"gradient_{letter}"] = gradient.float().norm()
@@ -313,11 +312,6 @@ class PoseNet(LandmarkDetector):
 
 
 # --- Losses --------------------------------------------------------------------------------------
-
-
-def is_annotated(batch: Sample) -> Tensor:
-    """Return which landmarks (B, N) of a batch have a true map."""
-    return batch.landmarks.isfinite().all(-1)
 
 
 def is_inside(batch: Sample) -> Tensor:

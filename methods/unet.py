@@ -72,11 +72,10 @@ def draw_diamonds(landmarks: Tensor, size: Sequence[int], radius: int) -> Tensor
     Equals `radius` binary dilations of one pixel with its four neighbours, cut off at the border. size: (h, w).
     The mask of a missing landmark (nan), or of one whose diamond lies outside the image, is empty.
     """
-    steps = [
-        (torch.arange(length, device=landmarks.device) - landmarks[..., axis, None].round()).abs()
-        for axis, length in ((0, size[1]), (1, size[0]))
-    ]
-    return steps[0][..., None, :] + steps[1][..., :, None] <= radius
+    rows, columns = (torch.arange(length, device=landmarks.device) for length in size)
+    x_steps = (columns - landmarks[..., 0, None].round()).abs()
+    y_steps = (rows - landmarks[..., 1, None].round()).abs()
+    return x_steps[..., None, :] + y_steps[..., :, None] <= radius
 
 
 # --- Decoding ------------------------------------------------------------------------------------

@@ -6,9 +6,8 @@ from torch import nn
 def use_image_statistics(module: nn.Module) -> None:
     """Replace every batch norm inside a module with a norm over each image's own statistics; keep its weights.
 
-    FARNet's release trains and tests at batch size 1 and never leaves train mode, which computes the same. With this
-    norm the tested function is the trained one, and an image's result depends neither on other images nor on the batch
-    size.
+    FARNet's release computes the same: it trains and tests at batch size 1 and never leaves train mode. The tested
+    function is then the trained one, and the result of an image depends on no other image.
     """
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):

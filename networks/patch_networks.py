@@ -35,10 +35,7 @@ def conv_norm_relu(dims: int, inputs: int, outputs: int, kernel: int, stride: in
 
 
 class Head(nn.Module):
-    """Three 1x1 convolutions, the first two as wide as their input and followed by ReLU, the last always in float32.
-
-    The logarithm of a displacement of 100 px, rounded to bf16, would move the vote by 2 px.
-    """
+    """Three 1x1 convolutions, the first two as wide as their input and followed by ReLU."""
 
     def __init__(self, dims: int, inputs: int, outputs: int, groups: int = 1) -> None:
         super().__init__()
@@ -51,16 +48,16 @@ class Head(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         features = self.body(features)
-        with torch.autocast(features.device.type, enabled=False):
+        with torch.autocast(features.device.type, enabled=False):  # bf16 would move a vote from 100 px away by 2 px
             return self.last(features.float())
 
 
 class PatchNetwork(nn.Module):
     """A trunk and two heads: images -> logits (B, N, *grid) and displacements (B, N, D, *grid) of every patch."""
 
-    trunk: nn.Module
-    class_head: Head
-    displacement_head: Head
+    def __init__(self, layers: list[nn.Module], class_head: Head, displacement_head: Head) -> None:
+        super().__init__()
+        self.trunk, self.class_head, self.displacement_head = nn.Sequential(*layers), class_head, displacement_head
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         features = self.trunk(images)
@@ -76,16 +73,13 @@ class GlobalNetwork(PatchNetwork):
     """
 
     def __init__(self, num_landmarks: int, patch: int, dims: int = 2) -> None:
-        super().__init__()
         layers, width = conv_norm_relu(dims, 1, 16, 7, stride=2), 16
         for stage in range(int(math.log2(patch)) - 1):
             layers += [POOL[dims](2), NORM[dims](width), nn.ReLU(inplace=True)]
             for _ in range(BLOCKS[stage]):
                 layers.append(ResidualBlock(dims, width, WIDTHS[stage]))
                 width = WIDTHS[stage]
-        self.trunk = nn.Sequential(*layers)
-        self.class_head = Head(dims, width, num_landmarks)
-        self.displacement_head = Head(dims, width, num_landmarks * dims)
+        super().__init__(layers, Head(dims, width, num_landmarks), Head(dims, width, num_landmarks * dims))
 
 
 class LocalNetworks(PatchNetwork):
@@ -97,7 +91,6 @@ class LocalNetworks(PatchNetwork):
     patch = 2
 
     def __init__(self, num_landmarks: int, dims: int = 2) -> None:
-        super().__init__()
         n, width = num_landmarks, 1
         layers: list[nn.Module] = []
         for wider in (32, 32, 32, 32, None, 64, 64):
@@ -106,6 +99,4 @@ class LocalNetworks(PatchNetwork):
             else:
                 layers += conv_norm_relu(dims, n * width, n * wider, 3, groups=n)
                 width = wider
-        self.trunk = nn.Sequential(*layers)
-        self.class_head = Head(dims, n * width, n, groups=n)
-        self.displacement_head = Head(dims, n * width, n * dims, groups=n)
+        super().__init__(layers, Head(dims, n * width, n, groups=n), Head(dims, n * width, n * dims, groups=n))
