@@ -5,6 +5,7 @@ J. Digit. Imaging 2022, doi 10.1007/s10278-022-00718-4. Letters and frames: data
 import copy
 import math
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,17 +14,19 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from config import Config
+from data import Sample
 from detector import LandmarkDetector
 from machine import uses_bfloat16
 from networks.backbone import Backbone
 from networks.heads import ComposedHead, RefinementHead, upsample
+from networks.normalisation import use_image_statistics
 from utils import decode_heatmaps, gaussian_heatmaps, scale_landmarks
 
 # --- Network -------------------------------------------------------------------------------------
 
 
 class ConvNormReLU(nn.Sequential):
-    """Convolution with bias, batch norm, ReLU; the size stays, or halves with stride 2."""
+    """Convolution with bias, batch norm, ReLU. Keeps the size, or halves it with stride 2."""
 
     def __init__(self, kernel: int, channels_in: int, channels_out: int, stride: int = 1) -> None:
         super().__init__(
@@ -34,45 +37,32 @@ class ConvNormReLU(nn.Sequential):
 
 
 class UpConvNormReLU(ConvNormReLU):
-    """1x1 ConvNormReLU of the maps of the level below, upsampled, beside those of its own level.
+    """1x1 ConvNormReLU over the maps of the level below, upsampled, joined with the maps of this level.
 
-    A 1x1 convolution commutes with upsampling (whose weights sum to 1), so the maps below are convolved before they
-    grow: the same function with a quarter of that work, and without copying both into one tensor. compose=False: after.
+    A 1x1 convolution commutes with upsampling, because the weights of an interpolation sum to 1. The maps below are
+    convolved before they are upsampled: the same function with a quarter of that work, and without building the joined
+    maps. compose=False joins them first.
     """
 
     def __init__(self, channels_below: int, channels_beside: int, channels_out: int) -> None:
         super().__init__(1, channels_below + channels_beside, channels_out)
         self.shares, self.compose = (channels_below, channels_beside), True
 
-    def forward(self, below: Tensor, beside: Tensor) -> Tensor:
+    def forward(self, below: Tensor, beside: Tensor) -> Tensor:  # type: ignore[override]
         if not self.compose:
             return super().forward(torch.cat([upsample(below), beside], 1))
+        conv: Any
         conv, norm, relu = self
         weight_below, weight_beside = conv.weight.split(self.shares, dim=1)
         return relu(norm(upsample(F.conv2d(below, weight_below)) + F.conv2d(beside, weight_beside, conv.bias)))
 
 
-def use_image_statistics(module: nn.Module) -> None:
-    """Replace every batch norm inside a module by the norm of each image's own statistics, with its weights.
-
-    The release trains and tests at batch size 1 and never leaves train mode, which is this function; with it, what
-    is trained is what is tested, an image's result depends on no other image, and any batch size gives the same.
-    """
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            norm = nn.InstanceNorm2d(child.num_features, child.eps, affine=True)
-            norm.weight, norm.bias = child.weight, child.bias
-            setattr(module, name, norm)
-        else:
-            use_image_statistics(child)
-
-
 class FARNetNetwork(nn.Module):
     """Image (B, 3, H, W) -> coarse (B, N, H/2, W/2) and fine (B, N, H, W) heatmaps, unbounded.
 
-    Multi-scale feature aggregation (MSFA): up from stride 32 to 4 (a), down again (b), up to stride 2 (c);
-    a digit is the level, i.e. stride 2**level. Then the coarse head, and feature refinement (FR) at full size.
-    width: channels of the a maps, 256 in the paper; all others are multiples of it.
+    Multi-scale feature aggregation (MSFA) goes up from stride 32 to 4 (maps a), down again (b) and up to stride 2 (c);
+    the digit is the level, which has stride 2**level. The coarse head and feature refinement (FR) at full size follow.
+    width: channels of the a maps, 256 in the paper; all other widths are in proportion.
     """
 
     def __init__(
@@ -119,13 +109,14 @@ class FARNetNetwork(nn.Module):
 
 
 def fold_network(network: FARNetNetwork) -> nn.Module:
-    """The network in eval mode, composed once and for all, and batch norms folded into the convolutions before them.
+    """Return a copy in eval mode with composed kernels computed once and batch norms folded into convolutions.
 
-    Only a norm that directly follows a convolution folds: not those of each image, nor most of DenseNet's.
+    Only a batch norm that directly follows a convolution can be folded: no norm over each image's own statistics, and
+    few of DenseNet's.
     """
     network = copy.deepcopy(network).eval()
     for block in network.modules():
-        if isinstance(block, ConvNormReLU) and isinstance(block[1], nn.BatchNorm2d):
+        if isinstance(block, ConvNormReLU) and isinstance(block[0], nn.Conv2d) and isinstance(block[1], nn.BatchNorm2d):
             block[0], block[1] = fuse_conv_bn_eval(block[0], block[1]), nn.Identity()
         if isinstance(block, UpConvNormReLU):
             block.compose = True
@@ -136,14 +127,14 @@ def fold_network(network: FARNetNetwork) -> nn.Module:
 
 # --- Loss and method -----------------------------------------------------------------------------
 
-CPU_BLOCK = 2**19  # values of the maps that the loss takes at a time on a CPU
+CPU_BLOCK = 2**19  # heatmap values that the loss processes at a time on a CPU
 
 
 def ewc_loss(heatmaps: Tensor, target: Tensor, annotated: Tensor, alpha: float) -> Tensor:
-    """Exponential weighted centre loss: mean of alpha**target * (target - heatmaps)**2, in float32.
+    """Return the exponential weighted centre loss: mean of alpha**target * (target - heatmaps)**2, in float32.
 
-    heatmaps, target: (B, N, h, w), target in 0..1. annotated: (B, N) bool; the mean runs over the pixels of
-    these landmarks alone, and is 0 when there are none. The weight is alpha at a peak, 1 far from it.
+    heatmaps, target: (B, N, h, w), target in 0..1. annotated: (B, N) bool; the mean is over the pixels of these
+    landmarks only, and 0 if there are none. The weight is alpha at a peak and 1 far from it.
     """
     return EWCLoss.apply(heatmaps, target, annotated, alpha)
 
@@ -151,9 +142,9 @@ def ewc_loss(heatmaps: Tensor, target: Tensor, annotated: Tensor, alpha: float) 
 class EWCLoss(torch.autograd.Function):
     """ewc_loss with its gradient written out, 2 alpha**target * (heatmaps - target) per pixel and landmark.
 
-    Torch's own derivative reads and writes the full-size maps twenty times, which was a quarter of a training step.
-    The gradient is kept in the layout and the precision of the heatmaps. A CPU computes both some rows at a time, so
-    few that they stay in its cache: 0.6 of the time.
+    Torch's own derivative reads and writes the full-size maps twenty times, which took a quarter of a training step.
+    The gradient has the memory layout and the precision of the heatmaps. A CPU processes a few rows at a time, so that
+    they stay in its cache; this takes 0.6 of the time.
     """
 
     @staticmethod
@@ -177,54 +168,48 @@ class EWCLoss(torch.autograd.Function):
 class FARNet(LandmarkDetector):
     """FARNet for any number of landmarks: DenseNet-121, MSFA, FR, EWC loss on both heads, summed.
 
-    Different from the authors' release, each with its reason in the README: (1) pixel centres at integers
-    instead of a grid that starts at 1; (2) RGB scaled to 0..1 before the ImageNet statistics; (3) evaluation in
-    eval mode and without gradients, with the norm of each image's own statistics, which is what the release
-    computes at batch size 1; (4) only parameters that are used; (5) each head's two convolutions computed as one;
-    (6) missing landmarks are masked; (7) any number of landmarks.
+    Differences from the authors' release (docs/differences.md has their measured effect): (1) pixel centres are at
+    integers; a grid that starts at 1 puts every label one network pixel off; (2) RGB is scaled to 0..1 before the
+    ImageNet statistics, which are meant for that range; (3) evaluation is in eval mode and without gradients, with the
+    norm over each image's own statistics, which is what the release computes at batch size 1; (4) there are only the
+    parameters that are used; (5) each head's two convolutions are computed as one, which is faster; (6) missing
+    landmarks are masked, since data sets have them; (7) the number of landmarks is free instead of 19.
     """
 
     def __init__(self, config: Config, network: nn.Module | None = None) -> None:
         super().__init__(config)
-        self.network = network or FARNetNetwork(
-            config.num_landmarks, config.backbone, config.backbone_weights, config.norm
+        self.network: Any = network or FARNetNetwork(  # or its folded form
+            self.num_landmarks, config.backbone, config.backbone_weights, config.norm
         )
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, H, W) -> coarse (B, N, H/2, W/2) and fine (B, N, H, W) heatmaps."""
+        """Return coarse (B, N, H/2, W/2) and fine (B, N, H, W) heatmaps of images (B, 3, H, W)."""
         with self.autocast(image.device):
             return self.network(image)
 
-    def labels(self, batch, epoch: int) -> tuple[Tensor, Tensor]:
-        """Coarse and fine target. Sigma is the same number of px in both, so the coarse one is twice as wide."""
+    def labels(self, batch: Sample, epoch: int) -> tuple[Tensor, Tensor]:
+        """Return coarse and fine targets; sigma is the same in px of each, so the coarse one is twice as wide."""
         draw = partial(gaussian_heatmaps, channels_last=self.config.channels_last)
         height, width = batch.image.shape[-2:]
         coarse = draw(scale_landmarks(batch.landmarks, 0.5), (height // 2, width // 2), self.config.sigma)
         return coarse, draw(batch.landmarks, (height, width), self.config.sigma)
 
-    def loss(self, batch, epoch: int) -> dict[str, Tensor]:
-        """EWC on both heads."""
+    def loss(self, batch: Sample, epoch: int) -> dict[str, Tensor]:
+        """Return the EWC loss of both heads."""
         annotated = batch.landmarks.isfinite().all(-1)
-        return {
-            name: ewc_loss(heatmaps, target, annotated, self.config.ewc_alpha)
-            for name, heatmaps, target in zip(
-                ("coarse", "fine"), self(batch.image), self.labels(batch, epoch), strict=True
-            )
-        }
+        pairs = zip(("coarse", "fine"), self(batch.image), self.labels(batch, epoch), strict=True)
+        return {name: ewc_loss(maps, target, annotated, self.config.ewc_alpha) for name, maps, target in pairs}
 
     def decode(self, outputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """The peaks of the fine heatmaps; the score is the peak's height, about 1 for a sure landmark."""
+        """Return the peaks of the fine heatmaps; the score is the peak's height, about 1 if confident."""
         return decode_heatmaps(outputs[1], self.config.decode, self.config.sigma)
 
     def last_layer(self) -> nn.Module:
-        """The head of the fine heatmaps, which reads the aggregated features of half size first."""
+        """Return the head of the fine heatmaps; its first input is the aggregated features of half size."""
         return self.network.fine_head
 
     def for_inference(self) -> "FARNet":
-        """The same detector with its network folded (fold_network).
-
-        In bf16 its convolutions' weights are rounded once, not in every pass.
-        """
+        """Return the same detector with its network folded; in bf16 with weights rounded once, not in every pass."""
         folded = fold_network(self.network)
         if self.config.channels_last:
             folded.to(memory_format=torch.channels_last)

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# What each ingredient of the recipe is worth: the recipe, and the recipe without one of them, in runs of equal length.
+# Ablation: the recipe, and the recipe without one ingredient at a time, in runs of equal length.
 #   experiments/ablation.sh FOLDER OUT [--<setting> VALUE ...]
-# FOLDER is what `python -m tools.convert isbi2015 SOURCE FOLDER` wrote; runs go to OUT, those that are there stay.
-# A third of the training images tests (fold 1 of 3); the official test images are not looked at. Settings come after
-# the recipe's, e.g. --epochs 1 --height 64 --width 64 for a dry run.
+# FOLDER is the output of `python -m tools.convert isbi2015 SOURCE FOLDER`. Runs are written to OUT; finished ones are
+# kept. A third of the training images are used for testing (fold 1 of 3), the official test images are not. Settings
+# are appended to those of the recipe, e.g. --epochs 1 --height 64 --width 64 for a dry run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=$1 out=$2
@@ -21,7 +21,7 @@ train() { # NAME SETTINGS...: one run
     --folds 3 --fold 1 --height 192 --width 160 --sigma 3 --epochs 15 --overlays 0 --run_dir "$out/$name" "$@"
 }
 
-retest() { # NAME SETTINGS...: the recipe's network, tested in another way
+retest() { # NAME SETTINGS...: test the recipe's network in another way
   local name=$1
   shift
   runs+=("$out/$name")

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# What Adversarial PoseNet's discriminators are worth: the generator alone, with P, with P and C, from three seeds each,
-# on phantoms that none of them has seen, plain and with an implant that hides one to three landmarks.
+# Does the adversarial training of PoseNet help? The generator alone, with P, and with P and C, with three seeds each, on
+# unseen phantoms, plain and with an implant that occludes one to three landmarks.
 #   experiments/adversarial.sh OUT [--<setting> VALUE ...]
-# Runs go to OUT, those that are there stay. Settings come after the demo's, e.g. --epochs 2 --pretrain_epochs 1 for a
-# dry run.
+# Runs are written to OUT; finished ones are kept. Settings are appended to those of the demo, e.g. --epochs 2
+# --pretrain_epochs 1 for a dry run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=$1
@@ -29,7 +29,7 @@ for seed in 0 1 2; do
     done
   done
 done
-for seed in 0 1 2; do # of each set and kind of landmarks, the difference from the generator alone
+for seed in 0 1 2; do # the difference from the generator alone, for each set and part of the landmarks
   for part in plain-headline implants-headline implants-occluded; do
     set=${part%-*}
     $python -m experiments.run_table "$out"/{none,pose,pose+confidence}-$seed-"$set" --part "${part#*-}" \

@@ -1,14 +1,14 @@
-"""What a recipe costs, stage by stage, beside the textbook recipe, in one run.
+"""Measure what a recipe costs, stage by stage, beside a textbook program, in one run.
 
     python -m experiments.benchmark [--preset modern ...] [--<setting> VALUE ...]       settings as for main.py
     python -m experiments.benchmark --preset modern --effects --curves  and of each setting; cost over size and K
 
-Medians after a warm-up, synchronised; every recipe in a process of its own, with its own allocator and peak memory. The
-`reference` row is the textbook recipe at the same size and number of landmarks: fp32, batch 1, dense float64 targets
-drawn on the host, convolutions as in the paper (heads as two, none before upsampling), plain Adam, no average of the
-weights, memory given back to the system. On a CPU the same recipe is also measured with memory kept, since that alone
-is worth much. What has no setting (the loss's written-out gradient, the peak by rows) makes both faster, too. Inference
-is timed for one view of an image, whatever `views` says. The last line is the table as JSON.
+Times are medians after a warm-up, synchronised. Every recipe runs in a process of its own, with its own allocator and
+peak memory. The `reference` row is the textbook program at the same size and number of landmarks: fp32, batch 1, plain
+Adam without an average of the weights, freed memory given back to the system, and for FARNet also dense float64 targets
+drawn on the host and the convolutions of the paper (textbook.py). On a CPU the reference is measured a second time with
+freed memory kept, which alone is worth much. The loss's written-out gradient and the peak by rows make all rows faster.
+Inference is timed for one view of an image, whatever `views` is. The last line is the table as JSON.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import json
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from itertools import cycle
 from multiprocessing import get_context
 from typing import Any
 
@@ -27,28 +28,27 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from config import Config
 from data import Sample, make_loader, make_sample, read_for_network
-from detector import LandmarkDetector
 from evaluate import to_device
 from experiments.stopwatch import matrix_peaks, median_ms, operator_shares
 from experiments.textbook import TextbookFARNet
-from machine import describe_hardware, memory_text, prepare_device
+from machine import describe_hardware, exit_status, memory_text, prepare_device
 from main import parse_arguments, resolve_config
 from methods import create_detector
 from reading.images import read_image
 from reading.splits import load_data
 from run_folder import source_commit
-from settings import UserError
 from train import moving_average
 
-REFERENCE = dict(  # the textbook recipe, as predecessors have it; textbook.py has what is no setting
+REFERENCE = dict(  # the settings of the textbook program; the rest is in textbook.py
     batch_size=1, accumulate=1, precision="fp32", test_precision="fp32", channels_last=False, norm="batch",
     optimizer="adam", ema=0.0,
 )  # fmt: skip
 TEXTBOOK = {"farnet": TextbookFARNet}
+RATES = {"training": "train_images_per_s", "inference": "inference_images_per_s"}
 
 
 def random_batch(config: Config, device: torch.device) -> Sample:
-    """A batch of noise with landmarks somewhere."""
+    """Return a batch of noise with landmarks at random places."""
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(config.batch_size, 3, config.height, config.width, generator=generator).to(device)
     if config.channels_last:
@@ -60,21 +60,11 @@ def random_batch(config: Config, device: torch.device) -> Sample:
     return Sample(image, landmarks.to(device), to_original, spacing, ["noise"] * config.batch_size, occluded)
 
 
-def forward_gflops(detector: LandmarkDetector, image: Tensor) -> float:
-    """Floating-point operations of one forward pass per image, from the layers that run, in 1e9."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        detector(image[:1])
-    return counter.get_total_flops() / 1e9
-
-
 # --- The two recipes -------------------------------------------------------------------------------
 
 
 def measure_recipe(config: Config, device: torch.device, repeats: int, **options: bool) -> dict[str, Any]:
-    """ms per batch of each stage of training and of inference, images per second, and the work they do.
-
-    options: those of measure_here. Measured in a fresh process.
-    """
+    """Do the same as measure_here in a fresh process; options: those of measure_here."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         return process.submit(measure_here, config, device, repeats, **options).result()
 
@@ -88,13 +78,13 @@ def measure_here(
     keep_memory: bool = True,
     compile: bool = False,
 ) -> dict[str, Any]:
-    """Measure a recipe in this process.
+    """Return ms per batch of each stage of training and of inference, images per second, and operations.
 
-    shares: also report which operators the time goes to. textbook: compute as textbook.py does. keep_memory: tell the
-    allocator to keep freed memory, as training does. compile: with torch.compile.
+    shares: also the operators that take most time. textbook: compute as textbook.py does. keep_memory: on a CPU, keep
+    freed memory as training does. compile: use torch.compile.
     """
-    if keep_memory:
-        prepare_device(config)  # as in training
+    if keep_memory or device.type != "cpu":
+        prepare_device(config)
     torch.manual_seed(0)
     create = TEXTBOOK.get(config.method, create_detector) if textbook else create_detector
     detector = create(config).to(device)
@@ -107,7 +97,7 @@ def measure_here(
     if config.ema > 0:
         averaged = AveragedModel(detector, multi_avg_fn=moving_average(config.ema), use_buffers=True)
     row: dict[str, Any] = {"batch": config.batch_size, "precision": config.precision}
-    epoch = config.epochs - 1  # by then all that a method has takes part
+    epoch = config.epochs - 1  # by then all parts of a method are in use
     row["targets"] = median_ms(lambda: detector.labels(batch, epoch), device, repeats)
 
     def forward() -> Tensor:
@@ -137,7 +127,9 @@ def measure_here(
         forward_ms = median_ms(lambda: detector(batch.image), device, repeats)
         if shares:
             row["forward_shares"] = operator_shares(lambda: detector(batch.image), device)
-    row["forward_GFLOP_per_image"] = forward_gflops(detector, batch.image)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        detector(batch.image[:1])
+    row["forward_GFLOP_per_image"] = counter.get_total_flops() / 1e9
     row["forward_GFLOP_per_s"] = row["forward_GFLOP_per_image"] * config.batch_size / forward_ms * 1000
     detector = detector.for_inference()
     with torch.inference_mode():
@@ -152,40 +144,41 @@ def measure_here(
 
 def measure_effects(config: Config, device: torch.device, repeats: int) -> list[dict[str, Any]]:
     """Measure step and inference with one setting or option switched over, all others unchanged."""
-    rows = []
     others: dict[str, Any] = {"accumulate": config.batch_size, "ema": 0.0, "channels_last": not config.channels_last}
     for name in ("precision", "test_precision"):
         others[name] = "bf16" if getattr(config, name) == "fp32" else "fp32"
-    others = {name: other for name, other in others.items() if other != getattr(config, name)}
-    # what is no setting: memory is kept on CPUs alone; compiling takes minutes on a CPU and gains nothing there
-    options = {"keep_memory": False} if device.type == "cpu" else {"compile": True}
-    for name, other in (others | options).items():
-        if name in options:
-            row = measure_recipe(config, device, repeats, **options)
-        else:
+    # options that are not settings: only a CPU keeps memory; compiling takes minutes on a CPU and gains nothing there
+    others |= {"keep_memory": False} if device.type == "cpu" else {"compile": True}
+    rows = []
+    for name, other in others.items():
+        if not hasattr(config, name):
+            row = measure_recipe(config, device, repeats, **{name: other})
+        elif getattr(config, name) != other:
             row = measure_recipe(config.replace(**{name: other}), device, repeats)
+        else:
+            continue
         rows.append({"setting": name, "value": other, "step": row["step"], "inference": row["inference"]})
     return rows
 
 
 def measure_loading(config: Config, repeats: int) -> dict[str, float]:
-    """ms per image: reading and decoding a file, and warping and augmenting it."""
-    records = load_data(config, for_training=False).records[:repeats]
-    images = [read_for_network(config, record) for record in records]
-    generator, cpu, number = np.random.default_rng(0), torch.device("cpu"), iter(range(10**9))
+    """Return the ms per image to read and decode a file, and to warp and augment it."""
+    records, cpu = load_data(config, for_training=False).records[:repeats], torch.device("cpu")
+    generator, paths = np.random.default_rng(0), cycle([record.path for record in records])
+    pairs = cycle([(record, read_for_network(config, record)) for record in records])
 
     def augment() -> Sample:
-        index = next(number) % len(records)
-        return make_sample(config, records[index], generator, images[index])
+        record, image = next(pairs)
+        return make_sample(config, record, generator, image)
 
     return {
-        "read and decode": median_ms(lambda: read_image(records[next(number) % len(records)].path), cpu, repeats),
+        "read and decode": median_ms(lambda: read_image(next(paths)), cpu, repeats),
         "warp and augment": median_ms(augment, cpu, repeats),
     }
 
 
 def measure_loader(config: Config, device: torch.device, images: int = 64) -> float:
-    """Images per second of the training loader on its own, over whole passes after the first, which starts it."""
+    """Return the images per second of the training loader alone, over whole passes after the one that starts it."""
     loader = make_loader(config, load_data(config, for_training=False).records, train=True)
 
     def read_all() -> int:
@@ -199,18 +192,17 @@ def measure_loader(config: Config, device: torch.device, images: int = 64) -> fl
 
 
 def cost_curves(config: Config, device: torch.device, repeats: int) -> list[dict[str, Any]]:
-    """Step and inference over image sizes and numbers of landmarks."""
-    rows = []
+    """Measure step and inference over image sizes and numbers of landmarks."""
+    recipes = []
     for factor in (0.25, 0.5, 0.75, 1.0):
         height, width = (max(64, round(factor * side / 32) * 32) for side in (config.height, config.width))
-        rows.append(config.replace(height=height, width=width))
-    for num_landmarks in (19, 37, 52, 68):
-        rows.append(config.replace(num_landmarks=num_landmarks))
+        recipes.append(config.replace(height=height, width=width))
+    recipes += [config.replace(num_landmarks=num_landmarks) for num_landmarks in (19, 37, 52, 68)]
     curves = []
-    for one in rows:
-        row = measure_recipe(one, device, repeats)
-        row = {name: row[name] for name in ("step", "inference", "forward_GFLOP_per_image")}
-        curves.append({"height": one.height, "width": one.width, "num_landmarks": one.num_landmarks} | row)
+    for recipe in recipes:
+        row = measure_recipe(recipe, device, repeats)
+        inputs = {name: getattr(recipe, name) for name in ("height", "width", "num_landmarks")}
+        curves.append(inputs | {name: row[name] for name in ("step", "inference", "forward_GFLOP_per_image")})
     return curves
 
 
@@ -218,7 +210,7 @@ def cost_curves(config: Config, device: torch.device, repeats: int) -> list[dict
 
 
 def print_table(result: dict[str, Any]) -> None:
-    """The result for people."""
+    """Print the result as tables and sentences, and as JSON in the last line."""
     ours, references, peaks = result["ours"], result["references"], result["peaks_GFLOP_per_s"]
     columns = {"ours": ours} | references
     print(f"\n{'ms per batch':24}" + "".join(f"{name:>26}" for name in columns))
@@ -253,21 +245,14 @@ def print_table(result: dict[str, Any]) -> None:
             f"{row['width']} x {row['height']}, {row['num_landmarks']} landmarks: step {row['step']:.0f} ms, inference "
             f"{row['inference']:.0f} ms, {row['forward_GFLOP_per_image']:.0f} GFLOP per image"
         )
-
-
-def speed_ratios(ours: dict[str, Any], reference: dict[str, Any]) -> dict[str, float]:
-    """How many times as many images per second."""
-    return {
-        "training": ours["train_images_per_s"] / reference["train_images_per_s"],
-        "inference": ours["inference_images_per_s"] / reference["inference_images_per_s"],
-    }
+    print(json.dumps(result))
 
 
 def benchmark(config: Config, effects: bool, curves: bool, repeats: int) -> dict[str, Any]:
-    """All measurements of one run."""
+    """Return all measurements of one run. Raises UserError for settings or data that cannot be used."""
     device = prepare_device(config)
     num_landmarks = config.num_landmarks or len(load_data(config, for_training=False).abbreviations)
-    config = config.replace(backbone_weights="none", num_landmarks=num_landmarks)  # time does not depend on them
+    config = config.replace(backbone_weights="none", num_landmarks=num_landmarks)  # weights do not change the time
     ours = measure_recipe(config, device, repeats, shares=True)
     reference = config.replace(**REFERENCE)
     references = {"reference": measure_recipe(reference, device, repeats, textbook=True, keep_memory=False)}
@@ -283,7 +268,10 @@ def benchmark(config: Config, effects: bool, curves: bool, repeats: int) -> dict
         "loader_images_per_s": measure_loader(config, device),
         "ours": ours,
         "references": references,
-        "ratios": {name: speed_ratios(ours, reference) for name, reference in references.items()},
+        "ratios": {
+            name: {stage: ours[key] / reference[key] for stage, key in RATES.items()}
+            for name, reference in references.items()
+        },
     }
     if effects:
         result["effects"] = measure_effects(config, device, repeats)
@@ -293,20 +281,18 @@ def benchmark(config: Config, effects: bool, curves: bool, repeats: int) -> dict
 
 
 def main() -> int:
-    """Exit status 2 for settings or data that cannot be used."""
+    """Return exit status 2 for settings or data that cannot be used."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--effects", action="store_true", help="also with each setting for speed switched over")
     parser.add_argument("--curves", action="store_true", help="also over image sizes and numbers of landmarks")
     parser.add_argument("--repeats", type=int, default=5, help="timed repeats of each stage")
     options, rest = parser.parse_known_args()
-    try:
-        result = benchmark(resolve_config(*parse_arguments(rest)), options.effects, options.curves, options.repeats)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print_table(result)
-    print(json.dumps(result))
-    return 0
+
+    def work() -> None:
+        config = resolve_config(*parse_arguments(rest))
+        print_table(benchmark(config, options.effects, options.curves, options.repeats))
+
+    return exit_status(work)
 
 
 if __name__ == "__main__":

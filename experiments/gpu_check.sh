@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Everything that is measured on a GPU, by one command:
+# Measure everything that needs a GPU, with one command:
 #   experiments/gpu_check.sh FOLDER OUT [--<setting> VALUE ...]
-# FOLDER is what `python -m tools.convert isbi2015 SOURCE FOLDER` wrote. Settings come after those of the recipe.
+# FOLDER is the output of `python -m tools.convert isbi2015 SOURCE FOLDER`. Settings are appended to those of the recipe.
 # 1. The benchmark: `modern` at 800 x 640 px with 52 landmarks beside the reference -> OUT/gpu-benchmark.json
-# 2. The recipe, from random weights at 800 x 640 px, train -> test1, within 25 minutes -> OUT/gpu-isbi2015.json
-# For the record: OUT=results. A dry run on a CPU, to see that it works:
+# 2. The recipe from random weights at 800 x 640 px, train -> test1, within 25 minutes -> OUT/gpu-isbi2015.json
+# The published numbers are in OUT=results. A dry run on a CPU, to see that it works:
 #   experiments/gpu_check.sh FOLDER runs/dry --device cpu --height 64 --width 64 --epochs 1 --warmup_epochs 0 --views 1
 set -euo pipefail
 cd "$(dirname "$0")/.."

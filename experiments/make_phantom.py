@@ -2,12 +2,12 @@
 
     python -m experiments.make_phantom [--out CustomDataSet] [--count 60] [--seed 0] [--implants] [--force]
 
-A mean head in mm is varied in shape and pose, drawn as layers of attenuation and exposed like a film; a landmark
-is a point of the drawn geometry, so its position is exact. Picture i depends on (seed, i) alone; with --implants it is
-the same head, of which a metal plate hides one to three landmarks ("occluded" in data.json).
+A mean head in mm is varied in shape and pose, drawn as layers of attenuation and exposed like a film. A landmark is a
+point of the drawn geometry, so its position is exact. Picture i depends on (seed, i) only. With --implants it is the
+same head, and a metal plate occludes one to three landmarks ("occluded" in data.json).
 
 Frames, both (x, y), x forward (the face looks right), y down: *head* mm, origin at sella; *picture* px, pixel
-centres at integers, 0.3 mm per px. The ruler is part of the machine and does not turn or grow with the head.
+centres at integers, 0.3 mm per px. The ruler is part of the machine and does not turn or scale with the head.
 """
 
 import argparse
@@ -19,14 +19,14 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from experiments.phantom_film import HEIGHT, SPACING, WIDTH, UnannotatedImage, expose, molar, tooth
+from experiments.phantom_film import HEIGHT, SPACING, WIDTH, Film, expose, molar, tooth
 from experiments.phantom_head import LANDMARKS, LOWER_MOLAR, UPPER_MOLAR, Points, curve, ellipse, rotation, vary_shape
-
-# --- Pose ---------------------------------------------------------------------------------------
+from machine import exit_status
+from settings import UserError
 
 
 def draw_pose(points: Points, generator: np.random.Generator) -> np.ndarray:
-    """The affine (2, 3) head mm -> picture px: turn, size, place; moved back until every point is inside."""
+    """Draw the affine (2, 3) from head mm to picture px: turn, scale and place, moved so that every point is inside."""
     matrix = generator.uniform(0.88, 1.12) / SPACING * rotation(generator.uniform(-12, 12))
     centre = np.array([40.0, 38.0])
     target = np.array([WIDTH * 0.57, HEIGHT * 0.56]) + generator.uniform(-12, 12, 2) / SPACING
@@ -36,10 +36,7 @@ def draw_pose(points: Points, generator: np.random.Generator) -> np.ndarray:
     return np.column_stack([matrix, target - matrix @ centre])
 
 
-# --- Drawing -------------------------------------------------------------------------------------
-
-
-def draw_head(film: UnannotatedImage, p: Points, generator: np.random.Generator) -> None:
+def draw_head(film: Film, p: Points, generator: np.random.Generator) -> None:
     """Add a head to the film, from the skin inwards."""
     vary = generator.uniform
     # soft tissue: profile, throat, neck, vault
@@ -55,18 +52,8 @@ def draw_head(film: UnannotatedImage, p: Points, generator: np.random.Generator)
     film.stroke(curve(lower), 0.12, 1.2)
     # vault and skull base
     glabella = p["N"] + (4.5, -13)
-    vault = [
-        p["N"],
-        glabella,
-        (68, -52),
-        (46, -88),
-        (0, -103),
-        (-56, -88),
-        (-92, -40),
-        (-88, 5),
-        (-58, 34),
-        p["Ba"] + (-9, 2),
-    ]
+    vault = [p["N"], glabella, (68, -52), (46, -88), (0, -103), (-56, -88), (-92, -40), (-88, 5), (-58, 34)]
+    vault.append(p["Ba"] + (-9, 2))
     film.fill(curve([*vault, p["Ba"], (-9, 10), (30, -4)], True), 0.42, 0.8)
     film.stroke(curve(vault), 0.42, 3.6, soft=0.7)
     film.stroke(curve(vault[:-1]), 0.4, 1.0)
@@ -80,9 +67,8 @@ def draw_head(film: UnannotatedImage, p: Points, generator: np.random.Generator)
     film.stroke(curve([cup[0], p["S"] + (14, -5), p["S"] + (36, -9), p["N"] + (-8, -3)]), 0.45, 1.2)
     film.stroke(curve([cup[-1], p["S"] + (-9, 6), 0.5 * p["Ba"] + (-3, 4), p["Ba"]]), 0.65, 2.2)
     film.fill([p["Ba"], p["Ba"] + (2.5, -8), p["Ba"] + (-4, -8)], 0.6, 0.3)
-    film.stroke(
-        curve([p["Ba"] + (-14, -3), p["ar"] + (-6, 2.5), p["ar"], p["ar"] + (12, -5), p["Pt"] + (-4, 0)]), 0.5, 1.4
-    )
+    base = [p["Ba"] + (-14, -3), p["ar"] + (-6, 2.5), p["ar"], p["ar"] + (12, -5), p["Pt"] + (-4, 0)]
+    film.stroke(curve(base), 0.5, 1.4)
     # ear
     canal = ellipse(p["P"] + (0, 4.2), 4.2, 4.2)
     film.fill(ellipse(p["P"] + (-1, 3), 13, 11), 0.35, 2.5)
@@ -106,25 +92,14 @@ def draw_head(film: UnannotatedImage, p: Points, generator: np.random.Generator)
     maxilla = [p["ANS"], p["ANS"] + (-3, 3), p["A"], p["Pr"], p["Mu6"] + (10, -4), p["Du6"] + (0, -3), p["PNS"]]
     film.fill(maxilla, 0.35, 0.5)
     film.stroke([p["ANS"] + (-2, 1.5), p["A"], p["Pr"]], 0.5, 1.0)
-    film.fill(
-        [p["ANS"], p["ANS"] + (-12, -2.5), p["PNS"] + (4, -1.2), p["PNS"], p["PNS"] + (4, 1), p["ANS"] + (-12, 2)],
-        0.55,
-        0.3,
-    )
+    palate = [p["ANS"], p["ANS"] + (-12, -2.5), p["PNS"] + (4, -1.2), p["PNS"], p["PNS"] + (4, 1), p["ANS"] + (-12, 2)]
+    film.fill(palate, 0.55, 0.3)
     # lower jaw, its other side fainter
     ramus = [p["ppCond"], p["ar"] + (1.5, 0.5), p["T1"], p["Go"] + (-5.5, -8), p["Go"]]
     border = [p["Go"], p["Go"] + (7, 6), p["Im"], p["T2"], p["Me"], p["Gn"], p["Pog"]]
     front = [p["Pog"], p["B"], p["Id"]]
-    inner = [
-        p["Ml6"] + (10, 6),
-        p["Dl6"] + (-4, 6),
-        (16, 46),
-        (15, 24),
-        (10, 22),
-        (4, 27),
-        p["Cond"] + (4, 4),
-        p["Cond"],
-    ]
+    inner = [p["Ml6"] + (10, 6), p["Dl6"] + (-4, 6), (16, 46), (15, 24), (10, 22), (4, 27)]
+    inner += [p["Cond"] + (4, 4), p["Cond"]]
     outline = np.vstack([curve([p["Cond"], *ramus]), curve(border), curve(front), curve(inner)])
     film.fill(outline, 0.36, 0.4)
     film.stroke(curve([p["Cond"] + (4, 4), p["Cond"], *ramus]), 0.45, 1.4)
@@ -175,13 +150,13 @@ def draw_head(film: UnannotatedImage, p: Points, generator: np.random.Generator)
         film.stroke(ellipse(p["P"] + (2, 7) + vary(-2, 2, 2), 5.0, 5.0), 1.1, 1.0, True)
 
 
-def draw_ruler(film: UnannotatedImage, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Add a graduated bar in front of the forehead; returns its two long ticks (x, y) picture px, 10 mm apart."""
+def draw_ruler(film: Film, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Add a graduated bar in front of the forehead; return its two long ticks (x, y), picture px, 10 mm apart."""
     millimetre = 1 / SPACING
     along = rotation(generator.uniform(-6, 6)) @ (0, millimetre)
     across = np.array([along[1], -along[0]])
     top = np.array([generator.uniform(150, 168), generator.uniform(8, 22)]) * millimetre
-    machine = UnannotatedImage(np.eye(2, 3))  # drawn in picture px
+    machine = Film(np.eye(2, 3))  # drawn in picture px
     bar = [top - 3 * across, top + 3 * across, top + 3 * across + 45 * along, top - 3 * across + 45 * along]
     machine.fill(bar, 0.55, 0.4)
     first = int(generator.integers(8, 24))
@@ -193,44 +168,41 @@ def draw_ruler(film: UnannotatedImage, generator: np.random.Generator) -> tuple[
     return top + first * along, top + (first + 10) * along
 
 
-def draw_implant(film: UnannotatedImage, landmarks: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Add an opaque plate that hides one to three of the landmarks (N, 2) px, but not the ruler; which of them (N,)."""
+def draw_implant(film: Film, landmarks: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Add an opaque plate over one to three of the landmarks (N, 2) px, not the ruler; return which ones (N,)."""
     while True:
         length, width = generator.uniform((14, 8), (24, 14)) / SPACING  # its long and short side, px
         turn = rotation(generator.uniform(0, 180))
         centre = landmarks[generator.integers(2, len(landmarks))] + generator.normal(0, 2 / SPACING, 2)
         across = np.abs((landmarks - centre) @ turn)  # along its own axes
         hidden, touched = ((across < np.array([length, width]) / 2 + rim / SPACING).all(1) for rim in (-1, 1))
-        if 1 <= hidden.sum() <= 3 and (hidden == touched).all() and not hidden[:2].any():  # none within a mm of its rim
+        if 1 <= hidden.sum() <= 3 and (hidden == touched).all() and not hidden[:2].any():  # none within 1 mm of its rim
             break
     corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * (length, width) / 2
-    plate = UnannotatedImage(np.eye(2, 3))  # drawn in picture px
+    plate = Film(np.eye(2, 3))  # drawn in picture px
     plate.fill(centre + corners @ turn.T, 8.0, 0.4)
     film.attenuation += plate.attenuation
     return hidden
 
 
-# --- The data set --------------------------------------------------------------------------------
-
-
 def draw_phantom(seed: int, index: int, implants: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Picture `index` of a data set: grey (HEIGHT, WIDTH) uint8, landmarks (52, 2) (x, y) px, occluded (52,)."""
+    """Return picture `index` of a data set: grey (HEIGHT, WIDTH) uint8, landmarks (52, 2) (x, y) px, occluded (52,)."""
     generator = np.random.default_rng((seed, index))
     points = vary_shape(generator)
-    film = UnannotatedImage(draw_pose(points, generator))
+    film = Film(draw_pose(points, generator))
     draw_head(film, points, generator)
     ruler = draw_ruler(film, generator)
     names = [name for _, name, _ in LANDMARKS[2:]]
     head = np.array([points[name] for name in names]) @ film.to_picture[:, :2].T + film.to_picture[:, 2]
     landmarks = np.vstack([ruler, head])
     occluded = np.zeros(len(landmarks), bool)
-    if implants:  # by random numbers of its own: all else stays as it is without
+    if implants:  # from a generator of its own, so that the rest of the picture does not change
         occluded = draw_implant(film, landmarks, np.random.default_rng((seed, index, 1)))
     return expose(film, generator), landmarks, occluded
 
 
 def write_data_set(out: Path, count: int, seed: int, implants: bool = False) -> None:
-    """imgs/phantom_NNN.jpg and json/data.json under `out`."""
+    """Write imgs/phantom_NNN.jpg and json/data.json under `out`."""
     for folder in ("imgs", "json"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     records = []
@@ -249,20 +221,22 @@ def write_data_set(out: Path, count: int, seed: int, implants: bool = False) -> 
 
 
 def main() -> int:
-    """Exit status 2 if there is a data set already."""
+    """Return exit status 2 if there is already a data set."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("CustomDataSet"))
     parser.add_argument("--count", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--implants", action="store_true", help="hide one to three landmarks of each picture")
-    parser.add_argument("--force", action="store_true", help="draw over an existing data set")
+    parser.add_argument("--implants", action="store_true", help="occlude one to three landmarks of each picture")
+    parser.add_argument("--force", action="store_true", help="replace an existing data set")
     options = parser.parse_args()
-    target = options.out / "json" / "data.json"
-    if target.exists() and not options.force:
-        print(f"error: {target} exists already; give another --out, or --force to draw over it", file=sys.stderr)
-        return 2
-    write_data_set(options.out, options.count, options.seed, options.implants)
-    return 0
+
+    def work() -> None:
+        target = options.out / "json" / "data.json"
+        if target.exists() and not options.force:
+            raise UserError(f"{target} exists already; give another --out, or --force to replace it")
+        write_data_set(options.out, options.count, options.seed, options.implants)
+
+    return exit_status(work)
 
 
 if __name__ == "__main__":

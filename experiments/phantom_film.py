@@ -1,4 +1,4 @@
-"""The phantom's film: attenuation that shapes add up to, teeth among them, and how it is exposed to a picture.
+"""The film of a phantom: shapes, such as teeth, add up to its attenuation, which is exposed to a picture.
 
 Frames, both (x, y): the shapes' mm, and *picture* px, pixel centres at integers, 0.3 mm per px.
 """
@@ -13,11 +13,9 @@ from experiments.phantom_head import curve
 WIDTH, HEIGHT, SPACING = 600, 720, 0.3  # px, px, mm per px
 SUPERSAMPLING = 2
 
-# --- Drawing -------------------------------------------------------------------------------------
 
-
-class UnannotatedImage:
-    """Attenuation per pixel, supersampled, onto which shapes in head mm are added."""
+class Film:
+    """Attenuation per pixel, supersampled, to which shapes in head mm are added."""
 
     def __init__(self, to_picture: np.ndarray) -> None:
         self.to_picture = to_picture
@@ -26,7 +24,7 @@ class UnannotatedImage:
         self.px_per_mm = math.sqrt(np.linalg.det(to_picture[:, :2])) * SUPERSAMPLING
 
     def pixels(self, points) -> np.ndarray:
-        """Head mm -> supersampled px in the 1/256 fixed point of OpenCV's drawing."""
+        """Convert head mm to supersampled px in the 1/256 fixed point of OpenCV's drawing functions."""
         picture = np.asarray(points, float) @ self.to_picture[:, :2].T + self.to_picture[:, 2]
         return np.round(((picture + 0.5) * SUPERSAMPLING - 0.5) * 256).astype(np.int32)
 
@@ -49,8 +47,8 @@ class UnannotatedImage:
         self.add(mask, amount, soft)
 
 
-def tooth(film: UnannotatedImage, crown, apex, width: float, amount: float = 0.75) -> None:
-    """A one-rooted tooth from the tip of its crown to its apex, `width` mm across."""
+def tooth(film: Film, crown, apex, width: float, amount: float = 0.75) -> None:
+    """Add a tooth with one root, from the tip of its crown to its apex, `width` mm across."""
     crown, apex = np.asarray(crown, float), np.asarray(apex, float)
     axis = apex - crown
     across = np.array([-axis[1], axis[0]]) / np.linalg.norm(axis) * width / 2
@@ -62,8 +60,8 @@ def tooth(film: UnannotatedImage, crown, apex, width: float, amount: float = 0.7
     film.stroke([crown + 0.3 * axis, crown + 0.9 * axis], -0.25 * amount, 0.9)  # pulp
 
 
-def molar(film: UnannotatedImage, mesial, distal, mesial_apex, amount: float = 0.75) -> None:
-    """A two-rooted tooth by the mesial and distal corners of its crown and its mesial apex."""
+def molar(film: Film, mesial, distal, mesial_apex, amount: float = 0.75) -> None:
+    """Add a tooth with two roots, given the mesial and distal corners of its crown and its mesial apex."""
     mesial, distal, apex = (np.asarray(point, float) for point in (mesial, distal, mesial_apex))
     root = apex - mesial
     top = [mesial + 0.42 * root, distal + 0.42 * root]
@@ -75,23 +73,18 @@ def molar(film: UnannotatedImage, mesial, distal, mesial_apex, amount: float = 0
     film.fill([middle, apex + 0.8 * (distal - mesial), top[1]], 0.7 * amount, 0.3)
 
 
-# --- Exposure ------------------------------------------------------------------------------------
-
-
 def smooth_noise(generator: np.random.Generator, cells: int) -> np.ndarray:
-    """A random field (HEIGHT, WIDTH) of unit deviation with about `cells` bumps across."""
+    """Return a random field (HEIGHT, WIDTH) of unit deviation with about `cells` bumps across."""
     field = cv2.resize(generator.normal(0, 1, (cells + 2, cells + 2)), (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
     return field / field.std()
 
 
-def expose(film: UnannotatedImage, generator: np.random.Generator) -> np.ndarray:
-    """Attenuation -> a grey picture (HEIGHT, WIDTH) uint8, with this exposure's own faults."""
+def expose(film: Film, generator: np.random.Generator) -> np.ndarray:
+    """Turn attenuation into a grey picture (HEIGHT, WIDTH) uint8 with the random faults of an exposure."""
     vary = generator.uniform
     attenuation = cv2.resize(film.attenuation, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
-    texture = (
-        0.05 * smooth_noise(generator, 14) + 0.04 * smooth_noise(generator, 45) + 0.03 * smooth_noise(generator, 110)
-    )
-    attenuation = np.clip(attenuation, 0, None) * (1 + texture)
+    texture = [amount * smooth_noise(generator, cells) for amount, cells in ((0.05, 14), (0.04, 45), (0.03, 110))]
+    attenuation = np.clip(attenuation, 0, None) * (1 + sum(texture))
     light = 1 - np.exp(-vary(0.75, 1.15) * attenuation)
     light = cv2.GaussianBlur(light, (0, 0), vary(0.35, 1.1))
     x, y = np.meshgrid(np.linspace(-1, 1, WIDTH), np.linspace(-1, 1, HEIGHT))
@@ -102,14 +95,13 @@ def expose(film: UnannotatedImage, generator: np.random.Generator) -> np.ndarray
     light += (vary(0.01, 0.035) * grain / grain.std()) * np.sqrt(np.clip(light, 0.05, 1))
     picture = np.clip(255 * light, 0, 255).round().astype(np.uint8)
     if vary() < 0.6:  # collimation
-        # less wide than the margin that draw_pose keeps: no landmark is covered
+        # narrower than the margin of draw_pose, so that no landmark is covered
         edge = vary(2, 10, (4, 2))
         border = np.abs(np.array([[0, 0], [WIDTH, 0], [WIDTH, HEIGHT], [0, HEIGHT]]) - edge)
         inside = cv2.fillPoly(np.zeros((HEIGHT, WIDTH), np.uint8), [border.astype(np.int32)], 1)
         picture[inside == 0] = 245 if vary() < 0.35 else 3
-    for text in generator.permutation(["L", "R", "CEPH", "12 mA", "73 kV", "0.8 s", "100 %"])[
-        : generator.integers(0, 4)
-    ]:
+    texts = generator.permutation(["L", "R", "CEPH", "12 mA", "73 kV", "0.8 s", "100 %"])
+    for text in texts[: generator.integers(0, 4)]:
         place = (int(vary(20, WIDTH - 110)), int(HEIGHT - vary(12, 40) if vary() < 0.5 else vary(30, 50)))
         cv2.putText(picture, str(text), place, cv2.FONT_HERSHEY_SIMPLEX, vary(0.5, 0.9), 250, 2, cv2.LINE_AA)
     return picture

@@ -1,13 +1,13 @@
-"""The phantom's head in numbers: the mean place of its landmarks, how people differ from it, outlines.
+"""The head of a phantom in numbers: mean places of its landmarks, how people differ from them, and outlines.
 
-Head frame: mm, x forward, y down, origin at sella. How it is drawn and exposed: make_phantom.py.
+Head frame: mm, x forward, y down, origin at sella. make_phantom.py draws it.
 """
 
 import math
 
 import numpy as np
 
-# Point name, abbreviation, mean position (x, y) in head mm. Spelling as in the published data set.
+# Point name, abbreviation, mean position (x, y) in head mm. The spelling is that of the published data set.
 LANDMARKS = (
     ("Ruler 1", "R1", None), ("Ruler 2", "R2", None), ("Sella turcica", "S", (0, 0)), (" Nasion", "N", (68, -9)),
     ("Orbital", "Or", (56, 16)), (" Porion", "P", (-21, 16)), ("Condylion", "Cond", (-8, 14)),
@@ -44,7 +44,7 @@ Points = dict[str, np.ndarray]
 
 
 def rotation(degrees: float) -> np.ndarray:
-    """The matrix (2, 2) that turns x towards y."""
+    """Return the matrix (2, 2) that turns x towards y."""
     angle = math.radians(degrees)
     return np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
 
@@ -56,7 +56,7 @@ def turn(points: Points, names, about: np.ndarray, degrees: float) -> None:
 
 
 def vary_shape(generator: np.random.Generator) -> Points:
-    """A person: the mean head with the ways in which faces differ, head mm."""
+    """Return the landmarks of a person, head mm: the mean head, varied as faces differ."""
     points = {name: np.array(place, float) for _, name, place in LANDMARKS if place}
 
     def move(names, x: float, y: float) -> None:
@@ -91,18 +91,15 @@ def vary_shape(generator: np.random.Generator) -> Points:
     move(LOWER_MOLAR, 0, max(0.0, 3.5 - gap))
     overbite = points["Is1u"][1] - points["Is1l"][1]
     move(["Is1l", "Li1l", "Id", "Ap1l"], 0, max(0.0, overbite - 4.0))
-    points["Stm-i"] = points["Stm-s"] + (normal(0, 0.8), abs(normal(3.0, 1.2)))  # lips meet, or nearly
+    points["Stm-i"] = points["Stm-s"] + (normal(0, 0.8), abs(normal(3.0, 1.2)))  # the lips meet, or nearly
     points["Li"] = np.maximum(points["Li"], points["Stm-i"] + (-5, 5.5))
     points["ppOcP"] = (points["Du6"] + points["Dl6"]) / 2 + (-3.5, 0)
     points["D"] = 0.25 * points["B"] + 0.25 * points["Pog"] + 0.5 * points["Me"] + (-0.5, -4.0)
     return points
 
 
-# --- Outlines ------------------------------------------------------------------------------------
-
-
 def curve(nodes, closed: bool = False, steps: int = 12) -> np.ndarray:
-    """A Catmull-Rom curve (M, 2) through nodes (n, 2)."""
+    """Return a Catmull-Rom curve (M, 2) through nodes (n, 2)."""
     nodes = np.asarray(nodes, float)
     padded = np.vstack([nodes[-1], nodes, nodes[:2]]) if closed else np.vstack([nodes[0], nodes, nodes[-1]])
     t = np.linspace(0, 1, steps, endpoint=False)[:, None]
@@ -113,6 +110,6 @@ def curve(nodes, closed: bool = False, steps: int = 12) -> np.ndarray:
 
 
 def ellipse(centre, radius_x: float, radius_y: float, start: float = 0, end: float = 360) -> np.ndarray:
-    """Points of an ellipse's arc, degrees from x towards y."""
+    """Return points (40, 2) on the arc of an ellipse, degrees from x towards y."""
     angles = np.radians(np.linspace(start, end, 40))
     return np.asarray(centre) + np.column_stack([radius_x * np.cos(angles), radius_y * np.sin(angles)])

@@ -1,10 +1,10 @@
-"""Runs as rows of a table, and as one JSON file that says how each was made.
+"""Write runs as rows of a table, and as one JSON file with the command and provenance of each.
 
     python -m experiments.run_table RUN... [--set test1] [--part all] [--against RUN] [--out results/NAME.json]
 
-Prints a Markdown row per run: the headline figures of a test set with 95 % intervals; --part all or occluded: of all
-landmarks, or of those that something hides. Of a cross-validation, --set pooled is all folds together. With --against,
-also how much larger the MRE is than that run's, on the same images.
+Prints a Markdown row per run: the headline figures of a test set with 95 % intervals. --part chooses all landmarks or
+the occluded ones instead. For a cross-validation, --set pooled is all folds together. With --against, a column states
+how much larger the MRE is than that of another run on the same images.
 """
 
 import argparse
@@ -17,16 +17,17 @@ from typing import Any
 
 import numpy as np
 
+from machine import exit_status
 from reporting.predictions import read_predictions
 from settings import UserError, check_names
 from tools.significance import paired_difference
 
-PLACES = ("img_dir", "json_path", "run_dir", "global_checkpoint")  # where things lay on that machine: not kept
-FILES = (*PLACES, "backbone_weights", "config", "resume", "test")  # arguments whose value may be a path
+PLACES = ("img_dir", "json_path", "run_dir", "global_checkpoint")  # settings that are paths on one machine: not kept
+FILES = (*PLACES, "backbone_weights", "config", "resume", "test")  # arguments that may be a path
 
 
 def read_run(run_dir: Path, test_set: str, part: str = "headline", against: Path | None = None) -> dict[str, Any]:
-    """How a run was made and what it reached; against: another run, for the difference of their MRE in a part.
+    """Return a run's provenance and report; against: another run, for the difference of their MRE in a part.
 
     Raises UserError for a folder without that report.
     """
@@ -61,7 +62,7 @@ def read_run(run_dir: Path, test_set: str, part: str = "headline", against: Path
 
 
 def compare(run_dir: Path, against: Path, test_set: str, part: str, excluded: tuple[str, ...]) -> dict[str, float]:
-    """The paired difference of two runs' MRE in a part; nothing where images or landmarks are not the same."""
+    """Return the paired difference of two runs' MRE in a part; empty if their images or landmarks differ."""
     table = read_predictions(run_dir / test_set / "predictions.csv")
     try:
         other = read_predictions(against / test_set / "predictions.csv")
@@ -74,8 +75,8 @@ def compare(run_dir: Path, against: Path, test_set: str, part: str, excluded: tu
 
 
 def without_paths(argv: list[str]) -> list[str]:
-    """A command line with NAME for the value of --name where that is a path; published weights stay."""
-    words, expected = [Path(argv[0]).name], ""  # the setting whose value comes next
+    """Return a command line in which the value of --name is NAME if it is a path; published weights stay."""
+    words, expected = [Path(argv[0]).name], ""  # expected: the setting of the next value
     for word in argv[1:]:
         name, equals, value = word.removeprefix("--").partition("=")
         if expected in FILES and word not in ("imagenet", "none"):
@@ -88,21 +89,25 @@ def without_paths(argv: list[str]) -> list[str]:
 
 
 def epoch_seconds(metrics: Path) -> list[float]:
-    """How long each epoch of a metrics.csv took."""
+    """Return the duration of each epoch in a metrics.csv."""
     with open(metrics, newline="", encoding="utf-8") as file:
         return [float(row["seconds"]) for row in csv.DictReader(file)]
 
 
+def rate_names(figures: dict[str, Any]) -> list[str]:
+    """Return the names of the detection rates among the figures of a report, without their intervals."""
+    return [name for name in figures if name.startswith("SDR_") and not name.endswith(("_low", "_high"))]
+
+
 def table_row(result: dict[str, Any], part: str = "headline") -> str:
-    """The figures of a part of a run's report as a Markdown row."""
+    """Return the figures of a part of a run's report as a Markdown row."""
     figures = result[part]
-    rates = [name for name in figures if name.startswith("SDR_") and not name.endswith(("_low", "_high"))]
-    first, others = rates[0], " / ".join(f"{figures[name]:.1f}" for name in rates[1:])
+    first, *others = rate_names(figures)
     cells = [
         result["run"],
         f"{figures['MRE']:.2f} ({figures['MRE_low']:.2f} to {figures['MRE_high']:.2f})",
         f"{figures[first]:.1f} ({figures[first + '_low']:.1f} to {figures[first + '_high']:.1f})",
-        others,
+        " / ".join(f"{figures[name]:.1f}" for name in others),
         "–" if result["training_minutes"] is None else f"{result['training_minutes']:.0f} min",
     ]
     if "against" in result:
@@ -112,33 +117,32 @@ def table_row(result: dict[str, Any], part: str = "headline") -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def main() -> int:
-    """Exit status 2 for a folder that is no finished run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
-    parser.add_argument("--set", default="test", help="the test set")
-    parser.add_argument("--part", default="headline", choices=("headline", "all", "occluded"), help="which landmarks")
-    parser.add_argument("--against", type=Path, metavar="RUN", help="the run to compare with")
-    parser.add_argument("--out", type=Path, help="a JSON file of all of them")
-    options = parser.parse_args()
-    try:
-        results = [read_run(run_dir, options.set, options.part, options.against) for run_dir in options.runs]
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    figures = [name for name in results[0][options.part] if name.startswith("SDR_") and name.count("_") == 1]
-    rates = " / ".join(name.removeprefix("SDR_").removesuffix(".0") for name in figures[1:])
-    unit = results[0][options.part]["unit"]
-    first = figures[0].removeprefix("SDR_").removesuffix(".0")
-    columns = ["run", f"MRE, {unit} (95 % interval)", f"SDR {first} {unit}, %", f"SDR {rates} {unit}, %", "training"]
-    columns += [f"MRE against {options.against.name}, {unit}"] if options.against else []
+def print_table(options: argparse.Namespace) -> None:
+    """Print the table and write the JSON file. Raises UserError for a folder that is not a finished run."""
+    results = [read_run(run_dir, options.set, options.part, options.against) for run_dir in options.runs]
+    figures = results[0][options.part]
+    first, *others = (name.removeprefix("SDR_").removesuffix(".0") for name in rate_names(figures))
+    unit = figures["unit"]
+    columns = ["run", f"MRE, {unit} (95 % interval)", f"SDR {first} {unit}, %", f"SDR {' / '.join(others)} {unit}, %"]
+    columns += ["training"] if options.against is None else ["training", f"MRE against {options.against.name}, {unit}"]
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for result in results:
         print(table_row(result, options.part))
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return 0
+
+
+def main() -> int:
+    """Return exit status 2 for a folder that is not a finished run, or for an --out that cannot be written."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument("--set", default="test", help="name of the test set (default: test)")
+    parser.add_argument("--part", default="headline", choices=("headline", "all", "occluded"), help="which landmarks")
+    parser.add_argument("--against", type=Path, metavar="RUN", help="the run to compare with")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    options = parser.parse_args()
+    return exit_status(lambda: print_table(options))
 
 
 if __name__ == "__main__":

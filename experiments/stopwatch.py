@@ -1,4 +1,4 @@
-"""How long a piece of work takes on a device, what it is spent on, and how fast the device is at best."""
+"""Timing on a device: the median time of some work, the operators it is spent on, and the peak of the device."""
 
 import os
 import time
@@ -10,18 +10,18 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-MATRIX = 2048  # side of the matrices whose product is the machine's peak
-OPERATORS = 8  # so many are named of those that take most time
+MATRIX = 2048  # side of the matrices that are multiplied to measure the peak
+OPERATORS = 8  # how many of the most expensive operators are listed
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def median_ms(work: Callable[[], Any], device: torch.device, repeats: int, warm_ups: int = 1) -> float:
-    """Median time of a piece of work in ms, after some warm-ups."""
+    """Return the median time of some work in ms, after warm-ups."""
     seconds = []
     for _ in range(repeats + warm_ups):
         synchronise(device)
@@ -33,7 +33,7 @@ def median_ms(work: Callable[[], Any], device: torch.device, repeats: int, warm_
 
 
 def matrix_peaks(device: torch.device) -> dict[str, float]:
-    """GFLOP/s of a matrix product in bf16 and fp32: what the machine can do at best."""
+    """Return the GFLOP/s of a matrix product in bf16 and fp32, the peak of the machine."""
     peaks = {}
     for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
         matrix = torch.randn(MATRIX, MATRIX, device=device).to(dtype)
@@ -42,22 +42,20 @@ def matrix_peaks(device: torch.device) -> dict[str, float]:
 
 
 def operator_shares(work: Callable[[], Any], device: torch.device) -> dict[str, float]:
-    """What share of a piece of work the operators of torch take that take most, in per cent."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler says nothing on its own
+    """Return torch's most expensive operators in some work and their share of its time, per cent."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # keeps the profiler quiet
     on_cuda = device.type == "cuda"
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if on_cuda else [])
     with profile(activities=activities) as profiler:
         work()
         synchronise(device)
     events = profiler.key_averages()
-    if on_cuda:  # kernels are events of their own, and their time is that of the operators that started them, too
-        total = sum(
-            e.self_device_time_total for e in events if e.device_type != DeviceType.CPU and not e.is_user_annotation
-        )
-    else:
-        total = sum(event.self_cpu_time_total for event in events)
+    own_time = "self_device_time_total" if on_cuda else "self_cpu_time_total"
+    # on CUDA, kernels are events of their own; their time is also that of the operators that started them
+    counted = [e for e in events if not on_cuda or e.device_type != DeviceType.CPU and not e.is_user_annotation]
+    total = sum(getattr(event, own_time) for event in counted)
     times = {
-        event.key.removeprefix("aten::"): event.self_device_time_total if on_cuda else event.self_cpu_time_total
+        event.key.removeprefix("aten::"): getattr(event, own_time)
         for event in events
         if event.device_type == DeviceType.CPU and event.key.startswith("aten::")
     }

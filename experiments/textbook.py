@@ -1,11 +1,11 @@
-"""FARNet computed the way a textbook program does, for benchmarks: the same function, slower."""
+"""FARNet computed as in a textbook program, for benchmarks: the same function, slower."""
 
 import torch
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 
 from config import Config
-from detector import LandmarkDetector
+from data import Sample
 from model import FARNet
 from utils import scale_landmarks
 
@@ -19,8 +19,8 @@ def dense_heatmaps(landmarks: Tensor, size: tuple[int, int], sigma: float) -> Te
 
 
 class TextbookFARNet(FARNet):
-    """FARNet with its convolutions as in the paper (heads as two, none before upsampling), dense targets from the host,
-    an optimiser that updates one parameter at a time, and batch norms that are not folded for testing.
+    """FARNet with the convolutions of the paper (two per head, none before upsampling), dense targets from the host, an
+    optimiser that updates one parameter at a time, and batch norms that are not folded for testing.
     """
 
     def __init__(self, config: Config) -> None:
@@ -29,7 +29,7 @@ class TextbookFARNet(FARNet):
             if hasattr(module, "compose"):
                 module.compose = False
 
-    def labels(self, batch, epoch: int) -> tuple[Tensor, Tensor]:
+    def labels(self, batch: Sample, epoch: int) -> tuple[Tensor, Tensor]:
         height, width = batch.image.shape[-2:]
         coarse = dense_heatmaps(scale_landmarks(batch.landmarks, 0.5), (height // 2, width // 2), self.config.sigma)
         return coarse, dense_heatmaps(batch.landmarks, (height, width), self.config.sigma)
@@ -37,5 +37,5 @@ class TextbookFARNet(FARNet):
     def configure_optimizers(self) -> dict[str, Optimizer]:
         return {"adam": Adam(self.parameters(), lr=self.config.lr, foreach=False)}
 
-    def for_inference(self) -> LandmarkDetector:
+    def for_inference(self) -> FARNet:
         return self.eval()

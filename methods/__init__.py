@@ -1,4 +1,4 @@
-"""The methods by name: another method takes one file in this folder and one line below."""
+"""The methods by name. To add a method, write one file in this folder and add one line below."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,20 +18,20 @@ METHODS: dict[str, type[LandmarkDetector]] = {
 
 
 def method_class(name: str) -> type[LandmarkDetector]:
-    """The method of a name. Raises UserError that lists the names."""
+    """Return the class of a method. Raises UserError that lists the names."""
     check_names([name], METHODS, "method")
     return METHODS[name]
 
 
 def create_detector(config: Config) -> LandmarkDetector:
-    """A new detector with initial weights, by config.method."""
+    """Return a new detector of config.method with initial weights."""
     return method_class(config.method)(config)
 
 
 def load_detector(state: Mapping[str, Any], config: Config | None = None) -> LandmarkDetector:
     """Return a detector with the weights of a checkpoint (run_folder.read_checkpoint), on the CPU in eval mode.
 
-    config: its settings; none: those of the checkpoint. Raises UserError if the weights do not fit them.
+    config: its settings; none: those of the checkpoint. Raises UserError if the weights do not fit.
     """
     cls = method_class(state["method"])
     trained = build_config(cls.Config, state["settings"])

@@ -1,8 +1,8 @@
 """Adversarial PoseNet: Chen et al., "Adversarial PoseNet: A Structure-aware Convolutional Network for Human Pose
 Estimation", ICCV 2017 (arXiv 1705.00389), and its version for radiographs of legs. Letters and frames: data.py.
 
-The generator draws a map of each landmark; two discriminators judge them, the pose discriminator P beside the image,
-the confidence discriminator C by themselves. Their networks: hourglass.py.
+The generator draws a map of each landmark. Two discriminators judge the maps: the pose discriminator P together with
+the image, the confidence discriminator C without it. Their networks: networks/hourglass.py.
 """
 
 import math
@@ -17,49 +17,54 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from config import Config
+from data import Sample
 from detector import LandmarkDetector, split_batch
 from machine import average_gradients, mean_over_processes
-from model import use_image_statistics
 from networks.hourglass import STRIDE, Discriminator, Generator
+from networks.normalisation import use_image_statistics
 from utils import decode_heatmaps, gaussian_heatmaps, is_loss_term, network_errors, scale_landmarks
 
 
 @dataclass(frozen=True)
 class PoseNetConfig(Config):
-    """The paper's recipe but for its occlusion maps; ours is what it does not tell."""
+    """The paper's recipe without its occlusion maps.
 
-    method: str = "posenet"
-    height: int = 256
-    width: int = 256
-    keep_aspect: bool = True  # ours
-    backbone_weights: str = "none"  # the networks are the method's own
-    norm: str = "batch"
-    sigma: float = 4.0  # of the maps' Gaussians, network px (ours): one px of the maps, a quarter of the size
-    decode: str = "subpixel"  # ours
-    epochs: int = 230
-    batch_size: int = 8  # ours
-    lr: float = 2.5e-4
-    lr_milestones: tuple[int, ...] = ()
-    optimizer: str = "rmsprop"
-    rotation: float = 30.0
-    scaling: float = 0.25
-    adversarial: str = "pose+confidence"  # none: the generator alone; pose: with P; pose+confidence: with P and C
-    pretrain_epochs: int = 20  # ours: epochs of the generator alone, at first
-    stacks: int = 4  # hourglasses (of the pose) after each other
-    hourglass_depth: int = 4  # ours: how often an hourglass halves its maps
-    channels: int = 512  # of the generator
-    discriminator_channels: int = 128  # ours: of P and C
-    occlusion: bool = False  # maps of occluded landmarks too: hourglasses, and inputs to P and C, of their own
-    pose_weight: float = 1 / 180  # of P in the generator's loss
-    confidence_weight: float = 1 / 220  # of C in the generator's loss
-    delta: float = 4.0  # ours: P is to call real what is nearer to the truth, mm (px of the file without a spacing)
-    epsilon: float = 1.0  # ours: C is to call a map real whose squared error, summed over its px, is below this
-    objective: str = "minimax"  # minimax: as in the paper; real: that P and C call every landmark real
+    The paper does not state keep_aspect, sigma, decode, batch_size, pretrain_epochs, hourglass_depth,
+    discriminator_channels, delta and epsilon: these values are ours.
+    """
+
+    method: str = "posenet"  # Adversarial PoseNet
+    height: int = 256  # of the network input, px, a multiple of 32 from 64
+    width: int = 256  # of the network input, px, a multiple of 32 from 64
+    keep_aspect: bool = True  # true: keep the aspect ratio, filling up with what surrounds the crop | false: stretch
+    backbone_weights: str = "none"  # none: the method has its own networks
+    norm: str = "batch"  # batch | instance: statistics of the batch or of each image
+    sigma: float = 4.0  # standard deviation of the Gaussians, px; the maps have a quarter of the size: 1 px there
+    decode: str = "subpixel"  # argmax: the highest pixel | subpixel: a Gaussian fitted around it
+    epochs: int = 230  # passes over the training images
+    batch_size: int = 8  # images per step
+    lr: float = 2.5e-4  # learning rate
+    lr_milestones: tuple[int, ...] = ()  # epochs, for lr_schedule step; none: a constant learning rate
+    optimizer: str = "rmsprop"  # adam | adamw: decoupled weight decay | rmsprop
+    rotation: float = 30.0  # augmentation: up to +- this many degrees
+    scaling: float = 0.25  # augmentation: up to +- this fraction, 0 to 1
+    adversarial: str = "pose+confidence"  # none: the generator alone | pose: with P | pose+confidence: with P and C
+    pretrain_epochs: int = 20  # epochs that train the generator alone before P and C take part
+    stacks: int = 4  # hourglasses of the generator, one after another, at least 1
+    hourglass_depth: int = 4  # how often an hourglass halves its maps, at least 1
+    channels: int = 512  # width of the generator, a multiple of 4
+    discriminator_channels: int = 128  # width of P and of C, a multiple of 4
+    occlusion: bool = False  # true: also maps of occluded landmarks, with their own hourglasses, which P and C see
+    pose_weight: float = 1 / 180  # weight of P in the generator's loss, 0 or above
+    confidence_weight: float = 1 / 220  # weight of C in the generator's loss, 0 or above
+    delta: float = 4.0  # P should call a landmark real within this distance, mm (original px without a spacing)
+    epsilon: float = 1.0  # C should call a map real if its squared error, summed over pixels, is below this
+    objective: str = "minimax"  # minimax: the paper's | real: the generator wants every landmark to be called real
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        # 8 stacks of 256 channels, and P calls a landmark real within the 10 mm by which it is scored
+        # 8 stacks of 256 channels; P calls a landmark real within 10 mm, the threshold of that version's score
         "legs": dict(stacks=8, channels=256, delta=10.0),
-        # a small generator; at twice the size of the other methods' demo, since its maps have a quarter of it
+        # a small generator at twice the input size of the other methods' demo, because its maps have a quarter of it
         "demo": dict(
             height=384, width=320, sigma=6.0, stacks=2, channels=64, discriminator_channels=32, optimizer="adam",
             batch_size=2, epochs=30, pretrain_epochs=10,
@@ -89,38 +94,35 @@ class PoseNetConfig(Config):
             "pretrain_epochs", f"it leaves P and C none of {self.epochs} epochs; lower it, or set adversarial to none",
         )  # fmt: skip
         small = min(self.height, self.width) // STRIDE
-        deepest = int(math.log2(small)) - 1
-        self.require(
-            self.hourglass_depth <= deepest, "hourglass_depth", f"maps of {small} px may be halved {deepest} times"
-        )
+        most = int(math.log2(small)) - 1
+        self.require(self.hourglass_depth <= most, "hourglass_depth", f"maps of {small} px may be halved {most} times")
 
     @property
     def judges(self) -> dict[str, float]:
-        """The discriminators of this recipe, by their letters, and their weights."""
+        """Return the weights of this recipe's discriminators, by letter."""
         weights = {"P": self.pose_weight, "C": self.confidence_weight}
-        return {
-            letter: weights[letter] for letter in {"none": "", "pose": "P", "pose+confidence": "PC"}[self.adversarial]
-        }
+        letters = {"none": "", "pose": "P", "pose+confidence": "PC"}[self.adversarial]
+        return {letter: weights[letter] for letter in letters}
 
 
 class PoseNet(LandmarkDetector):
-    """A generator of maps learns from the truth, and from discriminators that learn to tell its maps from true ones.
+    """A generator of maps learns from the truth and from discriminators, which learn to tell its maps from true ones.
 
-    Different from the paper: (1) delta and epsilon, which it does not tell, are settings, in mm and in squared error;
-    (2) squared errors and logarithms alike are means over landmarks, where its formulas have sums, so that their shares
-    hold for any number; maps are not bounded to 0..1; (3) P sees the image at the size of the maps, and the
-    discriminators' maps are averaged over 16 x 16 cells before the layer that gives a number per landmark, so that
-    weights fit any image size; (4) landmarks to fractions of a px, in the frame of the image file; (5) missing
-    landmarks count nowhere; for P and C neither do those that augmentation has moved out of the image, whose maps are
-    empty, true or not; (6) occlusion maps by setting, since radiographs seldom say what is hidden: Gaussians at
-    landmarks with "occluded" true, nothing elsewhere; (7) epochs of the generator alone at first, which begins with
-    empty maps, its last weights being near 0; (8) adversarial none is the generator alone with the two steps per batch
-    that it takes beside P and C, so that recipes differ in what they learn from and not in how often; (9) the paper's
-    minimax pushes a landmark that is right already, whose fake label is 1, towards being called fake; objective real
-    does not. The preset legs has the network and the sizes of the version for legs, and the paper's optimiser and
-    augmentation; that version repeats the pose's maps as those of what is occluded, which adds nothing to know, takes
-    one label for P and C, and cuts the gradient off that P and C send to the generator: ours does not. With compile,
-    the generator alone is compiled.
+    Differences from the paper: (1) delta and epsilon, which it does not state, are settings, in mm and in squared
+    error; (2) squared errors and logarithms are both means over landmarks instead of sums, so that their ratio holds
+    for any number of landmarks; maps are not limited to 0..1; (3) P sees the image at the size of the maps, and the
+    discriminators average their maps to 16 x 16 cells before the layer that gives one number per landmark, so that the
+    weights fit any image size; (4) landmarks have fractions of a px, in the original frame; (5) missing landmarks are
+    ignored; P and C also ignore those that augmentation has moved out of the image, because a true map of them is as
+    empty as a false one; (6) occlusion maps are a setting, because radiographs are seldom annotated with occlusion:
+    Gaussians at landmarks with "occluded" true, empty elsewhere; (7) the generator is first trained alone and starts
+    with nearly empty maps; (8) adversarial none trains the generator with the same two steps per batch as with P and
+    C, so that recipes differ in what the generator learns from and not in how often; (9) the paper's minimax pushes a
+    landmark that is already right, which has the fake label 1, towards being called fake; objective real does not.
+
+    The preset legs has the network and the sizes of the version for legs with the paper's optimiser and augmentation.
+    That version repeats the pose maps as occlusion maps, which adds no information, uses one label for P and C, and
+    cuts off the gradient from P and C to the generator; this one does not.
     """
 
     Config = PoseNetConfig
@@ -129,57 +131,54 @@ class PoseNet(LandmarkDetector):
     def __init__(self, config: PoseNetConfig) -> None:
         super().__init__(config)
         kinds = 2 if config.occlusion else 1
-        depth, num_landmarks = config.hourglass_depth, config.num_landmarks
+        depth, num_landmarks = config.hourglass_depth, self.num_landmarks
         self.generator = Generator(num_landmarks, config.stacks, depth, config.channels, config.occlusion)
-        beside = {"P": 3, "C": 0}  # channels of the image
-        self.discriminators = nn.ModuleDict(
-            {
-                letter: Discriminator(
-                    beside[letter] + kinds * num_landmarks, num_landmarks, depth, config.discriminator_channels
-                )
-                for letter in config.judges
-            }
-        )
+        width, image_channels = config.discriminator_channels, {"P": 3, "C": 0}
+        self.discriminators = nn.ModuleDict()
+        for letter in config.judges:
+            inputs = image_channels[letter] + kinds * num_landmarks
+            self.discriminators[letter] = Discriminator(inputs, num_landmarks, depth, width)
         if config.norm == "instance":
             use_image_statistics(self)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) -> the maps (B, N or 2N, H/4, W/4) of each stack: of the pose, then of what is occluded."""
+        """Return the maps (B, N or 2N, H/4, W/4) of each stack, pose then occlusion, of images (B, 3, H, W)."""
         with self.autocast(image.device):
             return self.generator(image)
 
-    def labels(self, batch, epoch: int) -> Tensor:
-        """The true maps (B, N or 2N, H/4, W/4): Gaussians of peak 1; nothing for a missing landmark."""
-        size = [length // STRIDE for length in batch.image.shape[-2:]]
+    def labels(self, batch: Sample, epoch: int) -> Tensor:
+        """Return the true maps (B, N or 2N, H/4, W/4): Gaussians of peak 1, empty for a missing landmark."""
+        size = (batch.image.shape[-2] // STRIDE, batch.image.shape[-1] // STRIDE)
         landmarks = scale_landmarks(batch.landmarks, 1 / STRIDE)
         maps = gaussian_heatmaps(landmarks, size, self.config.sigma / STRIDE, self.config.channels_last)
         if not self.config.occlusion:
             return maps
-        return torch.cat([maps, maps * batch.occluded.to(maps.device)[..., None, None]], 1)
+        occluded = batch.occluded.to(maps.device)  # type: ignore[union-attr]
+        return torch.cat([maps, maps * occluded[..., None, None]], 1)
 
-    def loss(self, batch, epoch: int) -> dict[str, Tensor]:
-        """Half the squared error of all stacks' maps; and each discriminator's loss, which no map feels."""
+    def loss(self, batch: Sample, epoch: int) -> dict[str, Tensor]:
+        """Return half the squared error of the maps of all stacks, and the losses of the discriminators alone."""
         outputs, truth = self(batch.image), self.labels(batch, epoch)
-        terms = {"maps": maps_loss(outputs, truth, is_annotated(batch))}
+        terms = {"maps": maps_loss(outputs, truth, batch.landmarks.isfinite().all(-1))}
         for letter in self.config.judges if epoch >= self.config.pretrain_epochs else ():
             terms |= self.judge_fake(letter, batch, outputs[-1].detach().float(), truth)
             terms |= self.judge_true(letter, batch, truth)
         return {name: term for name, term in terms.items() if is_loss_term(name)}
 
     def decode(self, outputs: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """The peaks of the last stack's pose maps; the score is the peak's height, about 1 for a sure landmark."""
-        maps = outputs[-1][:, : self.config.num_landmarks]
+        """Return the peaks of the last stack's pose maps; the score is the height, about 1 if confident."""
+        maps = outputs[-1][:, : self.num_landmarks]
         landmarks, score = decode_heatmaps(maps, self.config.decode, self.config.sigma / STRIDE)
         return scale_landmarks(landmarks, STRIDE), score
 
     def last_layer(self) -> nn.Module:
-        """What makes the last stack's pose maps of its features."""
-        return self.generator.poses[-1].maps
+        """Return the layers that turn the last stack's features into pose maps."""
+        return self.generator.poses[-1].get_submodule("maps")
 
     # --- The discriminators ----------------------------------------------------------------------
 
-    def judge(self, letter: str, batch, maps: Tensor) -> Tensor:
-        """What a discriminator says of maps (B, N or 2N, h, w): logits (B, N), above 0 for a real landmark."""
+    def judge(self, letter: str, batch: Sample, maps: Tensor) -> Tensor:
+        """Return a discriminator's logits (B, N) for maps (B, N or 2N, h, w); above 0 it calls a landmark real."""
         inside = is_inside(batch).repeat(1, maps.shape[1] // batch.landmarks.shape[1])
         seen = maps * inside[..., None, None]
         if letter == "P":
@@ -189,21 +188,20 @@ class PoseNet(LandmarkDetector):
         return logits.float()
 
     @torch.no_grad()
-    def fake_labels(self, letter: str, batch, maps: Tensor, truth: Tensor) -> Tensor:
-        """Which of the generator's landmarks (B, N) are to be called real: 1, or 0.
+    def fake_labels(self, letter: str, batch: Sample, maps: Tensor, truth: Tensor) -> Tensor:
+        """Return 1 for each of the generator's landmarks (B, N) that should be called real, else 0.
 
-        P: those less than delta mm from the truth; C: those whose maps' squared error is below epsilon.
+        P: less than delta mm from the truth; C: a map with a squared error below epsilon.
         """
         if letter == "P":
-            found, _ = self.decode([maps.nan_to_num()])  # that maps are nan is said by their loss
+            found, _ = self.decode([maps.nan_to_num()])  # the loss of the maps reports nan
             errors = network_errors(found, batch.landmarks, batch.to_original, batch.spacing)
             return (errors < self.config.delta).float().to(maps.device)
-        num_landmarks = self.config.num_landmarks
-        squares = (maps[:, :num_landmarks] - truth[:, :num_landmarks]).square().sum((-2, -1))
+        squares = (maps - truth)[:, : self.num_landmarks].square().sum((-2, -1))
         return (squares < self.config.epsilon).float()
 
-    def judge_fake(self, letter: str, batch, maps: Tensor, truth: Tensor) -> dict[str, Tensor]:
-        """A discriminator's loss on the generator's maps, how often it is right there, and how often they are."""
+    def judge_fake(self, letter: str, batch: Sample, maps: Tensor, truth: Tensor) -> dict[str, Tensor]:
+        """Return a discriminator's loss and accuracy on the generator's maps, and the share to be called real."""
         logits, real = self.judge(letter, batch, maps), self.fake_labels(letter, batch, maps, truth)
         return {
             f"discriminator_{letter}_fake": masked_entropy(logits, real, is_inside(batch)),
@@ -211,8 +209,8 @@ class PoseNet(LandmarkDetector):
             f"accuracy_generator_{letter}": masked_mean(real, is_inside(batch)),
         }
 
-    def judge_true(self, letter: str, batch, truth: Tensor) -> dict[str, Tensor]:
-        """A discriminator's loss on true maps, and how often it is right there."""
+    def judge_true(self, letter: str, batch: Sample, truth: Tensor) -> dict[str, Tensor]:
+        """Return a discriminator's loss and accuracy on true maps."""
         logits = self.judge(letter, batch, truth)
         return {
             f"discriminator_{letter}_true": masked_entropy(logits, torch.ones_like(logits), is_inside(batch)),
@@ -222,19 +220,19 @@ class PoseNet(LandmarkDetector):
     # --- A step ----------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> dict[str, Optimizer]:
-        """One for the generator and one for each discriminator."""
+        """Return one for the generator and one for each discriminator."""
         networks = {"generator": self.generator, **self.discriminators}
         return {name: self.make_optimizer(network.parameters()) for name, network in networks.items()}
 
     def distribute(self, device: torch.device) -> None:
-        """Nothing to prepare: a step has several passes and optimisers, so it averages the gradients itself."""
+        """Prepare nothing: a step has several passes and optimisers, so take_step averages the gradients itself."""
 
-    def train_step(self, batch, epoch: int, optimizers: Mapping[str, Optimizer]) -> dict[str, float]:
-        """The paper's order: the generator on its maps, P on fake, on true ones, C likewise, the generator on all.
+    def train_step(self, batch: Sample, epoch: int, optimizers: Mapping[str, Optimizer]) -> dict[str, float]:
+        """Take the steps in the paper's order: the generator on its maps, P on fakes and on truth, C likewise, then G.
 
-        While it is pretrained, the first alone. Beside the terms: how often each discriminator is right, how many
-        landmarks are to be called real, and the norm of the gradient that the truth, P and C send into the last maps
-        (of parts and processes the mean norm, not that of the whole batch).
+        During pretraining, only the first. Beside the loss terms, the values are the accuracy of each discriminator,
+        the share of landmarks that should be called real, and the norms of the gradients that the truth, P and C send
+        into the last maps (averaged over parts and processes; not the norm over the whole batch).
         """
         parts = split_batch(batch, self.config.accumulate)
         truths = [self.labels(part, epoch) for part in parts]
@@ -245,36 +243,38 @@ class PoseNet(LandmarkDetector):
         def draw(i: int) -> dict[str, Tensor]:
             outputs = self(parts[i].image)
             fakes.append(outputs[-1].detach().float())
-            return {"maps": maps_loss(outputs, truths[i], is_annotated(parts[i]))}
+            return {"maps": maps_loss(outputs, truths[i], parts[i].landmarks.isfinite().all(-1))}
 
         def draw_again(i: int) -> dict[str, Tensor]:
             outputs = self(parts[i].image)
-            loss = maps_loss(outputs, truths[i], is_annotated(parts[i]))
+            loss = maps_loss(outputs, truths[i], parts[i].landmarks.isfinite().all(-1))
             (gradient,) = torch.autograd.grad(loss, outputs[-1], retain_graph=True)
             terms = self.adversarial_terms(parts[i], outputs[-1], truths[i])
             return {"maps_again": loss, "gradient_truth": gradient.float().norm(), **terms}
 
+        def train_judge(letter: str) -> None:
+            take_step(letter, lambda i: self.judge_fake(letter, parts[i], fakes[i], truths[i]))
+            take_step(letter, lambda i: self.judge_true(letter, parts[i], truths[i]))
+
         take_step("generator", draw)
         if epoch >= self.config.pretrain_epochs:
             for letter in self.config.judges:
-                take_step(letter, lambda i, who=letter: self.judge_fake(who, parts[i], fakes[i], truths[i]))
-                take_step(letter, lambda i, who=letter: self.judge_true(who, parts[i], truths[i]))
+                train_judge(letter)
             take_step("generator", draw_again)
         return values
 
-    def adversarial_terms(self, batch, maps: Tensor, truth: Tensor) -> dict[str, Tensor]:
-        """What the discriminators make the generator pay for its last maps, weighted, and the gradient they send.
+    def adversarial_terms(self, batch: Sample, maps: Tensor, truth: Tensor) -> dict[str, Tensor]:
+        """Return the weighted loss terms that the discriminators add to the generator's, and their gradient norms.
 
-        minimax: the part of their own gain that it can change, E log(1 - |D(maps) - label|); real: E -log D(maps).
+        minimax: the part of the discriminators' objective that the maps change, E log(1 - |D(maps) - label|);
+        real: E -log D(maps).
         """
-        terms = {}
+        terms, minimax = {}, self.config.objective == "minimax"
         for letter, weight in self.config.judges.items():
             logits = self.judge(letter, batch, maps.float())
-            if self.config.objective == "minimax":
-                term = -masked_entropy(logits, self.fake_labels(letter, batch, maps.float(), truth), is_inside(batch))
-            else:
-                term = masked_entropy(logits, torch.ones_like(logits), is_inside(batch))
-            terms[f"adversarial_{letter}"] = weight * term
+            real = self.fake_labels(letter, batch, maps.float(), truth) if minimax else torch.ones_like(logits)
+            entropy = masked_entropy(logits, real, is_inside(batch))
+            terms[f"adversarial_{letter}"] = weight * (-entropy if minimax else entropy)
         for letter in self.config.judges:
             (gradient,) = torch.autograd.grad(terms[f"adversarial_{letter}"], maps, retain_graph=True)
             terms[f"gradient_{letter}"] = gradient.float().norm()
@@ -282,16 +282,17 @@ class PoseNet(LandmarkDetector):
 
     def take_step(
         self,
-        parts: list,
+        parts: list[Sample],
         epoch: int,
         optimizers: Mapping[str, Optimizer],
         values: dict[str, float],
         name: str,
         play: Callable[[int], dict[str, Tensor]],
     ) -> None:
-        """One step of one network: play(i) gives the terms, and other figures, of part i; their means go to values.
+        """Take one step of one network; play(i) returns the loss terms and other values of part i.
 
-        Raises NonFiniteLoss, on all processes, before a weight is changed if one of them is nan or infinite.
+        Their means are added to values. Raises NonFiniteLoss, on all processes and before a weight changes, if a value
+        is nan or infinite.
         """
         optimizer = optimizers[name]
         own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -305,7 +306,7 @@ class PoseNet(LandmarkDetector):
             for key, value in now.items():
                 values[key] = values.get(key, 0.0) + share * value
             objective = torch.stack([value for key, value in results.items() if is_loss_term(key)]).sum()
-            (share * objective).backward(inputs=own)  # not to the weights of the other networks it passes through
+            (share * objective).backward(inputs=own)  # the weights of other networks get no gradient
         average_gradients(own)
         optimizer.step()
 
@@ -313,21 +314,16 @@ class PoseNet(LandmarkDetector):
 # --- Losses --------------------------------------------------------------------------------------
 
 
-def is_annotated(batch) -> Tensor:
-    """Which landmarks (B, N) of a batch have a true map."""
-    return batch.landmarks.isfinite().all(-1)
-
-
-def is_inside(batch) -> Tensor:
-    """Which landmarks (B, N) of a batch are annotated and in the image: of others also a true map is empty."""
+def is_inside(batch: Sample) -> Tensor:
+    """Return which landmarks (B, N) of a batch are annotated and inside the image; other true maps are empty."""
     size = batch.landmarks.new_tensor(batch.image.shape[:1:-1])
-    return ((batch.landmarks >= -0.5) & (batch.landmarks < size - 0.5)).all(-1)  # not so nan
+    return ((batch.landmarks >= -0.5) & (batch.landmarks < size - 0.5)).all(-1)  # false for nan
 
 
 def maps_loss(outputs: list[Tensor], truth: Tensor, annotated: Tensor) -> Tensor:
-    """Half the squared error of maps (B, N or 2N, h, w), summed over px, its mean over stacks, images and landmarks.
+    """Return half the squared error of maps (B, N or 2N, h, w), summed over px: mean over stacks, images and landmarks.
 
-    In float32, over annotated landmarks. Maps of the pose and of what is occluded are added.
+    In float32, over annotated landmarks. The errors of pose and occlusion maps are added.
     """
     kinds = truth.shape[1] // annotated.shape[1]
     squares = torch.stack([(maps.float() - truth).square().sum((-2, -1)) for maps in outputs]).mean(0)
@@ -335,10 +331,10 @@ def maps_loss(outputs: list[Tensor], truth: Tensor, annotated: Tensor) -> Tensor
 
 
 def masked_entropy(logits: Tensor, real: Tensor, annotated: Tensor) -> Tensor:
-    """The mean of -log(1 - |D - real|), D the sigmoid of logits (B, N), over annotated landmarks; real: 0 or 1."""
+    """Return the mean of -log(1 - |D - real|) over annotated landmarks; D: sigmoid of logits (B, N), real: 0 or 1."""
     return masked_mean(F.binary_cross_entropy_with_logits(logits, real, reduction="none"), annotated)
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """The mean of the values in a mask; 0 if it is empty."""
+    """Return the mean of the values in a mask; 0 if the mask is empty."""
     return (values * mask).sum() / mask.sum().clamp(min=1)

@@ -2,7 +2,7 @@
 Replacement", MIDL 2023 short paper (OpenReview bVC9bi_-t7Y). Letters and frames: data.py.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,40 +14,39 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from config import Config
+from data import Sample
 from detector import LandmarkDetector
-from model import use_image_statistics
-from networks.backbone import read_backbone_weights
+from networks.backbone import load_backbone_weights
+from networks.normalisation import use_image_statistics
 from settings import UserError, check_names
 from utils import decode_heatmaps, is_exporting, require_finite
 
 
 @dataclass(frozen=True)
 class UNetConfig(Config):
-    """The authors' recipe."""
+    """The recipe of the authors' program."""
 
-    method: str = "unet"
-    height: int = 512
-    width: int = 512
-    keep_aspect: bool = True
-    backbone: str = "resnet101"  # any encoder of segmentation-models-pytorch; with weights a ResNet or VGG
-    norm: str = "batch"
-    decode: str = "subpixel"  # subpixel: centroid of the peak's component; argmax: the first maximum, as the authors do
-    epochs: int = 350
-    batch_size: int = 8
-    lr_milestones: tuple[int, ...] = ()
-    label_radius: int = 65  # of the labels at first, network px
-    erosion: int = 10  # the labels' radius shrinks by this many network px ...
-    erosion_epochs: int = 50  # ... after each this many epochs, down to 1
-    positive_weight_limit: float | None = None  # the loss's weight inside a label is at most this; none: whatever it is
-    absent: str = "ignore"  # a landmark not annotated: ignore (it counts nowhere), or empty (its label is empty)
+    method: str = "unet"  # U-Net with dilation/erosion labels
+    height: int = 512  # of the network input, px, a multiple of 32 from 64
+    width: int = 512  # of the network input, px, a multiple of 32 from 64
+    keep_aspect: bool = True  # true: keep the aspect ratio, filling up with what surrounds the crop | false: stretch
+    backbone: str = "resnet101"  # an encoder of segmentation-models-pytorch; with weights a ResNet or VGG
+    norm: str = "batch"  # batch | instance: statistics of the batch or of each image
+    decode: str = "subpixel"  # subpixel: centroid of the component around the peak | argmax: first maximum (authors)
+    epochs: int = 350  # passes over the training images
+    batch_size: int = 8  # images per step
+    lr_milestones: tuple[int, ...] = ()  # epochs, for lr_schedule step; none: a constant learning rate
+    label_radius: int = 65  # of the labels in the first epoch, px, at least 1
+    erosion: int = 10  # px by which the radius of the labels shrinks every erosion_epochs, down to 1; 0: never
+    erosion_epochs: int = 50  # epochs between two erosions, at least 1
+    positive_weight_limit: float | None = None  # upper limit of the loss's weight inside a label; none: no limit
+    absent: str = "ignore"  # a landmark that is not annotated: ignore: left out of the loss | empty: an empty label
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        # a smaller encoder, smaller batches and six radii of ten epochs
-        "demo": dict(
-            backbone="resnet34", batch_size=2, epochs=60, label_radius=24, erosion=4, erosion_epochs=10
-        ),
+        # a smaller encoder, smaller batches and six radii of ten epochs each
+        "demo": dict(backbone="resnet34", batch_size=2, epochs=60, label_radius=24, erosion=4, erosion_epochs=10),
         "cpu": dict(backbone="resnet34", norm="batch", label_radius=48, erosion=8, erosion_epochs=5),  # six radii
-    }  # fmt: skip
+    }
 
     def check(self) -> None:
         super().check()
@@ -63,44 +62,43 @@ class UNetConfig(Config):
 
 
 def label_radius(config: UNetConfig, epoch: int) -> int:
-    """The labels' radius in an epoch (from 0), network px: it starts large and erodes, never below 1."""
+    """Return the radius of the labels in an epoch (from 0), network px: it starts large and shrinks to 1 at least."""
     return max(1, config.label_radius - config.erosion * (epoch // config.erosion_epochs))
 
 
-def draw_diamonds(landmarks: Tensor, size: tuple[int, int], radius: int) -> Tensor:
-    """Landmarks (B, N, 2) px -> masks (B, N, h, w): pixels at most `radius` steps from the rounded landmark.
+def draw_diamonds(landmarks: Tensor, size: Sequence[int], radius: int) -> Tensor:
+    """Draw masks (B, N, h, w) of the pixels at most `radius` steps from the rounded landmarks (B, N, 2) px.
 
-    What `radius` binary dilations of one pixel by a cross of four neighbours give, cut off at the border. size: (h, w).
-    Nothing is set for a missing landmark (nan), nor for one so far outside that its diamond is.
+    Equals `radius` binary dilations of one pixel with its four neighbours, cut off at the border. size: (h, w).
+    The mask of a missing landmark (nan), or of one whose diamond lies outside the image, is empty.
     """
-    steps = [
-        (torch.arange(length, device=landmarks.device) - landmarks[..., axis, None].round()).abs()
-        for axis, length in ((0, size[1]), (1, size[0]))
-    ]
-    return steps[0][..., None, :] + steps[1][..., :, None] <= radius
+    rows, columns = (torch.arange(length, device=landmarks.device) for length in size)
+    x_steps = (columns - landmarks[..., 0, None].round()).abs()
+    y_steps = (rows - landmarks[..., 1, None].round()).abs()
+    return x_steps[..., None, :] + y_steps[..., :, None] <= radius
 
 
 # --- Decoding ------------------------------------------------------------------------------------
 
 
 def peak_components(maps: Tensor, threshold: float) -> Tensor:
-    """Maps (B, N, h, w) -> masks (B, N, h, w) of the connected pixels above a share of a map's peak, around the peak.
+    """Return masks (B, N, h, w) of the pixels of maps that are connected with the peak above a fraction of its height.
 
     Pixels that touch at a corner are connected.
     """
     height, width = maps.shape[-2:]
     peak, index = maps.flatten(2).max(-1)
     above = maps >= threshold * peak[..., None, None]
-    # all maps below each other in one picture, an empty row between them: one call for all
+    # one call for all maps, which are stacked into one picture with an empty row between them
     picture = F.pad(above.to(torch.uint8), (0, 0, 0, 1)).reshape(-1, width)
-    _, components = cv2.connectedComponents(picture.cpu().numpy(), connectivity=8)
-    components = torch.from_numpy(components).to(maps.device).view(*maps.shape[:2], height + 1, width)[..., :height, :]
+    _, labels = cv2.connectedComponents(picture.cpu().numpy(), connectivity=8)
+    components = torch.as_tensor(labels, device=maps.device).view(*maps.shape[:2], height + 1, width)[..., :height, :]
     own = components.flatten(2).gather(-1, index[..., None])
     return components == own[..., None]
 
 
 def decode_components(maps: Tensor, threshold: float = 0.5) -> tuple[Tensor, Tensor]:
-    """Maps (B, N, h, w) in 0..1 -> landmarks (B, N, 2) px, the weighted centroids of peak_components, and their peaks.
+    """Return landmarks (B, N, 2) px, the weighted centroids of peak_components, and peaks (B, N) of maps in 0..1.
 
     Raises ValueError for maps that are not finite.
     """
@@ -113,10 +111,10 @@ def decode_components(maps: Tensor, threshold: float = 0.5) -> tuple[Tensor, Ten
 
 
 def decode_windows(maps: Tensor, radius: int, threshold: float = 0.5) -> tuple[Tensor, Tensor]:
-    """decode_components without a call that labels components, for a graph that is exported.
+    """Do the same as decode_components without cv2, for a graph that is exported.
 
-    The component grows from the peak, a pixel at a time, within windows that reach `radius` px to each side of it; what
-    of it lies beyond them, or is reached by a way of more than 2 radius px, does not count.
+    The component grows from the peak, pixel by pixel, within a window that reaches `radius` px to each side. Pixels
+    outside the window, or more than 2 radius steps from the peak, are left out.
     """
     score, index = maps.float().flatten(2).max(-1)
     peak = torch.stack([index % maps.shape[-1], index // maps.shape[-1]], -1)
@@ -136,7 +134,7 @@ def decode_windows(maps: Tensor, radius: int, threshold: float = 0.5) -> tuple[T
 
 
 def dice_coefficients(masks: Tensor, labels: Tensor) -> Tensor:
-    """Overlap 2 |A and B| / (|A| + |B|) of boolean masks (..., h, w), 1 where both are empty."""
+    """Return the overlap 2 |A and B| / (|A| + |B|) of boolean masks (..., h, w); 1 where both are empty."""
     both, one, other = (each.sum((-2, -1)) for each in (masks & labels, masks, labels))
     return (2 * both + 1e-8) / (one + other + 1e-8)
 
@@ -145,14 +143,16 @@ def dice_coefficients(masks: Tensor, labels: Tensor) -> Tensor:
 
 
 class UNet(LandmarkDetector):
-    """One mask per landmark: a diamond around it, large at first, smaller every few epochs; weighted cross-entropy.
+    """One mask per landmark: a diamond that is large at first and shrinks every few epochs; weighted cross-entropy.
 
-    Different from the authors' program: (1) the positive weight (S - n) / n from the pixels n that a label really has
-    among the S of the input, and a limit to it by setting; (2) missing landmarks count nowhere, or have an empty label
-    by setting; what is missing says data.json, where the authors take coordinates below 100 px for it; (3) the centroid
-    of the peak's component, since a first maximum lies at the upper rim of a flat diamond, by setting; (4) any size and
-    any schedule; (5) errors in mm in the original frame; (6) no validation loss, which by their own count is of another
-    kind than that of training. A landmark that augmentation moves out of the image keeps what its diamond leaves there.
+    Differences from the authors' program: (1) the positive weight (S - n) / n uses the n pixels that a label really
+    has among the S of the input, since the border cuts some labels, and a setting can limit it; (2) missing landmarks
+    are those not annotated in data.json, not those with coordinates below 100 px; they are ignored, or have an empty
+    label by setting; (3) a landmark is the centroid of the component around the peak, because the first maximum of a
+    flat diamond lies at its upper edge; the authors' argmax is a setting; (4) the input size and the schedule are
+    free; (5) errors are in mm in the original frame; (6) there is no validation loss, because the authors' unweighted
+    one cannot be compared with that of training. A landmark that augmentation moves out of the image keeps the part of
+    its diamond that is inside.
     """
 
     Config = UNetConfig
@@ -160,21 +160,21 @@ class UNet(LandmarkDetector):
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__(config)
-        self.network = create_network(config)
+        self.network = create_network(config, self.num_landmarks)
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) -> logits (B, N, H, W)."""
+        """Return logits (B, N, H, W) of images (B, 3, H, W)."""
         with self.autocast(image.device):
             return self.network(image)
 
-    def labels(self, batch, epoch: int) -> tuple[Tensor, Tensor]:
-        """Masks (B, N, H, W), and which of them count (B, N)."""
+    def labels(self, batch: Sample, epoch: int) -> tuple[Tensor, Tensor]:
+        """Return masks (B, N, H, W) and which of them count (B, N)."""
         masks = draw_diamonds(batch.landmarks, batch.image.shape[-2:], label_radius(self.config, epoch))
         annotated = batch.landmarks.isfinite().all(-1)
         return masks, annotated if self.config.absent == "ignore" else torch.ones_like(annotated)
 
-    def loss(self, batch, epoch: int) -> dict[str, Tensor]:
-        """Binary cross-entropy, the pixels inside a label weighing as much as those outside it."""
+    def loss(self, batch: Sample, epoch: int) -> dict[str, Tensor]:
+        """Return the binary cross-entropy, weighted so that the inside of a label counts as much as its outside."""
         masks, counted = self.labels(batch, epoch)
         inside = masks.sum((-2, -1))
         weight = (masks[0, 0].numel() - inside) / inside.clamp(min=1)
@@ -187,44 +187,37 @@ class UNet(LandmarkDetector):
         return {"entropy": (entropy.mean((-2, -1)) * counted).sum() / counted.sum().clamp(min=1)}
 
     def decode(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Landmarks by config.decode; the score is the greatest probability of a pixel."""
+        """Return landmarks by config.decode; the score is the highest probability of a pixel."""
         maps = outputs.float().sigmoid()
-        if self.config.decode == "subpixel" and is_exporting():
-            first = self.config.label_radius  # a component may be as large, and larger where it has yet to be learnt
+        if self.config.decode == "argmax":
+            return decode_heatmaps(maps, "argmax", self.config.sigma)
+        if is_exporting():
+            first = self.config.label_radius  # a component is about as large, larger early in training
             return decode_windows(maps, max(first + 16, min(4 * first, 64)))
-        if self.config.decode == "subpixel":
-            return decode_components(maps)
-        return decode_heatmaps(maps, "argmax", self.config.sigma)
+        return decode_components(maps)
 
     def explained_value(self, outputs: Tensor) -> Tensor:
-        """The greatest logit of a pixel."""
+        """Return the highest logit of a pixel (B, N)."""
         return outputs.float().amax((-2, -1))
 
-    def predict_with_extras(self, batch, epoch: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """predict, and the Dice coefficients of the masks of probability above a half with the labels of an epoch."""
+    def predict_with_extras(self, batch: Sample, epoch: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Predict; the extra is the Dice coefficient of the mask, probability above 0.5, with the label of an epoch."""
         logits = self(batch.image)
         masks, counted = self.labels(batch, epoch)
         dice = dice_coefficients(logits > 0, masks)
         return (*self.decode(logits), {"dice": torch.where(counted, dice, torch.nan)})
 
 
-def create_network(config: UNetConfig) -> segmentation_models_pytorch.Unet:
-    """The U-Net with its encoder's first weights. Raises UserError for an encoder or weights that cannot be had."""
+def create_network(config: UNetConfig, num_landmarks: int) -> segmentation_models_pytorch.Unet:
+    """Return the U-Net with its initial weights. Raises UserError for an encoder or weights that do not exist."""
     check_names([config.backbone], sorted(get_encoder_names()), "backbone")
     if config.backbone_weights != "none" and not config.backbone.startswith(("resnet", "vgg")):
         raise UserError(
             f"setting backbone_weights: torchvision's are read for ResNets and VGGs, not for {config.backbone}; "
             "set it to none"
         )
-    network = segmentation_models_pytorch.Unet(config.backbone, encoder_weights=None, classes=config.num_landmarks)
-    if config.backbone_weights != "none":
-        try:
-            network.encoder.load_state_dict(read_backbone_weights(config.backbone, config.backbone_weights))
-        except (RuntimeError, KeyError):
-            raise UserError(
-                f"setting backbone_weights: the weights in {config.backbone_weights} do not fit {config.backbone}; "
-                "give a torchvision state dict of that network"
-            ) from None
+    network = segmentation_models_pytorch.Unet(config.backbone, encoder_weights=None, classes=num_landmarks)
+    load_backbone_weights(network.encoder, config.backbone, config.backbone_weights)
     if config.norm == "instance":
         use_image_statistics(network)
     return network

@@ -1,7 +1,4 @@
-"""Torchvision networks as extractors of feature maps, and the weights that they begin with.
-
-Letters: data.py.
-"""
+"""Torchvision networks as extractors of feature maps, and their initial weights. Letters: data.py."""
 
 import re
 
@@ -11,8 +8,8 @@ from torch import Tensor, nn
 
 from settings import UserError
 
-# Per torchvision network: the modules of its feature part after which a feature map is tapped, at strides
-# 2, 4, 8, 16 and 32, and the channels there. DenseNet and VGG are counted in `features`.
+# Per torchvision network: the modules of its feature part after which feature maps of stride 2, 4, 8, 16 and 32 are
+# taken, and their channels. Names of DenseNet, VGG and EfficientNet are those in `features`.
 DENSENET_TAPS = ("conv0", "denseblock1", "denseblock2", "denseblock3", "norm5")
 RESNET_TAPS = ("relu", "layer1", "layer2", "layer3", "layer4")
 BACKBONES: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
@@ -27,10 +24,9 @@ BACKBONES: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
 
 
 class Backbone(nn.Module):
-    """The feature part of a torchvision network, up to its last tap.
+    """The feature part of a torchvision network: (B, 3, H, W) -> five maps of stride 2 to 32 with self.channels.
 
-    In: (B, 3, H, W). Out: five feature maps at strides 2, 4, 8, 16, 32 with `self.channels` channels.
-    DenseNet as in the original: the first tap lies before the first norm and ReLU, the last one has no ReLU.
+    DenseNet as in FARNet's release: the first map is taken before the first norm and ReLU, the last has no ReLU.
     """
 
     def __init__(self, name: str, weights: str) -> None:
@@ -39,14 +35,7 @@ class Backbone(nn.Module):
             raise UserError(f"setting backbone: {name!r} is not known; choose one of {', '.join(BACKBONES)}")
         self.taps, self.channels = BACKBONES[name]
         network = torchvision.models.get_model(name, weights=None)
-        if weights != "none":
-            try:
-                network.load_state_dict(read_backbone_weights(name, weights))
-            except RuntimeError:
-                raise UserError(
-                    f"setting backbone_weights: the weights in {weights} do not fit {name}; give a torchvision state "
-                    "dict of that network"
-                ) from None
+        load_backbone_weights(network, name, weights)
         features = getattr(network, "features", network)
         self.stages = nn.ModuleDict()
         for stage, module in features.named_children():
@@ -63,16 +52,28 @@ class Backbone(nn.Module):
         return maps
 
 
-def read_backbone_weights(name: str, weights: str) -> dict[str, Tensor]:
-    """A torchvision state dict: the published ImageNet one ("imagenet"), or that in a file.
+def load_backbone_weights(network: nn.Module, name: str, weights: str) -> None:
+    """Load the weights of setting backbone_weights into a network. Raises UserError if they do not fit."""
+    try:
+        if weights != "none":
+            network.load_state_dict(read_backbone_weights(name, weights))
+    except (RuntimeError, KeyError):
+        raise UserError(
+            f"setting backbone_weights: the weights in {weights} do not fit {name}; give a torchvision state dict of "
+            "that network"
+        ) from None
 
-    Raises UserError if the download fails or the file does not fit; it names the setting to change.
+
+def read_backbone_weights(name: str, weights: str) -> dict[str, Tensor]:
+    """Read a torchvision state dict: the published ImageNet one ("imagenet"), or the one in a file.
+
+    Raises UserError, naming the setting to change, if the download fails or the file cannot be read.
     """
     if weights == "imagenet":
         published = torchvision.models.get_model_weights(name).IMAGENET1K_V1
         try:
             state = published.get_state_dict(progress=True, check_hash=True)
-        except (OSError, RuntimeError) as error:  # no network, no room, or a broken download
+        except (OSError, RuntimeError) as error:  # no network, no disk space, or a broken download
             raise UserError(
                 f"the ImageNet weights of {name} could not be downloaded ({error}): set backbone_weights to "
                 f"none, or to a copy of {published.url}"
@@ -80,11 +81,10 @@ def read_backbone_weights(name: str, weights: str) -> dict[str, Tensor]:
     else:
         try:
             state = torch.load(weights, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many kinds for a file that is none of its own
+        except Exception as error:  # torch raises many types for a file that is not one of its own
             reason = str(error).splitlines()[0]
             raise UserError(
                 f"setting backbone_weights: cannot read {weights} ({reason}); allowed: imagenet, none, FILE"
             ) from None
-    # The published DenseNet files are older than torchvision's present names: norm.1 is norm1 today.
-    state = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)", r"\1", key): value for key, value in state.items()}
-    return state
+    # the published DenseNet files are older than torchvision's current names: norm.1 is norm1 today
+    return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)", r"\1", key): value for key, value in state.items()}

@@ -1,4 +1,4 @@
-"""From maps of features to heatmaps: two convolutions with nothing between, computed as one with less work."""
+"""Heads that turn feature maps into heatmaps: two convolutions without an activation between, computed as one."""
 
 import torch
 from torch import Tensor, nn
@@ -8,18 +8,22 @@ from utils import is_exporting
 
 
 class ComposedHead(nn.Module):
-    """A 3x3 convolution followed by a 1x1 convolution with nothing between, computed as one 3x3.
+    """A 3x3 convolution followed directly by a 1x1 convolution, computed as one 3x3 convolution.
 
-    The product of the two is the same function (outputs agree to rounding, gradients reach both factors) and
-    saves the channels between: two thirds of FARNet's most expensive layer. compose=False: one after the other.
+    The product of the two kernels gives the same function: outputs agree up to rounding, and gradients reach both
+    factors. It skips the channels between, which are two thirds of the work of FARNet's most expensive layer.
+    compose=False computes one convolution after the other.
     """
+
+    weight: Tensor | None  # of the product, once it is folded
+    bias: Tensor | None
 
     def __init__(self, channels: int, num_landmarks: int) -> None:
         super().__init__()
         self.compose = True
         self.spatial = nn.Conv2d(channels, channels, 3, padding=1)
         self.pointwise = nn.Conv2d(channels, num_landmarks, 1)
-        self.register_buffer("weight", None)  # of the product, once it is folded
+        self.register_buffer("weight", None)
         self.register_buffer("bias", None)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -27,61 +31,63 @@ class ComposedHead(nn.Module):
             return self.pointwise(self.spatial(x))
         return F.conv2d(x, *self.product(), padding=1)
 
-    def product(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the one convolution, in float32."""
+    def product(self) -> tuple[Tensor, Tensor | None]:
+        """Return weight and bias of the one convolution, in float32."""
         if self.weight is not None:
             return self.weight, self.bias
         with torch.autocast(self.spatial.weight.device.type, enabled=False):
             mix = self.pointwise.weight.flatten(1)
             weight = torch.einsum("km,mcij->kcij", mix, self.spatial.weight)
-            return weight, mix @ self.spatial.bias + self.pointwise.bias
+            return weight, mix @ self.spatial.bias + self.pointwise.bias  # type: ignore[operator]
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Compute the product once and for all, for inference."""
+        """Compute the product once and drop its factors, for inference."""
         self.weight, self.bias = self.product()
         self.compose = True
         del self.spatial, self.pointwise
 
 
 class RefinementHead(ComposedHead):
-    """A ComposedHead over maps of half the size, upsampled, beside maps of full size, without joining them.
+    """ComposedHead over torch.cat([upsample(half), full, upsample(coarse)], 1), without building those joined maps.
 
-    As joined, in the order (half, full, coarse), but full is convolved on its own, and half and coarse before they
-    grow: their convolution by each row of the kernel is computed at the height they have, for the even and the odd
-    pixels of full width at once (grown_rows); the three results grow in height and are added, one row down, in place
-    and one row up. Convolving along the width commutes with upsampling along the height, so it is the same function,
-    with half of the work for these maps and nothing large to join, pad or slice.
+    A whole training step takes 28 % longer with the maps joined (640 x 800 px, 52 landmarks, batch 4, bf16, 2 cores).
+
+    A convolution is a sum over its input maps, so `full` is convolved alone. A convolution along the width commutes
+    with upsampling along the height, so each row of the kernel is applied to the small maps at their own height
+    (convolve_row). The three results are then upsampled in height and added: one row down, in place, one row up.
     """
 
     def __init__(self, half: int, full: int, num_landmarks: int) -> None:
         super().__init__(half + full + num_landmarks, num_landmarks)
         self.shares = (half, full, num_landmarks)
 
-    def forward(self, half: Tensor, full: Tensor, coarse: Tensor) -> Tensor:
+    def forward(self, half: Tensor, full: Tensor, coarse: Tensor) -> Tensor:  # type: ignore[override]
         if not self.compose:
             return super().forward(torch.cat([upsample(half), full, upsample(coarse)], 1))
         weight, bias = self.product()
         weight_half, weight_full, weight_coarse = weight.split(self.shares, dim=1)
-        maps, weight = torch.cat([half, coarse], 1), torch.cat([weight_half, weight_coarse], 1)
-        rows = [upsample(grown_rows(maps, row), (2, 1)) for row in weight.split(1, dim=2)]
-        return add_rows(F.conv2d(full, weight_full, bias, padding=1), *rows, border_columns(maps, weight))
+        small, weight = torch.cat([half, coarse], 1), torch.cat([weight_half, weight_coarse], 1)
+        above, here, below = (upsample(convolve_row(small, row), (2, 1)) for row in weight.split(1, dim=2))
+        full = F.conv2d(full, weight_full, bias, padding=1)
+        return add_rows(full, above, here, below, correct_borders(small, weight))
 
 
-# Upsampled to twice the width, pixels 2i and 2i+1 are 1/4 x[i-1] + 3/4 x[i] and 3/4 x[i] + 1/4 x[i+1]. A kernel of 3
-# over them is one of 3 over x for each of the two: SPREAD[even or odd, position over x, position in the kernel].
+# Upsampling x to twice its width gives the pixels 2i: x[i-1] / 4 + 3 x[i] / 4, and 2i+1: 3 x[i] / 4 + x[i+1] / 4.
+# A kernel of 3 over them is, for the even and for the odd pixels, a kernel of 3 over x.
+# SPREAD[even or odd][place in the kernel over x][place in the given kernel] is the share of each weight.
 SPREAD = (
     ((0.75, 0.25, 0.0), (0.25, 0.75, 0.75), (0.0, 0.0, 0.25)),
     ((0.25, 0.0, 0.0), (0.75, 0.75, 0.25), (0.0, 0.25, 0.75)),
 )
 
 
-def grown_rows(x: Tensor, weight: Tensor) -> Tensor:
-    """x (B, C, h, w), upsampled to (h, 2w), by a kernel (K, C, 1, 3), zeros beside it -> (B, K, h, 2w).
+def convolve_row(x: Tensor, weight: Tensor) -> Tensor:
+    """Upsample x (B, C, h, w) to (h, 2w) and convolve it with one row of a kernel, (K, C, 1, 3): (B, K, h, 2w).
 
-    Beyond the ends of a row x counts as 0, not as its last pixel: what that leaves out is border_columns. Each row is
-    handed over as an image of its own, and its even and odd pixels as channels; both are views in channels_last. The
-    weights' gradient takes half of the time so.
+    x counts as 0 beyond both ends of a row; correct_borders makes up for it. Each row of x is passed to conv2d as an
+    image of its own and the even and odd pixels as channels, which halves the time of the weights' gradient; both are
+    views in channels_last.
     """
     with torch.autocast(weight.device.type, enabled=False):
         spread = torch.tensor(SPREAD, device=weight.device)
@@ -91,12 +97,12 @@ def grown_rows(x: Tensor, weight: Tensor) -> Tensor:
     return rows.reshape(x.shape[0], x.shape[2], 2 * x.shape[3], -1).movedim(3, 1)
 
 
-def border_columns(x: Tensor, weight: Tensor) -> Tensor:
-    """What grown_rows leaves out of a 3x3 convolution of x, upsampled: the first and last two columns (B, K, 2h, 4).
+def correct_borders(x: Tensor, weight: Tensor) -> Tensor:
+    """Return what convolve_row lacks in the first and last two columns of a 3x3 convolution, (B, K, 2h, 4).
 
-    Upsampled, the outermost pixel is the map's own, not 3/4 of it, and the next one outside is 0, not 1/4 of it.
+    In upsampled maps, the outermost pixel is x's own, not 3/4 of it, and the next one outside is 0, not 1/4 of it.
     """
-    x = x.movedim(1, 3)  # a slice's gradient is laid out as the slice is
+    x = x.movedim(1, 3)  # the gradient of a slice takes the memory layout of the slice
     first, last = x[:, :, :1].movedim(3, 1) / 4, x[:, :, -1:].movedim(3, 1) / 4
     none = torch.zeros_like(first)
     missing = torch.cat([-first, first, none, none, none, none, last, -last], -1)
@@ -105,12 +111,20 @@ def border_columns(x: Tensor, weight: Tensor) -> Tensor:
 
 
 class AddRows(torch.autograd.Function):
-    """add_rows, in place; autograd's own way copies every map and gradient that is shifted."""
+    """add_rows, in place; torch's own derivative would copy every shifted map and gradient."""
 
     @staticmethod
-    def forward(ctx, full: Tensor, above: Tensor, here: Tensor, below: Tensor, borders: Tensor) -> Tensor:
-        ctx.mark_dirty(full)
-        return add_in_place(full, above, here, below, borders)
+    def forward(full: Tensor, above: Tensor, here: Tensor, below: Tensor, borders: Tensor) -> Tensor:
+        full += here
+        full[:, :, 1:] += above[:, :, :-1]
+        full[:, :, :-1] += below[:, :, 1:]
+        full[..., :2] += borders[..., :2]
+        full[..., -2:] += borders[..., 2:]
+        return full
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.mark_dirty(output)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, ...]:
@@ -119,23 +133,13 @@ class AddRows(torch.autograd.Function):
         return gradient, above, gradient, below, borders
 
 
-def add_in_place(full: Tensor, above: Tensor, here: Tensor, below: Tensor, borders: Tensor) -> Tensor:
-    """add_rows, in full."""
-    full += here
-    full[:, :, 1:] += above[:, :, :-1]
-    full[:, :, :-1] += below[:, :, 1:]
-    full[..., :2] += borders[..., :2]
-    full[..., -2:] += borders[..., 2:]
-    return full
-
-
 @torch.fx.wrap
 def add_rows(full: Tensor, above: Tensor, here: Tensor, below: Tensor, borders: Tensor) -> Tensor:
-    """full (B, K, H, W) + above, one row down, + here + below, one row up, + borders (B, K, H, 4), outermost."""
-    add = add_in_place if is_exporting() else AddRows.apply
+    """Add to full (B, K, H, W): above, one row down; here; below, one row up; borders (B, K, H, 4), at the sides."""
+    add = AddRows.forward if is_exporting() else AddRows.apply
     return add(full, above, here, below, borders)
 
 
 def upsample(x: Tensor, factors: tuple[int, int] = (2, 2)) -> Tensor:
-    """(B, C, h, w) -> (B, C, 2h, 2w), or by other factors of (height, width); bilinear, half-pixel rule."""
+    """Upsample (B, C, h, w) to (B, C, 2h, 2w), or by other factors of (height, width); bilinear, half-pixel rule."""
     return F.interpolate(x, scale_factor=factors, mode="bilinear", align_corners=False)

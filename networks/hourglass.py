@@ -1,6 +1,6 @@
-"""The networks of Adversarial PoseNet: stacked hourglasses that draw maps, and hourglasses that judge them.
+"""The networks of Adversarial PoseNet (methods/posenet.py): a generator of stacked hourglasses, and discriminators.
 
-Newell et al., "Stacked Hourglass Networks for Human Pose Estimation", ECCV 2016, as Chen et al. (posenet.py) use them.
+Newell et al., "Stacked Hourglass Networks for Human Pose Estimation", ECCV 2016, as used by Chen et al., ICCV 2017.
 """
 
 import torch
@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 STRIDE = 4  # network px per px of a map
-GRID = 16  # a discriminator reads its maps out on so many cells along each axis
+GRID = 16  # cells along each axis to which a discriminator averages its maps
 
 
 class Residual(nn.Module):
-    """Three convolutions and a skip; norm and ReLU before each. No biases: they would vanish in the next norm."""
+    """Three convolutions and a skip; norm and ReLU before each. No biases: the next norm would remove them."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
@@ -30,13 +30,13 @@ class Residual(nn.Module):
 
 
 def norm_relu_conv(channels_in: int, channels_out: int, kernel: int) -> list[nn.Module]:
-    """Batch norm, ReLU and a convolution that keeps the size."""
+    """Return batch norm, ReLU and a convolution that keeps the size."""
     conv = nn.Conv2d(channels_in, channels_out, kernel, padding=kernel // 2, bias=False)
-    return [nn.BatchNorm2d(channels_in), nn.ReLU(), conv]  # not in place: the skip reads x, too
+    return [nn.BatchNorm2d(channels_in), nn.ReLU(), conv]  # not in place: the skip also reads x
 
 
 class Hourglass(nn.Module):
-    """An encoder-decoder with skips: `depth` times down by half and up again, the same channels everywhere."""
+    """Encoder-decoder with skips that halves its maps `depth` times and doubles them again; channels stay the same."""
 
     def __init__(self, depth: int, channels: int) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Hourglass(nn.Module):
 
 
 class MapHead(nn.Module):
-    """An hourglass's features, and the maps that two 1x1 convolutions make of them."""
+    """An hourglass, and two 1x1 convolutions that turn its features into maps: returns both."""
 
     def __init__(self, depth: int, channels: int, num_landmarks: int) -> None:
         super().__init__()
@@ -62,11 +62,12 @@ class MapHead(nn.Module):
             nn.BatchNorm2d(channels),
             nn.ReLU(),
         )
-        self.maps = nn.Sequential(nn.Conv2d(channels, num_landmarks, 1), nn.Conv2d(num_landmarks, num_landmarks, 1))
-        nn.init.normal_(self.maps[0].weight, std=1e-3)  # begins with empty maps, which most of a true map is
-        nn.init.dirac_(self.maps[1].weight)
-        for conv in self.maps:
-            nn.init.zeros_(conv.bias)
+        first, second = nn.Conv2d(channels, num_landmarks, 1), nn.Conv2d(num_landmarks, num_landmarks, 1)
+        self.maps = nn.Sequential(first, second)
+        nn.init.normal_(first.weight, std=1e-3)  # starts with nearly empty maps, like most of a true map
+        nn.init.dirac_(second.weight)
+        for conv in (first, second):
+            nn.init.zeros_(conv.get_parameter("bias"))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         features = self.features(x)
@@ -74,10 +75,10 @@ class MapHead(nn.Module):
 
 
 class Generator(nn.Module):
-    """Image (B, 3, H, W) -> of each stack the maps (B, N or 2N, H/4, W/4): of the pose, then of what is occluded.
+    """Image (B, 3, H, W) -> maps (B, N or 2N, H/4, W/4) of each stack: pose maps, then occlusion maps.
 
-    A stack sees the stem's features and, added to them, those of the stack before; its occlusion hourglass also those
-    of its own pose hourglass.
+    The input of a stack is the sum of the stem's features and those of the previous stack. The input of its occlusion
+    hourglass is that sum plus the features of its own pose hourglass.
     """
 
     def __init__(self, num_landmarks: int, stacks: int, depth: int, channels: int, occlusion: bool) -> None:
@@ -109,7 +110,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Maps (B, C, h, w), the image among them or not -> a logit for each landmark (B, N): is it a real one?"""
+    """Maps (B, C, h, w), with or without the image -> logits (B, N), above 0 for landmarks taken for real ones."""
 
     def __init__(self, channels_in: int, num_landmarks: int, depth: int, channels: int) -> None:
         super().__init__()

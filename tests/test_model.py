@@ -8,7 +8,8 @@ from torch import nn
 from config import Config
 from data import Sample
 from experiments.textbook import TextbookFARNet
-from model import FARNet, FARNetNetwork, UpConvNormReLU, ewc_loss, fold_network, use_image_statistics  # fmt: skip
+from model import FARNet, FARNetNetwork, UpConvNormReLU, ewc_loss, fold_network
+from networks.normalisation import use_image_statistics
 from settings import build_config, preset_settings
 
 
