@@ -27,7 +27,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from torch.utils.data import DataLoader, default_collate
@@ -49,15 +49,6 @@ from tools.output import check_out
 from tools.unannotated import ImageFiles, UnreadableImage, find_image_files, make_views, read_pixels
 
 
-class Member(NamedTuple):
-    """One checkpoint of a Predictor."""
-
-    config: Config
-    detector: LandmarkDetector
-    epoch: int  # of the weights, from 0
-    columns: list[int]  # where it has the landmarks of the first checkpoint
-
-
 class Predictor:
     """A trained network, or an ensemble of them, that finds landmarks. Each checkpoint is loaded once.
 
@@ -74,7 +65,7 @@ class Predictor:
     """
 
     def __init__(self, *checkpoints: str | os.PathLike, **settings: Any) -> None:
-        self.members: list[Member] = []
+        self.members: list[tuple[LandmarkDetector, int, list[int]]] = []  # detector, epoch from 0, order of landmarks
         self.num_parameters = 0
         for checkpoint in checkpoints:
             state = read_checkpoint(checkpoint)
@@ -89,8 +80,8 @@ class Predictor:
             detector = load_detector(state, config)
             self.num_parameters += detector.num_parameters  # before for_inference folds layers
             detector = detector.to(self.device).for_inference()
-            self.members.append(Member(config, detector, state["epoch"] - 1, [own.index(name) for name in order]))
-        self.configs = [member.config for member in self.members]
+            self.members.append((detector, state["epoch"] - 1, [own.index(name) for name in order]))
+        self.configs = [detector.config for detector, _, _ in self.members]
 
     def find(self, image: str | os.PathLike | np.ndarray) -> tuple[np.ndarray, np.ndarray, list[str]]:
         """Return the landmarks (N, 2), scores (N,) and abbreviations (N) that are found in an image.
@@ -113,14 +104,14 @@ class Predictor:
         checkpoints, "ensemble_spread": the root mean square distance of their landmarks from the mean.
         """
         found, figures = [], []
-        for number, member in enumerate(self.members):
-            samples, size = [sample for views in images for sample in views[number]], member.config.batch_size
+        for number, (detector, epoch, order) in enumerate(self.members):
+            samples, size = [sample for views in images for sample in views[number]], detector.config.batch_size
             batches = (default_collate(samples[start : start + size]) for start in range(0, len(samples), size))
-            parts = [predict_batch(member.detector, batch, self.device, member.epoch) for batch in batches]
+            parts = [predict_batch(detector, batch, self.device, epoch) for batch in batches]
 
-            def mean_of_views(values: Iterable[np.ndarray], member: Member = member) -> np.ndarray:
-                joined = np.concatenate(list(values))
-                return joined.reshape(-1, member.config.views, *joined.shape[1:]).mean(1)[:, member.columns]
+            def mean_of_views(values: Iterable[np.ndarray], order: list[int] = order) -> np.ndarray:
+                joined = np.concatenate(list(values))[:, order]
+                return joined.reshape(len(images), -1, *joined.shape[1:]).mean(1)
 
             found.append(mean_of_views(landmarks for landmarks, _ in parts))
             figures.append({name: mean_of_views(values[name] for _, values in parts) for name in parts[0][1]})
@@ -226,8 +217,8 @@ def run(options: argparse.Namespace) -> int:
     out = check_out(Path(options.out))
     if options.overlays < 0:
         raise UserError("--overlays must be 0 or above")
-    settings = {name: getattr(options, name) for name in ("device", "batch_size", "workers", "views", "spacing")}
-    settings = {name: value for name, value in settings.items() if value is not None}
+    names = ("device", "batch_size", "workers", "views", "spacing")
+    settings = {name: value for name in names if (value := getattr(options, name)) is not None}
     predictor = Predictor(options.checkpoint, *options.ensemble, **settings)
     config, landmarks = predictor.configs[0], predictor.landmarks
     files = find_image_files(options.images)
