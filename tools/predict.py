@@ -59,23 +59,23 @@ class Predictor:
         for name, (x, y), score in zip(names, landmarks, scores):
             print(f"{name}: x {x:.1f} px, y {y:.1f} px, score {score:.2f}")
 
-    checkpoints: best.pt or last.pt of a run; several, which must find the same landmarks, form an ensemble.
+    checkpoint: best.pt or last.pt of a run. It forms an ensemble with `others`, which must find the same landmarks.
     settings: replace those of the checkpoints, such as device="cpu", views=8 or batch_size=1.
     Raises UserError if a checkpoint cannot be read, a setting is not allowed or the device is not there.
     """
 
-    def __init__(self, *checkpoints: str | os.PathLike, **settings: Any) -> None:
+    def __init__(self, checkpoint: str | os.PathLike, *others: str | os.PathLike, **settings: Any) -> None:
         self.members: list[tuple[LandmarkDetector, int, list[int]]] = []  # detector, epoch from 0, order of landmarks
         self.num_parameters = 0
-        for checkpoint in checkpoints:
-            state = read_checkpoint(checkpoint)
+        for path in (checkpoint, *others):
+            state = read_checkpoint(path)
             config = build_config(method_class(state["method"]).Config, state["settings"] | settings)
             if not self.members:
                 self.landmarks = {name: state[name] for name in ("abbreviations", "names")}
                 self.device = prepare_device(config)
             order, own = self.landmarks["abbreviations"], state["abbreviations"]
             if odd := sorted(set(order) ^ set(own)):
-                where = f"{checkpoint} does not find the landmarks of {checkpoints[0]}"
+                where = f"{path} does not find the landmarks of {checkpoint}"
                 raise UserError(f"{where}: {odd[0]!r} is known to only one of them")
             detector = load_detector(state, config)
             self.num_parameters += detector.num_parameters  # before for_inference folds layers

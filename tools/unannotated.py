@@ -60,12 +60,8 @@ def read_pixels(image: str | os.PathLike | np.ndarray) -> tuple[np.ndarray, floa
             raise UserError(f"image {path} cannot be read ({error.strerror})") from None
         return read_image(path), math.nan, []
     pixels = np.ascontiguousarray(image)
-    if (
-        pixels.ndim not in (2, 3)
-        or pixels.shape[2:] not in ((), (3,))
-        or not pixels.size
-        or pixels.dtype.kind not in "biuf"
-    ):
+    grey_or_rgb = pixels.ndim == 2 or pixels.shape[2:] == (3,)
+    if not (grey_or_rgb and pixels.size and pixels.dtype.kind in "biuf"):
         found = f"found {pixels.shape} of {pixels.dtype}"
         raise UserError(f"image: expected a file, or an array (h, w) or (h, w, 3) of numbers; {found}")
     if not np.isfinite(pixels).all():
