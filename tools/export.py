@@ -1,16 +1,18 @@
-"""A trained method as one file for other programs: image in, landmarks in px of the image and scores out.
+"""Export a trained network as one file for other programs: image in, landmarks in px of the image and scores out.
 
     python -m tools.export CHECKPOINT [--format onnx|torchscript] [--out FILE] [--images IMAGES...]
 
-The graph takes "image", (batch, height, width) uint8 grey, of any size, and gives "landmarks", (batch, landmark, 2)
-x, y in px of that image with pixel centres at integers, and "scores" (batch, landmark): reading a file is all that is
-left to do. Resizing, normalising and decoding are part of it; batch norms are folded, heads composed; float32, one
-plain view. Its landmarks are held against those of this repository on images (--images; else those that the checkpoint
-was trained on), singly and in a batch; it is written only if none is off by more than 0.05 px. The names of the
-landmarks, in their order, are kept in the file (ONNX metadata, or TorchScript's extra file) "landmarks".
+Feed "image", (batch, height, width) uint8 grey: the pixels of a file, of any size, neither resized nor normalised. Make
+colour images grey; stretch deeper ones (16 bit, DICOM) from their minimum..maximum to 0..255. You get "landmarks",
+(batch, landmark, 2) x, y in px of that image with pixel centres at integers, and "scores", (batch, landmark).
 
     session = onnxruntime.InferenceSession("best.onnx")
     landmarks, scores = session.run(None, {"image": numpy.asarray(PIL.Image.open(FILE).convert("L"))[None]})
+
+The graph resizes, normalises, predicts in float32 and decodes; views are not averaged. Its landmarks are compared with
+those of this repository on images (--images; else those of the checkpoint's data set), one by one and in a batch. The
+file is written only if no landmark differs by more than 0.05 px. It contains the abbreviations of the landmarks in
+their order under the name "landmarks": in the ONNX metadata, or as an extra file of TorchScript.
 """
 
 import argparse
@@ -20,7 +22,7 @@ import json
 import logging
 import os
 import sys
-import time
+import timeit
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,15 +36,14 @@ from torch.utils.data import default_collate
 from tqdm import tqdm
 
 from config import Config
-from data import make_sample, shrink_for_network
 from evaluate import predict_batch, prepare_detector
+from machine import exit_status
 from methods import method_class
-from reading.annotation import Record
 from reading.images import read_image
 from run_folder import read_checkpoint, source_commit
 from settings import UserError, build_config
 from tools.export_graph import ImageToLandmarks
-from tools.unannotated import find_images
+from tools.unannotated import find_image_files, make_views
 
 FORMATS = {"onnx": ".onnx", "torchscript": ".torchscript.pt"}
 TOLERANCE = 0.05  # px of the image
@@ -54,7 +55,7 @@ Predict = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # images (B, h,
 
 
 def export_onnx(graph: ImageToLandmarks, example: torch.Tensor, about: dict[str, str], path: Path) -> Predict:
-    """Write an ONNX file with metadata; what it computes, by onnxruntime. Raises UserError where that is not there."""
+    """Write an ONNX file with metadata; return its function. Raises UserError if a package is not installed."""
     try:
         import onnxruntime
         import onnxscript  # noqa: F401  (torch's exporter needs it)
@@ -73,7 +74,7 @@ def export_onnx(graph: ImageToLandmarks, example: torch.Tensor, about: dict[str,
 
 
 def export_torchscript(graph: ImageToLandmarks, example: torch.Tensor, about: dict[str, str], path: Path) -> Predict:
-    """Write a TorchScript file with extra files; the function that it computes."""
+    """Write a TorchScript file with extra files; return its function."""
     with quiet(), torch.no_grad():
         traced = torch.jit.trace(graph, (example,), check_trace=False)
         torch.jit.save(traced, str(path), _extra_files={name: text.encode() for name, text in about.items()})
@@ -89,7 +90,7 @@ def export_torchscript(graph: ImageToLandmarks, example: torch.Tensor, about: di
 
 @contextlib.contextmanager
 def quiet():
-    """Without what torch's exporters say of themselves as they work."""
+    """Suppress the messages and warnings of torch's exporters."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -101,10 +102,8 @@ def quiet():
 
 
 def describe(config: Config, state: dict[str, Any]) -> dict[str, str]:
-    """What the file says of itself, each as text."""
-    settings = {
-        name: value for name, value in config.to_dict().items() if name not in ("img_dir", "json_path", "run_dir")
-    }
+    """Return the metadata of the file, each entry as text."""
+    settings = {name: v for name, v in config.to_dict().items() if name not in ("img_dir", "json_path", "run_dir")}
     return {
         "landmarks": json.dumps(state["abbreviations"], ensure_ascii=False),
         "names": json.dumps(state["names"], ensure_ascii=False),
@@ -118,39 +117,35 @@ def describe(config: Config, state: dict[str, Any]) -> dict[str, str]:
 
 
 def read_for_check(config: Config, places: Sequence[str], most: int) -> list[tuple[str, np.ndarray]]:
-    """Up to `most` images, spread over those at hand, as (h, w) uint8 grey. Raises UserError where there are none."""
+    """Return up to `most` images, evenly chosen, as name and (h, w) uint8 grey. Raises UserError if there are none."""
     if not places and not Path(config.img_dir).is_dir():
-        raise UserError(
-            f"{config.img_dir}, the images of the checkpoint, is not there any more; give --images to check on"
-        )
-    files = find_images(places or [config.img_dir])
-    chosen = sorted(set(np.linspace(0, len(files) - 1, min(most, len(files))).round().astype(int)))
+        raise UserError(f"{config.img_dir}, the image folder of the checkpoint, is not there any more; give --images")
+    files = find_image_files(places or [config.img_dir])
     images = []
-    for index in chosen:
-        image = np.round(read_image(files[index])).astype(np.uint8)
-        images.append(
-            (files[index].name, image if image.ndim == 2 else np.asarray(Image.fromarray(image).convert("L")))
-        )
+    for index in sorted(set(np.linspace(0, len(files) - 1, min(most, len(files))).round().astype(int))):
+        image = Image.fromarray(np.round(read_image(files[index])).astype(np.uint8))
+        images.append((files[index].name, np.asarray(image.convert("L"))))
     return images
 
 
 def make_eager(detector, config: Config) -> Predict:
-    """What this repository predicts for images, by the path of its tests."""
+    """Return the function that predicts as this repository does in a test."""
 
     def predict(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        samples = []
-        for image in images:
-            blank = np.zeros((config.num_landmarks, 2))
-            record = Record("", Path(), blank, np.zeros(len(blank), bool), size=(image.shape[1], image.shape[0]))
-            samples.append(make_sample(config, record, image=shrink_for_network(config, image)))
-        landmarks, figures = predict_batch(detector, default_collate(samples), CPU)
+        batch = default_collate([make_views([config], image)[0][0] for image in images])
+        landmarks, figures = predict_batch(detector, batch, CPU)
         return landmarks, figures["score"]
 
     return predict
 
 
-def compare(eager: Predict, exported: Predict, images: Sequence[tuple[str, np.ndarray]]) -> tuple[float, str]:
-    """The largest distance, px, between landmarks of both, and at which image; each alone, and the first one twice."""
+def largest_difference(
+    eager: Predict, exported: Predict, images: Sequence[tuple[str, np.ndarray]]
+) -> tuple[float, str]:
+    """Return the largest distance in px between landmarks of both, and the name of its image.
+
+    Every image is predicted alone, the first one in a batch too. Raises UserError if scores differ.
+    """
     worst, where = 0.0, images[0][0]
     for number, (name, image) in enumerate(tqdm(images, "checking", leave=False, disable=None)):
         (expected, score), (found, own) = eager(image[None]), exported(image[None])
@@ -160,31 +155,28 @@ def compare(eager: Predict, exported: Predict, images: Sequence[tuple[str, np.nd
         if number == 0:
             batch = exported(np.stack([image, image[:, ::-1], image]))[0]
             distance = max(distance, float(np.linalg.norm(batch[[0, 2]] - found, axis=-1).max()))
-        worst, where = (distance, name) if not distance <= worst else (worst, where)
+        worst, where = (distance, name) if not distance <= worst else (worst, where)  # nan counts as worse
     return worst, where
 
 
-def seconds_of(predict: Predict, image: np.ndarray, repeats: int = 5) -> float:
-    """The median time of an image, after a warm-up."""
-    times = []
-    for _ in range(repeats + 1):
-        started = time.perf_counter()
-        predict(image[None])
-        times.append(time.perf_counter() - started)
-    return float(np.median(times[1:]))
+def median_seconds(predict: Predict, image: np.ndarray) -> float:
+    """Return the median time of one prediction, after a warm-up."""
+    return float(np.median(timeit.repeat(lambda: predict(image[None]), number=1, repeat=6)[1:]))
 
 
 # --- The command ----------------------------------------------------------------------------------------
 
 
 def export(checkpoint: str, kind: str, out: Path, places: Sequence[str], most: int) -> str:
-    """Export, check and write; what to tell. Raises UserError where the graph differs, and leaves no file then."""
+    """Export, check and write; return a report. Raises UserError, and writes nothing, if the graph differs."""
+    if most < 1:
+        raise UserError("--checks must be at least 1")
     if out.exists():
         raise UserError(f"{out} exists already; remove it, or choose another --out")
     if not out.parent.is_dir():
         raise UserError(f"--out {out}: {out.parent} is not a folder; make it, or choose another --out")
     if int(cv2.__version__.split(".")[0]) < 5:
-        raise UserError("the graph repeats OpenCV 5 bit by bit, which is not there: pip install -U opencv-python")
+        raise UserError("the graph reproduces OpenCV 5, but an older one is installed: pip install -U opencv-python")
     state = read_checkpoint(checkpoint)
     settings = dict(device="cpu", test_precision="fp32", views=1, channels_last=False)
     config = build_config(method_class(state["method"]).Config, state["settings"] | settings)
@@ -196,15 +188,15 @@ def export(checkpoint: str, kind: str, out: Path, places: Sequence[str], most: i
     write = {"onnx": export_onnx, "torchscript": export_torchscript}[kind]
     try:
         exported = write(ImageToLandmarks(detector).eval(), example, describe(config, state), partial)
-        worst, where = compare(eager, exported, images)
+        worst, where = largest_difference(eager, exported, images)
         if not worst <= TOLERANCE:
-            hint = ": an argmax may jump between pixels that are as high" if config.decode == "argmax" else ""
+            hint = ": argmax may choose another of several equal pixels" if config.decode == "argmax" else ""
             raise UserError(
                 f"the exported graph finds a landmark of {where} {worst:.3g} px off (allowed: {TOLERANCE} px){hint}; "
                 "nothing is written"
             )
         image = images[0][1]
-        ours, theirs = seconds_of(eager, image), seconds_of(exported, image)
+        ours, theirs = median_seconds(eager, image), median_seconds(exported, image)
         os.replace(partial, out)
     finally:
         partial.unlink(missing_ok=True)
@@ -217,27 +209,16 @@ def export(checkpoint: str, kind: str, out: Path, places: Sequence[str], most: i
 
 
 def main() -> int:
-    """Exit status 2 for a mistake of the user, or a graph that finds other landmarks."""
+    """Return the exit status: 2 for a mistake of the user, or a graph that finds other landmarks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="best.pt or last.pt of a run")
-    parser.add_argument("--format", choices=list(FORMATS), default="onnx")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="else beside the checkpoint")
-    parser.add_argument(
-        "--images", nargs="+", default=[], metavar="IMAGES", help="files, folders or patterns to check on"
-    )
-    parser.add_argument("--checks", type=int, default=8, help="on how many images at most (8)")
+    parser.add_argument("--format", choices=list(FORMATS), default="onnx", help="of the file (onnx)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the file to write (beside the checkpoint)")
+    parser.add_argument("--images", nargs="+", default=[], help="files, folders or patterns to compare on")
+    parser.add_argument("--checks", type=int, default=8, help="largest number of images to compare on (8)")
     options = parser.parse_args()
     out = options.out or Path(options.checkpoint).with_suffix(FORMATS[options.format])
-    try:
-        if options.checks < 1:
-            raise UserError("--checks must be at least 1")
-        print(export(options.checkpoint, options.format, out, options.images, options.checks))
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return exit_status(lambda: print(export(options.checkpoint, options.format, out, options.images, options.checks)))
 
 
 if __name__ == "__main__":

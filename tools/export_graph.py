@@ -1,8 +1,8 @@
 """An exported method as one graph: radiographs of any size in, landmarks in px of these and scores out.
 
-What data.py and images.py do to an image with OpenCV 5 is done here by products with two matrices, one for each axis,
-that are made of the image's size in the graph itself. It takes the same steps, and rounds after each as 8-bit images
-are: a grey level more or less moves landmarks by a tenth of a px. tests/test_export_graph.py holds it against data.py.
+The graph repeats what data.py and reading/images.py do to an image with OpenCV 5, as products with two matrices, one
+for each axis, which it computes from the size of the image. It takes the same steps and rounds after each to 8 bits,
+because a difference of one grey level moves landmarks by a tenth of a px. tests/test_export_graph.py compares the two.
 """
 
 import torch
@@ -14,7 +14,7 @@ from reading.images import IMAGENET_MEAN, IMAGENET_SD
 
 
 class ImageToLandmarks(nn.Module):
-    """image (B, h, w) uint8 grey -> landmarks (B, N, 2) (x, y) in px of the image, scores (B, N); one plain view."""
+    """Images (B, h, w) uint8 grey -> landmarks (B, N, 2) (x, y) in px of the images, scores (B, N); one plain view."""
 
     def __init__(self, detector: LandmarkDetector) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class ImageToLandmarks(nn.Module):
 
 
 def network_frame(config: Config, size: Tensor) -> tuple[Tensor, Tensor]:
-    """data.network_affine of an image's size (2,) (width, height): original px = scale * network px + offset (2,)."""
+    """Return scale and offset (2,) of data.network_affine for an image of size (2,) (width, height)."""
     network = torch.tensor([config.width, config.height], dtype=torch.float64, device=size.device)
     left, top, right, bottom = config.crop
     start = torch.tensor([left, top], dtype=torch.float64, device=size.device)
@@ -48,24 +48,24 @@ def network_frame(config: Config, size: Tensor) -> tuple[Tensor, Tensor]:
 def resample(
     config: Config, image: Tensor, scale: Tensor, offset: Tensor, size: Tensor, pixels: list[Tensor]
 ) -> Tensor:
-    """An image (B, h, w) in 0..255 as the network sees it (B, H, W): data.shrink_for_network, images.warp_image.
+    """Return an image (B, h, w) in 0..255 as the network sees it (B, H, W): data.shrink_for_network, images.warp_image.
 
-    Three steps serve all cases. First, a large image is shrunk by areas to twice the resolution of the input; a smaller
-    one is brought to the input's size, or to twice that, at once. Then a crop of the large one is drawn at twice the
-    input's size. At last four pixels are averaged into one. A plain resize that enlarges is a step of its own.
+    Three steps cover all cases. First, area averaging shrinks a large image to twice the resolution of the input; a
+    smaller one is warped directly to the size of the input or to twice that. Then the crop of a large image is warped
+    to twice the size of the input. Finally, four pixels are averaged into one. A plain enlargement is a separate step.
     """
     network = torch.tensor([config.width, config.height], dtype=torch.float64, device=size.device)
     shrunk = 2 * torch.round(size / scale).clamp(min=1)
     large = (size > shrunk).all()
-    ratio = torch.where(large, shrunk / size, torch.ones_like(size))  # of what the first step leaves
-    shrinks = (scale * ratio > 1 - 1e-6).all() & (scale * ratio > 1 + 1e-6).any()  # ONNX keeps 1 - 1e-9 as 1
+    ratio = torch.where(large, shrunk / size, torch.ones_like(size))  # by which the first step scales
+    shrinks = (scale * ratio > 1 - 1e-6).all() & (scale * ratio > 1 + 1e-6).any()  # ONNX rounds 1 - 1e-9 to 1
     plain = (torch.isclose(scale, size / network) & torch.isclose(offset, 0.5 * scale - 0.5, atol=1e-9)).all()
-    stretched = not config.keep_aspect and tuple(config.crop) == (0, 0, 1, 1)  # whatever the image: nothing is warped
+    stretched = not config.keep_aspect and tuple(config.crop) == (0, 0, 1, 1)  # no image is warped
     first, second = [], []
     for axis, length in enumerate((config.width, config.height)):
         n, s, o, r = size[axis], scale[axis], offset[axis], ratio[axis]
         share = config.crop[axis + 2] - config.crop[axis]
-        most = 2 * max(length, round(length / share))  # rows that the first step makes of an image of any shape
+        most = 2 * max(length, round(length / share))  # rows after the first step, for any image
         rows, halves = (torch.arange(count, dtype=torch.float64, device=size.device) for count in (most, 2 * length))
         same, pairs = (halves[:, None] == rows).float(), (torch.floor(halves / 2)[:, None] == rows).float()
         cells = torch.where(large, shrunk[axis], torch.full_like(n, length))
@@ -78,11 +78,11 @@ def resample(
         warped = drawn(step, start, rows, pixels[axis], axis == 0)
         first.append(torch.where(large | plain, resized, warped).float())
         crops = drawn(0.5 * s * r, (o - 0.25 * s + 0.5) * r - 0.5, halves, rows, axis == 0).float()
-        twice = large | (shrinks & ~plain)  # whether the first step has made twice the input's size
+        twice = large | (shrinks & ~plain)  # the first step results in twice the input's size
         second.append(torch.where(large & ~plain, crops, torch.where(twice, same, pairs)))
 
     by_area = large | (plain & shrinks)
-    quarters = by_area & (size == 2 * torch.where(large, shrunk, network)).all()  # OpenCV rounds these halves up
+    quarters = by_area & (size == 2 * torch.where(large, shrunk, network)).all()  # OpenCV rounds halves up here
     result = rounded(first[1] @ image @ first[0].mT, ~quarters)
     result = rounded(second[1] @ result @ second[0].mT, torch.ones_like(large))
     result = rounded(nn.functional.avg_pool2d(result, 2), torch.zeros_like(large))
@@ -90,7 +90,7 @@ def resample(
 
 
 def enlarged(image: Tensor, size: Tensor, scale: Tensor, target: tuple[int, int]) -> Tensor:
-    """A plain resize (B, H, W) of an image (B, h, w) that it does not shrink, in the 11 and 7 bits of OpenCV's."""
+    """Return an image (B, h, w) enlarged by a plain resize to (B, H, W), in the 11 and 7 bits of OpenCV."""
     taps = []
     for axis, length in enumerate(target):
         places = (torch.arange(length, dtype=torch.float64, device=image.device) + 0.5) * scale[axis] - 0.5
@@ -108,24 +108,22 @@ def enlarged(image: Tensor, size: Tensor, scale: Tensor, target: tuple[int, int]
 
 
 def rounded(image: Tensor, to_even: Tensor) -> Tensor:
-    """Whole grey levels; a half goes to the even one, or up."""
+    """Return whole grey levels; halves are rounded to even, or up."""
     return torch.where(to_even, torch.round(image), torch.floor(image + 0.5))
 
 
 def overlaps(cells: Tensor, side: Tensor, pixels: Tensor) -> Tensor:
-    """The share (n, m) of each pixel (m,) in the mean of a cell (n,), whole numbers, of a side in pixels."""
+    """Return the share (n, m) of each pixel (m,) in the mean of each cell (n,), numbered from 0, `side` pixels long."""
     start = (cells * side)[:, None]
     return (torch.minimum(start + side, pixels + 1) - torch.maximum(start, pixels)).clamp(min=0) / side
 
 
 def drawn(scale: Tensor, offset: Tensor, places: Tensor, pixels: Tensor, along_x: bool) -> Tensor:
-    """The weights (n, m) of pixels (m,) at scale * places (n,) + offset, interpolated linearly; 0 beyond the image.
+    """Return the weights (n, m) of pixels (m,) in linear interpolation at scale * places (n,) + offset; 0 outside.
 
-    OpenCV 5 computes places in float32: of y it rounds the product too, of x the sum alone.
+    OpenCV 5 computes places in float32: it rounds both product and sum for y, but only the sum for x.
     """
     scale, offset, places = scale.float(), offset.float(), places.float()
-    if along_x:
-        places = (scale.double() * places.double() + offset.double()).float()
-    else:
-        places = scale * places + offset
+    product = scale.double() * places.double() if along_x else scale * places
+    places = (product + offset).float()
     return (1 - (places.double()[:, None] - pixels).abs()).clamp(min=0)

@@ -1,19 +1,20 @@
-"""Find the landmarks of images with a trained method.
+"""Find the landmarks of images with a trained network.
 
     python -m tools.predict CHECKPOINT IMAGES... --out DIR [--ensemble CHECKPOINT...] [--spacing 0.1] [--overlays 100]
 
-IMAGES: files, folders (with their subfolders) or patterns such as 'films/*.png'; JPEG, PNG, TIFF, BMP, DICOM. Several
-checkpoints, of the same or of different methods, give the mean of their landmarks and how far they are apart. Writes
+IMAGES are files, folders (with their subfolders) or patterns such as 'films/*.png', in JPEG, PNG, TIFF, BMP or DICOM.
+With --ensemble the landmarks are the mean over several checkpoints, of the same method or of different ones. Writes
 
-    DIR/predictions.csv    image, landmark, x, y, score, and what else the method measures, px of the image file
+    DIR/predictions.csv    image, landmark, x, y, score and the extras of the method, in px of the image file
     DIR/json/data.json     the same as records that main.py and tools.review read
-    DIR/measurements.csv   angles and distances (cephalometry.py), where the landmarks have them
-    DIR/overlays/          pictures, from the surest image to the least sure
-    DIR/config.json        settings, command, commit, hardware; DIR/skipped.txt: what could not be read, and why
+    DIR/measurements.csv   angles and distances (reporting/cephalometry.py), if the landmarks allow any
+    DIR/overlays/          pictures, from the most certain image to the least certain
+    DIR/config.json        settings, command, commit and hardware
+    DIR/skipped.txt        the images that could not be read, and why; the exit status is then 1
 
-An image that cannot be read is named and left out; the exit status is then 1. Uncertainties are px of the image file:
-vote_spread of the method noothout, ensemble_spread of several checkpoints. measurements.csv tells the mm per px that it
-took: a DICOM file's, else --spacing, else as the checkpoint; data.json has the first two.
+Uncertainties are in px of the image file: vote_spread of the method noothout, ensemble_spread of several checkpoints.
+measurements.csv states the mm per px that it used: from the DICOM file, else from --spacing, else from the settings of
+the checkpoint. data.json holds only the first two.
 """
 
 import argparse
@@ -23,20 +24,20 @@ import math
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
 from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
 
 from config import Config
 from data import Sample, limit_threads
-from evaluate import Predictions, gather_predictions, predict_batch, prepare_detector
-from machine import prepare_device
+from detector import LandmarkDetector
+from evaluate import Predictions, gather_predictions, predict_batch
+from machine import exit_status, prepare_device
 from methods import load_detector, method_class
 from reading.annotation import Record, read_spacing
 from reporting.measurements import measure
@@ -44,65 +45,99 @@ from reporting.pictures import draw_overlays
 from reporting.predictions import read_predictions, write_predictions
 from run_folder import read_checkpoint, write_provenance, write_text
 from settings import UserError, build_config
-from tools.unannotated import ImageFiles, UnreadableImage, find_images
+from tools.output import check_out
+from tools.unannotated import ImageFiles, UnreadableImage, find_image_files, make_views, read_pixels
 
 
-class Member(NamedTuple):
-    """One checkpoint of an ensemble: what it was, and the settings that it predicts with."""
+class Predictor:
+    """A trained network, or an ensemble of them, that finds landmarks. Each checkpoint is loaded once.
 
-    state: dict[str, Any]
-    config: Config
+        from tools.predict import Predictor
 
+        predictor = Predictor("runs/demo/best.pt", device="auto")
+        landmarks, scores, names = predictor.find("film.png")
+        for name, (x, y), score in zip(names, landmarks, scores):
+            print(f"{name}: x {x:.1f} px, y {y:.1f} px, score {score:.2f}")
 
-# --- Prediction -----------------------------------------------------------------------------------------
-
-
-def read_members(checkpoints: Sequence[str], settings: dict[str, Any]) -> list[Member]:
-    """Checkpoints with some settings changed. Raises UserError where they do not find the same landmarks."""
-    members = []
-    for checkpoint in checkpoints:
-        state = read_checkpoint(checkpoint)
-        config = build_config(method_class(state["method"]).Config, state["settings"] | settings)
-        members.append(Member(state, config))
-        first, own = members[0].state["abbreviations"], state["abbreviations"]
-        if sorted(first) != sorted(own):
-            odd = sorted(set(first) ^ set(own))[0]
-            raise UserError(f"{checkpoint} does not find the landmarks of {checkpoints[0]}: {odd!r} is of one alone")
-    return members
-
-
-def predict_images(
-    members: Sequence[Member], loader: DataLoader
-) -> tuple[Predictions, list[Record], list[UnreadableImage]]:
-    """The predictions of the images of a loader that can be read, their records, and the others.
-
-    Of several members the mean; in measures also "ensemble_spread", the root of their mean squared distance from it.
-    Prints what is odd about a file, the first of many.
+    checkpoint: best.pt or last.pt of a run. It forms an ensemble with `others`, which must find the same landmarks.
+    settings: replace those of the checkpoints, such as device="cpu", views=8 or batch_size=1.
+    Raises UserError if a checkpoint cannot be read, a setting is not allowed or the device is not there.
     """
-    device = prepare_device(members[0].config)
-    detectors = [prepare_detector(member.state, member.config, device) for member in members]
-    order = members[0].state["abbreviations"]
-    columns = [[member.state["abbreviations"].index(name) for name in order] for member in members]
-    results, unread, notes = [], [], []
-    bar = tqdm(total=len(loader.dataset), desc="predicting", unit="image", disable=None)
-    for items in loader:
-        unread += [item for item in items if isinstance(item, UnreadableImage)]
-        good = [item for item in items if not isinstance(item, UnreadableImage)]
+
+    def __init__(self, checkpoint: str | os.PathLike, *others: str | os.PathLike, **settings: Any) -> None:
+        self.members: list[tuple[LandmarkDetector, int, list[int]]] = []  # detector, epoch from 0, order of landmarks
+        self.num_parameters = 0
+        for path in (checkpoint, *others):
+            state = read_checkpoint(path)
+            config = build_config(method_class(state["method"]).Config, state["settings"] | settings)
+            if not self.members:
+                self.landmarks = {name: state[name] for name in ("abbreviations", "names")}
+                self.device = prepare_device(config)
+            order, own = self.landmarks["abbreviations"], state["abbreviations"]
+            if odd := sorted(set(order) ^ set(own)):
+                where = f"{path} does not find the landmarks of {checkpoint}"
+                raise UserError(f"{where}: {odd[0]!r} is known to only one of them")
+            detector = load_detector(state, config)
+            self.num_parameters += detector.num_parameters  # before for_inference folds layers
+            detector = detector.to(self.device).for_inference()
+            self.members.append((detector, state["epoch"] - 1, [own.index(name) for name in order]))
+        self.configs = [detector.config for detector, _, _ in self.members]
+
+    def find(self, image: str | os.PathLike | np.ndarray) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        """Return the landmarks (N, 2), scores (N,) and abbreviations (N) that are found in an image.
+
+        image: a file (JPEG, PNG, TIFF, BMP, DICOM), or its pixels as an array, (h, w) grey or (h, w, 3) RGB: uint8, or
+        any other type, which is stretched from its own minimum..maximum to 0..255 as a file of 16 bit is.
+        landmarks: float64 x, y in px of the image (upright, if its EXIF data turns it), pixel centres at integers.
+        They are exactly those that tools.predict finds in this image alone, before it rounds them to four decimals;
+        other images in the same batch change the last digits.
+        scores: higher is more certain; the scale depends on the method.
+        Raises UserError for what is not an image.
+        """
+        landmarks, figures = self.predict([make_views(self.configs, read_pixels(image)[0])])
+        return landmarks[0], figures["score"][0], list(self.landmarks["abbreviations"])
+
+    def predict(self, images: Sequence[Sequence[Sequence[Sample]]]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Return landmarks (I, N, 2) in original px and figures (I, N) by name for the make_views of I images.
+
+        All are means over views and checkpoints. The figures are "score", the extras of the methods and, for several
+        checkpoints, "ensemble_spread": the root mean square distance of their landmarks from the mean.
+        """
         found, figures = [], []
-        for number, (detector, member) in enumerate(zip(detectors, members, strict=True)):
-            samples = [sample for film in good for sample in film.samples[number]]
-            landmarks, values = predict_samples(detector, member, samples, device)
-            found.append(landmarks[:, columns[number]])
-            figures.append({name: each[:, columns[number]] for name, each in values.items()})
-        notes += [note for film in good for note in film.notes]
-        for index, (record, *_) in enumerate(good):
-            places = np.stack([own[index] for own in found])
-            own = {name: np.mean([f[name][index] for f in figures if name in f], 0) for f in figures for name in f}
-            if len(members) > 1:
-                own["ensemble_spread"] = np.sqrt(((places - places.mean(0)) ** 2).sum(-1).mean(0))
-            results.append((record, places.mean(0), own))
-        bar.update(len(items))
-    bar.close()
+        for number, (detector, epoch, order) in enumerate(self.members):
+            samples, size = [sample for views in images for sample in views[number]], detector.config.batch_size
+            batches = (default_collate(samples[start : start + size]) for start in range(0, len(samples), size))
+            parts = [predict_batch(detector, batch, self.device, epoch) for batch in batches]
+
+            def mean_of_views(values: Iterable[np.ndarray], order: list[int] = order) -> np.ndarray:
+                joined = np.concatenate(list(values))[:, order]
+                return joined.reshape(len(images), -1, *joined.shape[1:]).mean(1)
+
+            found.append(mean_of_views(landmarks for landmarks, _ in parts))
+            figures.append({name: mean_of_views(values[name] for _, values in parts) for name in parts[0][1]})
+        mean = np.mean(found, 0)
+        means = {name: np.mean([own[name] for own in figures if name in own], 0) for own in figures for name in own}
+        if len(found) > 1:
+            means["ensemble_spread"] = np.sqrt(((np.stack(found) - mean) ** 2).sum(-1).mean(0))
+        return mean, means
+
+
+def predict_images(predictor: Predictor, loader: DataLoader) -> tuple[Predictions, list[Record], list[UnreadableImage]]:
+    """Return the predictions and the records of the images of a loader (ImageFiles), and those that cannot be read.
+
+    Prints the first oddity of the files to standard error. Raises UserError if no image can be read.
+    """
+    results, unread, notes = [], [], []
+    with tqdm(total=len(loader.dataset), desc="predicting", unit="image", disable=None) as bar:
+        for items in loader:
+            unread += [item for item in items if isinstance(item, UnreadableImage)]
+            good = [item for item in items if not isinstance(item, UnreadableImage)]
+            if good:
+                landmarks, figures = predictor.predict([film.samples for film in good])
+            for index, film in enumerate(good):
+                notes += film.notes
+                results.append((film.record, landmarks[index], {name: own[index] for name, own in figures.items()}))
+            bar.update(len(items))
     if notes:
         print(f"note: {notes[0]}" + (f" ({len(notes) - 1} more notes like it)" if notes[1:] else ""), file=sys.stderr)
     if not results:
@@ -112,31 +147,16 @@ def predict_images(
     return gather_predictions(results), [record for record, _, _ in results], unread
 
 
-def predict_samples(
-    detector, member: Member, samples: list[Sample], device: torch.device
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Landmarks (I, N, 2) in original px and figures (I, N) of I images: the mean of their views."""
-    config, found, figures = member.config, [], []
-    for start in range(0, len(samples), config.batch_size):
-        batch = default_collate(samples[start : start + config.batch_size])
-        landmarks, values = predict_batch(detector, batch, device, member.state["epoch"] - 1)
-        found.append(landmarks)
-        figures.append(values)
-    if not samples:
-        return np.zeros((0, config.num_landmarks, 2)), {}
-
-    def mean_of_views(values: list[np.ndarray]) -> np.ndarray:
-        joined = np.concatenate(values)
-        return joined.reshape(-1, config.views, *joined.shape[1:]).mean(1)
-
-    return mean_of_views(found), {name: mean_of_views([own[name] for own in figures]) for name in figures[0]}
+# --- Files ----------------------------------------------------------------------------------------------
 
 
-# --- What is written ------------------------------------------------------------------------------------
+def write_records(
+    path: Path, predictions: Predictions, records: Sequence[Record], state: Mapping[str, Sequence[str]]
+) -> None:
+    """Write predictions as a data.json; a landmark outside its image is moved to the border.
 
-
-def write_records(path: Path, predictions: Predictions, records: Sequence[Record], state: dict[str, Any]) -> None:
-    """Predictions as a data.json; a landmark found outside its image, in what fills it up, on the image's border."""
+    state: abbreviations and names of the landmarks, as in a checkpoint.
+    """
     entries = []
     for index, record in enumerate(records):
         places = np.clip(predictions.landmarks[index], -0.5, np.array(record.size) - 0.5)
@@ -154,13 +174,11 @@ def write_records(path: Path, predictions: Predictions, records: Sequence[Record
 
 
 def find_spacing(config: Config, abbreviations: Sequence[str], records: Sequence[Record]) -> list[Record]:
-    """The records with mm per px for measurements: their own, else by the checkpoint's settings, else nan.
+    """Return the records with mm per px for measurements: their own, else by the checkpoint's settings, else nan.
 
-    By the ruler that was found, if that is the setting, its median over images of one size.
+    If the setting is the ruler, it is the predicted one: its median over images of one size.
     """
-    if isinstance(config.spacing, float):
-        return [replace(r, spacing=config.spacing) if math.isnan(r.spacing) else r for r in records]
-    if config.spacing != "ruler" or not set(config.ruler) <= set(abbreviations):
+    if config.spacing is None or (config.spacing == "ruler" and not set(config.ruler) <= set(abbreviations)):
         return list(records)
     by_size: dict[tuple[int, int], list[Record]] = {}
     for record in records:
@@ -175,14 +193,14 @@ def find_spacing(config: Config, abbreviations: Sequence[str], records: Sequence
 
 
 def write_measurements(path: Path, config: Config, predictions: Predictions, records: Sequence[Record], state) -> bool:
-    """measurements.csv, where the landmarks have measures: a row per image, blank where one is missing."""
+    """Write measurements.csv, a row per image, blank where a value is unknown; return whether there are any."""
     records = [replace(r, landmarks=own) for r, own in zip(records, predictions.landmarks, strict=True)]
     records = find_spacing(config, state["abbreviations"], records)
-    spacing = [record.spacing for record in records]
-    sizes = [record.size for record in records]
-    kind = "auto" if config.measurements == "none" else config.measurements  # of a report, that setting says
-    landmarks = predictions.landmarks, predictions.truth
-    measured = measure(kind, state["abbreviations"], *landmarks, sizes, spacing)
+    kind = "auto" if config.measurements == "none" else config.measurements  # none is meant for the report only
+    measured = measure(
+        kind, state["abbreviations"], predictions.landmarks, predictions.truth,
+        [record.size for record in records], [record.spacing for record in records],
+    )  # fmt: skip
     if measured is None:
         return False
     with open(path, "w", newline="", encoding="utf-8") as file:
@@ -195,78 +213,60 @@ def write_measurements(path: Path, config: Config, predictions: Predictions, rec
 
 
 def run(options: argparse.Namespace) -> int:
-    """Predict and write everything; the exit status. Raises UserError."""
-    out = Path(options.out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists already; choose another --out, or empty it")
+    """Predict and write everything; return the exit status. Raises UserError."""
+    out = check_out(Path(options.out))
     if options.overlays < 0:
         raise UserError("--overlays must be 0 or above")
-    settings = {name: getattr(options, name) for name in ("device", "batch_size", "workers", "views", "spacing")}
-    settings = {name: value for name, value in settings.items() if value is not None}
-    members = read_members([options.checkpoint, *options.ensemble], settings)
-    state, config = members[0]
-    files = find_images(options.images)
+    names = ("device", "batch_size", "workers", "views", "spacing")
+    settings = {name: value for name in names if (value := getattr(options, name)) is not None}
+    predictor = Predictor(options.checkpoint, *options.ensemble, **settings)
+    config, landmarks = predictor.configs[0], predictor.landmarks
+    files = find_image_files(options.images)
     folder = Path(os.path.commonpath([file.parent for file in files]))
     names = [file.relative_to(folder).as_posix() for file in files]
-    configs = [member.config for member in members]
     spacing = math.nan if options.spacing is None else options.spacing
     loader = DataLoader(
-        ImageFiles(files, names, configs, spacing), batch_size=config.batch_size, collate_fn=list,
+        ImageFiles(files, names, predictor.configs, spacing), batch_size=config.batch_size, collate_fn=list,
         num_workers=min(config.workers, math.ceil(len(files) / config.batch_size)), worker_init_fn=limit_threads,
     )  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     try:
-        predictions, records, unread = predict_images(members, loader)
-    except BaseException:  # Ctrl-C too: an empty folder would say nothing
+        predictions, records, unread = predict_images(predictor, loader)
+    except BaseException:  # Ctrl-C too: leave no empty folder
         out.rmdir()
         raise
     seconds = time.perf_counter() - started
     print(f"{len(records)} images in {seconds:.1f} s, {len(records) / seconds:.2f} images/s")
-    if unread:
-        lines = [f"{ascii(str(each.path))}: {each.reason}\n" for each in unread]
-        write_text(out / "skipped.txt", "".join(lines))
     for each in unread:
         print(f"skipped: {each.reason}", file=sys.stderr)
-    write_predictions(out / "predictions.csv", predictions, state["abbreviations"], "px")
-    write_records(out / "json" / "data.json", predictions, records, state)
-    measured = write_measurements(out / "measurements.csv", config, predictions, records, state)
+    if unread:
+        write_text(out / "skipped.txt", "".join(f"{ascii(str(each.path))}: {each.reason}\n" for each in unread))
+    write_predictions(out / "predictions.csv", predictions, landmarks["abbreviations"], "px")
+    write_records(out / "json" / "data.json", predictions, records, landmarks)
+    measured = write_measurements(out / "measurements.csv", config, predictions, records, landmarks)
     used = config.replace(img_dir=str(folder), json_path=str(out / "json" / "data.json"), run_dir=str(out))
-    size = sum(load_detector(member.state).num_parameters for member in members)
-    write_provenance(out, used, size, prepare_device(config))
+    write_provenance(out, used, predictor.num_parameters, predictor.device)
     draw_overlays(out, read_predictions(out / "predictions.csv"), records, options.overlays)
     print(f"predictions.csv, json/data.json{', measurements.csv' if measured else ''} and overlays/ in {out}")
     return 1 if unread else 0
 
 
 def main() -> int:
-    """Exit status: 0 done, 1 some images could not be read, 2 a mistake of the user."""
+    """Return 0 if all is done, 1 if some images could not be read, or machine.exit_status's 2 and 130."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="best.pt or last.pt of a run")
     parser.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders or patterns")
     parser.add_argument("--out", required=True, metavar="DIR", help="a new or empty folder")
-    parser.add_argument("--ensemble", nargs="+", default=[], metavar="CHECKPOINT", help="further checkpoints")
-    parser.add_argument("--spacing", type=float, help="mm per px, where no DICOM file says it (as in the checkpoint)")
-    parser.add_argument("--overlays", type=int, default=100, help="of how many images at most (100)")
+    parser.add_argument("--ensemble", nargs="+", default=[], metavar="CHECKPOINT", help="more checkpoints")
+    parser.add_argument("--spacing", type=float, help="mm per px, unless a DICOM file states it (as in the checkpoint)")
+    parser.add_argument("--overlays", type=int, default=100, help="largest number of pictures (100)")
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:1, ... (as in the checkpoint)")
     parser.add_argument("--batch_size", type=int, help="images at a time (as in the checkpoint)")
     parser.add_argument("--workers", type=int, help="processes that read images (as in the checkpoint)")
-    parser.add_argument("--views", type=int, help="slightly turned views that are averaged (as in the checkpoint)")
+    parser.add_argument("--views", type=int, help="slightly turned views to average (as in the checkpoint)")
     options = parser.parse_args()
-    try:
-        return run(options)
-    except UserError as error:
-        message = str(error)
-    except OSError as error:
-        if error.filename is None:
-            raise
-        message = f"{error.filename}: {error.strerror}"
-    except torch.OutOfMemoryError:
-        message = "the device has not enough memory: lower --batch_size"
-    except KeyboardInterrupt:
-        return 130
-    print(f"error: {message}", file=sys.stderr)
-    return 2
+    return exit_status(lambda: run(options))
 
 
 if __name__ == "__main__":

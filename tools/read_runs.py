@@ -1,5 +1,6 @@
-"""Runs side by side: their predictions.csv on the same images, landmarks and truth, or one line that says where not."""
+"""Read runs that are to be compared: their predictions.csv on the same images, landmarks and truth."""
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -16,19 +17,19 @@ from tools.two_readers import SAME
 
 
 class Run(NamedTuple):
-    """A test of a run: I images in the order of the first run, N landmarks too."""
+    """One test of a run, with images and landmarks in the order of the first run."""
 
     label: str
     path: Path  # its predictions.csv
-    provenance: dict[str, Any]  # its config.json; empty where there is none
+    provenance: dict[str, Any]  # its config.json; empty if there is none
     table: PredictionTable
 
 
 def read_runs(places: Sequence[Path], test_set: str | None, labels: Sequence[str] = ()) -> list[Run]:
-    """The runs at run folders, folders of test sets or predictions.csv, in the order of the first.
+    """Return the runs of run folders, folders of test sets or predictions.csv.
 
-    Without labels each is called after its folder. Raises UserError for one that is none, and for one whose images,
-    landmarks, truth, unit or spacing are not those of the first, with the first difference.
+    Without labels each is named after its folder. Raises UserError for a place without a run, and for a run that
+    differs from the first in images, landmarks, truth, unit or spacing; it names the first difference.
     """
     paths = [find_predictions(place, test_set) for place in places]
     folders, provenances = zip(*map(read_provenance, paths), strict=True)
@@ -36,10 +37,7 @@ def read_runs(places: Sequence[Path], test_set: str | None, labels: Sequence[str
         raise UserError(f"--names: expected {len(paths)} different names, one for each run, found {', '.join(labels)}")
     runs: list[Run] = []
     for label, path, provenance in zip(labels or unique_labels(folders), paths, provenances, strict=True):
-        try:
-            run = Run(label, path, provenance, read_predictions(path))
-        except OSError as error:
-            raise UserError(f"{path} cannot be read ({error.strerror})") from None
+        run = Run(label, path, provenance, read_predictions(path))
         runs.append(align(run, runs[0]) if runs else run)
     if not np.isfinite(runs[0].table.errors).any():
         raise UserError(f"{runs[0].path} holds no truth, so there are no errors to compare")
@@ -47,9 +45,9 @@ def read_runs(places: Sequence[Path], test_set: str | None, labels: Sequence[str
 
 
 def find_predictions(place: Path, test_set: str | None) -> Path:
-    """The predictions.csv of a run folder, a folder of a test set, or itself. Raises UserError that names the choice.
+    """Return the predictions.csv of a run folder, of the folder of a test set, or of itself.
 
-    Of several test sets the one asked for, else test.
+    Among several test sets it is `test_set`, by default "test". Raises UserError that lists the test sets.
     """
     own = place if place.is_file() else place / "predictions.csv"
     if own.is_file():
@@ -66,9 +64,9 @@ def find_predictions(place: Path, test_set: str | None) -> Path:
 
 
 def read_provenance(path: Path) -> tuple[Path, dict[str, Any]]:
-    """The run folder of a predictions.csv and its config.json; the csv's own folder and nothing where there is none.
+    """Return the run folder of a predictions.csv and its config.json; without one, the folder of the csv and nothing.
 
-    Raises UserError for a config.json with settings that are none.
+    Raises UserError if a setting in it is not what it should be.
     """
     for folder in path.resolve().parents[:2]:
         if (folder / "config.json").is_file():
@@ -85,20 +83,17 @@ def read_provenance(path: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def unique_labels(folders: Sequence[Path]) -> list[str]:
-    """A name for each folder: its last, with folders above it where that is not enough, and a number if it recurs."""
+    """Return a name for each folder: its last part, with parts above it or a number where that is ambiguous."""
     labels = [folder.name for folder in folders]
-    for depth in range(2, 1 + max(len(folder.parts) for folder in folders)):
-        counts = Counter(labels)
-        labels = [
-            label if counts[label] == 1 else "/".join(folder.parts[-depth:])
-            for label, folder in zip(labels, folders, strict=True)
-        ]
-        if max(Counter(labels).values()) == 1 or len(set(folders)) == len(set(labels)):
+    for depth in itertools.count(2):
+        counts, named = Counter(labels), list(zip(labels, folders, strict=True))
+        labels = [label if counts[label] == 1 else "/".join(folder.parts[-depth:]) for label, folder in named]
+        if len(set(labels)) == len(set(folders)):
             break
     counts = Counter(labels)
     return [
-        label if counts[label] == 1 else f"{label} ({labels[: place + 1].count(label)})"
-        for place, label in enumerate(labels)
+        label if counts[label] == 1 else f"{label} ({labels[:place].count(label)})"
+        for place, label in enumerate(labels, 1)
     ]
 
 
@@ -106,36 +101,31 @@ def unique_labels(folders: Sequence[Path]) -> list[str]:
 
 
 def align(run: Run, first: Run) -> Run:
-    """A run in the order of the first. Raises UserError with the first difference."""
+    """Return a run in the order of the first. Raises UserError that names the first difference."""
     for what, own, others in (
         ("image", run.table.names, first.table.names), ("landmark", run.table.abbreviations, first.table.abbreviations),
     ):  # fmt: skip
         for name in (*others, *own):
             if (name in own) != (name in others):
                 has, lacks = (run, first) if name in own else (first, run)
-                raise UserError(
-                    f"{what} {name} is in {has.label}, but not in {lacks.label}; compare runs on the same test set"
-                )
+                where = f"{what} {name} is in {has.label}, but not in {lacks.label}"
+                raise UserError(f"{where}; compare runs on the same test set")
     if run.table.unit != first.table.unit:
-        raise UserError(
-            f"errors are in {first.table.unit} in {first.label}, in {run.table.unit} in {run.label}; test both with "
-            "one spacing"
-        )
+        units = f"errors are in {first.table.unit} in {first.label}, in {run.table.unit} in {run.label}"
+        raise UserError(f"{units}; test both with one spacing")
     images = [run.table.names.index(name) for name in first.table.names]
     landmarks = [run.table.abbreviations.index(name) for name in first.table.abbreviations]
     columns = {name: values[np.ix_(images, landmarks)] for name, values in run.table.columns.items()}
-    table = first.table._replace(columns=columns)
-    run = run._replace(table=table)
+    run = run._replace(table=first.table._replace(columns=columns))
     check_truth(run, first)
     check_spacing(run, first)
     return run
 
 
 def check_truth(run: Run, first: Run) -> None:
-    """Refuse a truth that is not that of the first run. Raises UserError with the first point and both places."""
+    """Raise UserError if the truth differs from that of the first run, with the first point and both positions."""
     one, other = first.table.truth, run.table.truth
-    known = [np.isfinite(truth).all(-1) for truth in (one, other)]
-    apart = (np.abs(one - other) > SAME).any(-1) | (known[0] != known[1])
+    apart = (np.abs(one - other) > SAME).any(-1) | (np.isfinite(one).all(-1) != np.isfinite(other).all(-1))
     for i, n in np.argwhere(apart)[:1]:
         points = one[i, n], other[i, n]
         places = [f"({x:.2f}, {y:.2f}) px" if math.isfinite(x + y) else "not known" for x, y in points]
@@ -146,7 +136,7 @@ def check_truth(run: Run, first: Run) -> None:
 
 
 def check_spacing(run: Run, first: Run) -> None:
-    """Refuse errors in other millimetres than those of the first run. Raises UserError with the first image."""
+    """Raise UserError if the errors imply another spacing than those of the first run, with the first image."""
     (one, slack), (other, more) = implied_spacing(first.table), implied_spacing(run.table)
     for i in np.flatnonzero(np.abs(one - other) > 1e-3 * one + slack + more)[:1]:  # false for nan
         raise UserError(
@@ -156,10 +146,10 @@ def check_spacing(run: Run, first: Run) -> None:
 
 
 def implied_spacing(table: PredictionTable) -> tuple[np.ndarray, np.ndarray]:
-    """By which mm per px (I,) distances became errors, nan where there are none; and how far that may be off (I,)."""
-    apart = np.hypot(table.columns["x"] - table.columns["x_true"], table.columns["y"] - table.columns["y_true"])
-    known = np.isfinite(apart) & np.isfinite(table.errors)
-    length = np.where(known, apart, 0).sum(1)
+    """Return the mm per px (I,) that turned distances into errors, nan without any; and its uncertainty (I,)."""
+    distances = np.linalg.norm(table.landmarks - table.truth, axis=-1)
+    known = np.isfinite(table.errors) & (distances > 0)  # false for nan
+    length = np.where(known, distances, 0).sum(1)
     length[length == 0] = math.nan
     spacing = np.where(known, table.errors, 0).sum(1) / length
-    return spacing, known.sum(1) * (1e-4 + 2e-4 * spacing) / length  # the file keeps four decimals
+    return spacing, known.sum(1) * (1e-4 + 2e-4 * spacing) / length  # the file has four decimals

@@ -1,4 +1,4 @@
-"""Whether runs on the same images differ by more than chance: paired differences, permutation tests, Holm."""
+"""Significance of differences between runs on the same images: paired differences, permutation tests, Holm."""
 
 import math
 from collections.abc import Sequence
@@ -7,11 +7,11 @@ import numpy as np
 
 
 def paired_difference(errors: np.ndarray, others: np.ndarray, seed: int = 0, resamples: int = 1000) -> dict[str, float]:
-    """How much larger the mean of errors (images, N) is than that of others on the same images, with a 95 % interval.
+    """Return the mean of errors (images, N) minus that of others on the same images, with a 95 % interval.
 
-    Returns {"difference", "low", "high"}, in the errors' unit. The percentile bootstrap over images draws both at once,
-    so what makes an image hard for both cancels. Landmarks that are nan in either count nowhere; all values nan where
-    that leaves none.
+    The result is {"difference", "low", "high"} in the unit of the errors. The percentile bootstrap over images draws
+    both at once, so the difficulty of an image cancels. Landmarks that are nan in either are ignored; if none is left,
+    all values are nan.
     """
     differences = np.asarray(errors, float) - np.asarray(others, float)
     differences = differences[np.isfinite(differences).any(axis=1)]
@@ -28,19 +28,19 @@ def paired_difference(errors: np.ndarray, others: np.ndarray, seed: int = 0, res
 
 
 def paired_permutation(errors: np.ndarray, others: np.ndarray, seed: int = 0, resamples: int = 10000) -> float:
-    """The two-sided p-value of the difference of two means, errors and others (images, N), if both were exchangeable.
+    """Return the two-sided p-value of the difference of means of errors and others (images, N), by permutation.
 
-    The statistic is that of paired_difference. The two labels are exchanged for a whole image at once, since the points
-    of one image are not independent: all of its differences change their sign together. Exact over all patterns of
-    signs where there are at most `resamples` of them; else over that many drawn ones, the observed one counted too:
-    (count + 1) / (resamples + 1). Landmarks that are nan in either count nowhere; nan where that leaves none.
+    The statistic is that of paired_difference. The labels of the two are exchanged for whole images, because the points
+    of one image are not independent: all of its differences change sign together. The test is exact, over all patterns
+    of signs, if there are at most `resamples`; otherwise it draws that many and counts the observed one too:
+    (count + 1) / (resamples + 1). Landmarks that are nan in either are ignored; if none is left, p is nan.
     """
     differences = np.asarray(errors, float) - np.asarray(others, float)
     if not np.isfinite(differences).any():
         return math.nan
     sums = np.nansum(np.atleast_2d(differences), axis=1)
-    sums = sums[sums != 0]  # what has no sign changes nothing, whichever it is given
-    # as large as observed, but for the rounding of sums in another order
+    sums = sums[sums != 0]  # a zero is the same with either sign
+    # at least as large as observed, up to the rounding of sums in another order
     least = abs(sums.sum()) - 1e-9 * np.abs(sums).sum()
     exact = len(sums) < 63 and 2 ** len(sums) <= resamples
     patterns = 2 ** len(sums) if exact else resamples
@@ -57,13 +57,20 @@ def paired_permutation(errors: np.ndarray, others: np.ndarray, seed: int = 0, re
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """p-values (n,) corrected for their number by Holm's step-down method; nan stays nan and is not counted.
-
-    Each is the smallest level at which its hypothesis falls while the chance of a single false one stays below it.
-    """
+    """Return p-values (n,) corrected for their number by Holm's step-down method; nan stays nan and is not counted."""
     corrected = np.array(p_values, float)
     known = np.flatnonzero(np.isfinite(corrected))
     order = known[np.argsort(corrected[known], kind="stable")]
     steps = np.arange(len(order), 0, -1)
     corrected[order] = np.minimum(1.0, np.maximum.accumulate(steps * corrected[order]))
     return corrected
+
+
+def paired_tests(pairs: Sequence[tuple[np.ndarray, np.ndarray]], resamples: int) -> list[dict[str, float]]:
+    """Return difference, low, high, p and p_corrected (for the number of pairs) of pairs (errors, others)."""
+    tests = [
+        paired_difference(*pair, resamples=resamples) | {"p": paired_permutation(*pair, resamples=resamples)}
+        for pair in pairs
+    ]
+    corrected = holm([test["p"] for test in tests])
+    return [test | {"p_corrected": float(p)} for test, p in zip(tests, corrected, strict=True)]

@@ -1,13 +1,12 @@
-"""Image files that nobody has annotated: finding them, and making samples of them for tools.predict.
+"""Images that nobody has annotated: find their files, read them, and make the samples that a network sees.
 
-What is wrong with one file is said of it alone, and the others go on.
+A file that cannot be read is reported on its own; the others are processed.
 """
 
 import glob
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,14 +21,14 @@ from reading.images import ENDINGS, read_image, stretch_intensities
 from settings import UserError
 
 
-def find_images(places: Sequence[str]) -> list[Path]:
-    """The image files of files, folders and patterns, each once. Raises UserError for a place without any."""
+def find_image_files(places: Sequence[str]) -> list[Path]:
+    """Return the image files of files, folders and patterns, each once. Raises UserError for a place without any."""
     files: dict[Path, None] = {}
     for place in places:
         path = Path(place)
         if path.is_dir():
             found = [p for p in sorted(path.rglob("*")) if looks_like_image(p)]
-        elif path.exists() or path.is_symlink():  # one that leads nowhere is an image that cannot be read
+        elif path.exists() or path.is_symlink():  # a broken link counts as an image that cannot be read
             found = [path]
         else:
             found = [Path(name) for name in sorted(glob.glob(place, recursive=True)) if Path(name).is_file()]
@@ -40,10 +39,49 @@ def find_images(places: Sequence[str]) -> list[Path]:
 
 
 def looks_like_image(path: Path) -> bool:
-    """Whether a file of a folder is meant: by its ending, or a DICOM file that has none."""
+    """Return whether a file in a folder is an image: by its ending, or a DICOM file without one."""
     if path.suffix.lower() in ENDINGS:
         return not path.is_dir()
     return not path.suffix and path.is_file() and dicom.is_dicom(path)
+
+
+def read_pixels(image: str | os.PathLike | np.ndarray) -> tuple[np.ndarray, float, list[str]]:
+    """Return an image as reading.images.read_image does, mm per px if its file states it, else nan, and notes.
+
+    image: a file, or an array that is treated like the pixels of one. Raises UserError for what is not an image.
+    """
+    if isinstance(image, str | os.PathLike):
+        path = Path(image)
+        try:
+            if path.stat().st_size and dicom.is_dicom(path):
+                pixels, spacing, notes = dicom.read(path)
+                return stretch_intensities(pixels), math.nan if spacing is None else spacing, notes if spacing else []
+        except OSError as error:
+            raise UserError(f"image {path} cannot be read ({error.strerror})") from None
+        return read_image(path), math.nan, []
+    pixels = np.ascontiguousarray(image)
+    grey_or_rgb = pixels.ndim == 2 or pixels.shape[2:] == (3,)
+    if not (grey_or_rgb and pixels.size and pixels.dtype.kind in "biuf"):
+        found = f"found {pixels.shape} of {pixels.dtype}"
+        raise UserError(f"image: expected a file, or an array (h, w) or (h, w, 3) of numbers; {found}")
+    if not np.isfinite(pixels).all():
+        raise UserError("image: the array holds nan or infinite values; replace them")
+    return pixels if pixels.dtype == np.uint8 else stretch_intensities(pixels), math.nan, []
+
+
+def unannotated_record(image: np.ndarray, count: int, name="", path=Path(), spacing=math.nan) -> Record:
+    """Return the record of an image (h, w[, 3]) with `count` landmarks, all of them missing."""
+    landmarks, occluded = np.full((count, 2), math.nan), np.zeros(count, bool)
+    return Record(name, path, landmarks, occluded, spacing, size=(image.shape[1], image.shape[0]))
+
+
+def make_views(configs: Sequence[Config], image: np.ndarray) -> list[list[Sample]]:
+    """Return the samples of an image (h, w[, 3]) for each of several networks: all config.views of it."""
+    record = unannotated_record(image, configs[0].num_landmarks)  # without a spacing, so that extras stay in px
+    return [
+        [make_sample(config, record, image=small, view=view) for view in range(config.views)]
+        for config, small in ((config, shrink_for_network(config, image)) for config in configs)
+    ]
 
 
 class UnreadableImage(NamedTuple):
@@ -57,12 +95,12 @@ class UnannotatedImage(NamedTuple):
     """An image that nobody has annotated."""
 
     record: Record
-    samples: list[list[Sample]]  # of each member, all views
-    notes: list[str]  # what its file says that is odd
+    samples: list[list[Sample]]  # all views, for each network
+    notes: list[str]  # oddities of its file
 
 
 class ImageFiles(Dataset):
-    """Image files as UnannotatedImages; those that cannot be read as UnreadableImage."""
+    """Image files, each as an UnannotatedImage or, if it cannot be read, an UnreadableImage."""
 
     def __init__(self, files: Sequence[Path], names: Sequence[str], configs: Sequence[Config], spacing: float) -> None:
         self.files, self.names, self.configs, self.spacing = files, names, configs, spacing
@@ -71,40 +109,14 @@ class ImageFiles(Dataset):
         return len(self.files)
 
     def __getitem__(self, index: int) -> UnannotatedImage | UnreadableImage:
-        path = self.files[index]
+        path, name = self.files[index], self.names[index]
         try:
-            check_name(self.names[index])
-            image, spacing, notes = read_with_spacing(path)
+            name.encode()
+            image, spacing, notes = read_pixels(path)
+        except UnicodeEncodeError:
+            return UnreadableImage(path, f"image {name!a}: its name is not UTF-8; rename the file")
         except UserError as error:
             return UnreadableImage(path, str(error))
-        count = self.configs[0].num_landmarks
-        record = Record(
-            name=self.names[index], path=path, landmarks=np.full((count, 2), math.nan),
-            occluded=np.zeros(count, bool), size=(image.shape[1], image.shape[0]),
-        )  # fmt: skip
-        samples = []  # without a spacing: so what is measured stays in px
-        for config in self.configs:
-            small = shrink_for_network(config, image)
-            samples.append([make_sample(config, record, image=small, view=view) for view in range(config.views)])
-        return UnannotatedImage(
-            replace(record, spacing=self.spacing if math.isnan(spacing) else spacing), samples, notes
-        )
-
-
-def check_name(name: str) -> None:
-    """Refuse a file name that no text file can hold. Raises UserError."""
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        raise UserError(f"image {name!a}: its name is not UTF-8; rename the file") from None
-
-
-def read_with_spacing(path: Path) -> tuple[np.ndarray, float, list[str]]:
-    """An image as images.read_image gives it, mm per px where its file says, else nan, and notes. Raises UserError."""
-    try:
-        if path.stat().st_size and dicom.is_dicom(path):
-            image, spacing, notes = dicom.read(path)
-            return stretch_intensities(image), math.nan if spacing is None else spacing, notes if spacing else []
-    except OSError as error:
-        raise UserError(f"image {path} cannot be read ({error.strerror})") from None
-    return read_image(path), math.nan, []
+        spacing = self.spacing if math.isnan(spacing) else spacing
+        record = unannotated_record(image, self.configs[0].num_landmarks, name, path, spacing)
+        return UnannotatedImage(record, make_views(self.configs, image), notes)
