@@ -4,7 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import ABBREVIATIONS, draw_image, make_records, refusal, tiny_config, write_records
+from conftest import ABBREVIATIONS, draw_image, make_records, data_refusal, tiny_config, write_records
 from PIL import Image
 
 from reading.annotation import read_annotation
@@ -77,7 +77,7 @@ def test_images_without_a_record_are_reported(dataset, caplog):
 
 
 def test_a_json_that_is_not_a_list_is_refused(dataset):
-    assert "expected a list of records" in refusal(dataset, {"records": []})
+    assert "expected a list of records" in data_refusal(dataset, {"records": []})
 
 
 def test_a_json_that_is_cut_off_is_refused(dataset):
@@ -93,52 +93,52 @@ def test_a_json_that_does_not_exist_is_refused(dataset):
 
 
 def test_an_empty_data_set_is_refused(dataset):
-    assert "empty" in refusal(dataset, [])
+    assert "empty" in data_refusal(dataset, [])
 
 
 @pytest.mark.parametrize("points", [None, [], "S", [1]])
 def test_a_record_without_points_is_refused(dataset, points):
     records = make_records(dataset)
     records[1]["points"] = points
-    message = refusal(dataset, records)
+    message = data_refusal(dataset, records)
     assert "record 2 (image 1 (ä).png)" in message and "point" in message
 
 
 def test_a_record_without_image_name_is_refused(dataset):
     records = make_records(dataset)
     del records[1]["imagePath"]
-    assert "record 2" in refusal(dataset, records)
+    assert "record 2" in data_refusal(dataset, records)
 
 
 def test_one_point_too_few_is_refused_by_its_name(dataset):
     records = make_records(dataset)
     del records[3]["points"][2]
-    message = refusal(dataset, records)
+    message = data_refusal(dataset, records)
     assert "record 4" in message and "has 3 points" in message and "absent: A" in message
 
 
 def test_one_point_too_many_is_refused_by_its_name(dataset):
     records = make_records(dataset)
     records[3]["points"].append({"pointName": "", "pointAbbreviation": "Z", "X": 1, "Y": 1})
-    message = refusal(dataset, records)
+    message = data_refusal(dataset, records)
     assert "record 4" in message and "has 5 points" in message and "unknown: Z" in message
 
 
 def test_a_number_of_landmarks_that_disagrees_with_the_data_is_refused_with_the_right_one(dataset):
-    assert "set num_landmarks to 4" in refusal(dataset, make_records(dataset), num_landmarks=19)
+    assert "set num_landmarks to 4" in data_refusal(dataset, make_records(dataset), num_landmarks=19)
 
 
 def test_an_unknown_abbreviation_is_refused_also_in_the_first_record(dataset):
     records = make_records(dataset)
     records[0]["points"][3]["pointAbbreviation"] = "b"
-    message = refusal(dataset, records)
+    message = data_refusal(dataset, records)
     assert "record 1" in message and "unknown: b" in message and "absent: B" in message
 
 
 def test_a_doubled_abbreviation_is_refused(dataset):
     records = make_records(dataset)
     records[5]["points"][3]["pointAbbreviation"] = "A"
-    message = refusal(dataset, records)
+    message = data_refusal(dataset, records)
     assert "record 6" in message and "'A' stands twice" in message
 
 
@@ -146,7 +146,7 @@ def test_a_doubled_abbreviation_is_refused(dataset):
 def test_a_coordinate_that_is_no_finite_number_is_refused(dataset, value):
     records = make_records(dataset)
     records[1]["points"][2]["Y"] = value
-    message = refusal(dataset, records)
+    message = data_refusal(dataset, records)
     assert "record 2" in message and "'A'" in message and "Y is" in message
 
 
@@ -154,7 +154,7 @@ def test_a_coordinate_that_is_no_finite_number_is_refused(dataset, value):
 def test_a_point_outside_its_image_is_refused(dataset, x):
     records = make_records(dataset)
     records[1]["points"][2]["X"] = x
-    message = refusal(dataset, records)
+    message = data_refusal(dataset, records)
     assert "record 2" in message and "'A'" in message and "96 x 80" in message
 
 
@@ -168,7 +168,7 @@ def test_a_point_on_the_edge_of_the_outermost_pixel_is_inside(dataset):
 def test_an_image_that_is_missing_is_refused(dataset):
     records = make_records(dataset)
     records[1]["imagePath"] = "none.png"
-    assert "none.png does not exist" in refusal(dataset, records)
+    assert "none.png does not exist" in data_refusal(dataset, records)
 
 
 @pytest.mark.parametrize(
@@ -182,31 +182,31 @@ def test_an_image_that_is_empty_corrupt_or_cut_off_is_refused(dataset, damage, w
     path = dataset / "imgs" / f"bad [1].{ending}"
     Image.fromarray(draw_image(np.random.default_rng(0), np.zeros((4, 2)))).save(path)
     path.write_bytes(damage(path.read_bytes()))
-    message = refusal(dataset, records)
+    message = data_refusal(dataset, records)
     assert "bad [1]" in message and words in message
 
 
 def test_two_records_of_one_image_are_refused(dataset):
     records = make_records(dataset)
-    assert "more than one record" in refusal(dataset, [*records, records[0]])
+    assert "more than one record" in data_refusal(dataset, [*records, records[0]])
 
 
 def test_an_image_folder_that_does_not_exist_is_refused(dataset):
-    assert "img_dir" in refusal(dataset, make_records(dataset), img_dir=str(dataset / "none"))
+    assert "img_dir" in data_refusal(dataset, make_records(dataset), img_dir=str(dataset / "none"))
 
 
 @pytest.mark.parametrize("spacing", [0, -1, "0.1", True, float("nan")])
 def test_a_spacing_that_is_no_positive_number_is_refused(dataset, spacing):
     records = make_records(dataset)
     records[1]["spacing"] = spacing
-    assert "spacing is" in refusal(dataset, records)
+    assert "spacing is" in data_refusal(dataset, records)
 
 
 @pytest.mark.parametrize("split", ["", 1, "../up"])
 def test_a_split_that_is_no_name_is_refused(dataset, split):
     records = make_records(dataset)
     records[1]["split"] = split
-    assert "split is" in refusal(dataset, records)
+    assert "split is" in data_refusal(dataset, records)
 
 
 # --- Spacing ---
@@ -247,11 +247,11 @@ def test_without_spacing_the_unit_is_px(dataset):
 def test_spacing_in_some_records_only_is_refused(dataset):
     records = make_records(dataset)
     records[0]["spacing"] = 0.1
-    assert "5 of 6 records have no spacing" in refusal(dataset, records, spacing=None)
+    assert "5 of 6 records have no spacing" in data_refusal(dataset, records, spacing=None)
 
 
 def test_a_ruler_that_is_not_among_the_landmarks_is_refused(dataset):
-    assert "set spacing to mm per px" in refusal(dataset, make_records(dataset), ruler=("R1", "R9"))
+    assert "set spacing to mm per px" in data_refusal(dataset, make_records(dataset), ruler=("R1", "R9"))
 
 
 def test_occluded_landmarks_are_marked_and_keep_their_place(tmp_path):
@@ -266,4 +266,4 @@ def test_occluded_landmarks_are_marked_and_keep_their_place(tmp_path):
     write_records(tmp_path, records)
     assert not load_data(tiny_config(tmp_path)).records[1].occluded.any()
     records[1]["points"][3]["occluded"] = "yes"
-    assert "point 'B': occluded is 'yes'; expected true or false" in refusal(tmp_path, records)
+    assert "point 'B': occluded is 'yes'; expected true or false" in data_refusal(tmp_path, records)

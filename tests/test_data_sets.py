@@ -7,7 +7,7 @@ import pytest
 from foreign_files import (
     ISBI_POINTS,
     draw_images,
-    run,
+    optional,
     spine_points,
     tables,
     write_aariz,
@@ -24,6 +24,7 @@ from PIL import Image
 
 from reading import dicom
 from settings import UserError
+from tools import convert
 from tools.formats import FORMATS, isbi2015, spine
 from tools.formats.cl2023 import without_padding
 from tools.formats.common import record_points
@@ -133,9 +134,9 @@ def test_cl_detection_csv_has_a_spacing_for_each_image(tmp_path, head):
     assert record_points(records[1]) == {"1": (5, 6), "2": (7, 8.5)}
 
 
-def test_cl_detection_2023_is_read_from_its_stack_without_the_padding(tmp_path, monkeypatch, capsys):
+def test_cl_detection_2023_is_read_from_its_stack_without_the_padding(tmp_path, run_program):
     write_cl2023(tmp_path)
-    status, output = run(monkeypatch, capsys, "cl2023", tmp_path / "gt.json", tmp_path / "out")
+    status, output = run_program(convert, "cl2023", tmp_path / "gt.json", tmp_path / "out")
     assert (
         status == 0
         and "note: image 2: missing 7" in output
@@ -144,7 +145,7 @@ def test_cl_detection_2023_is_read_from_its_stack_without_the_padding(tmp_path, 
     records = json.loads((tmp_path / "out" / "json" / "data.json").read_text(encoding="utf-8"))
     assert [(record["imagePath"], record["spacing"]) for record in records] == [("001.png", 0.1), ("002.png", 0.125)]
     assert record_points(records[0])["3"] == (1.5, 0.75)
-    simpleitk = pytest.importorskip("SimpleITK")
+    simpleitk = optional("SimpleITK")
     stack = simpleitk.GetArrayFromImage(simpleitk.ReadImage(str(tmp_path / "train_stack.mha")))
     for record, kept in zip(records, (stack[0, :30, :20], stack[1, :, :35]), strict=True):
         with Image.open(tmp_path / "out" / "imgs" / record["imagePath"]) as image:

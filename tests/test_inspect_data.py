@@ -1,6 +1,5 @@
 import csv
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from PIL import Image
 from tools import inspect_data
 
 
-def run(monkeypatch, capsys, *arguments) -> tuple[int, str]:
+def run_program(inspect_data, *arguments) -> tuple[int, str]:
     """Exit status and output."""
     monkeypatch.setattr(sys, "argv", ["inspect_data", *map(str, arguments)])
     status = inspect_data.main()
@@ -37,8 +36,8 @@ def described(tmp_path):
     return tmp_path
 
 
-def test_what_a_data_set_holds_is_told_and_drawn(described, monkeypatch, capsys):
-    status, output = run(monkeypatch, capsys, described)
+def test_what_a_data_set_holds_is_told_and_drawn(described, run_program):
+    status, output = run_program(inspect_data, described)
     assert status == 0
     assert "6 images, 4 landmarks; splits: train 4, test 2" in output and "96 x 80 px (6)" in output
     assert "spacing: 0.5000 to 0.5000 mm/px" in output and "missing: A 1; occluded: 1" in output
@@ -61,16 +60,16 @@ def test_the_noise_of_two_readers_mean_is_half_their_distance():
     assert off == pytest.approx(apart / 2, rel=0.01)
 
 
-def test_without_readers_nothing_is_said_of_them(dataset, monkeypatch, capsys):
-    status, output = run(monkeypatch, capsys, dataset, "--out", dataset / "seen")
+def test_without_readers_nothing_is_said_of_them(dataset, run_program):
+    status, output = run_program(inspect_data, dataset, "--out", dataset / "seen")
     assert status == 0 and "readers in" not in output and (dataset / "seen" / "scatter.png").exists()
 
 
-def test_a_folder_without_data_or_with_broken_data_is_refused(tmp_path, monkeypatch, capsys):
-    status, output = run(monkeypatch, capsys, tmp_path)
+def test_a_folder_without_data_or_with_broken_data_is_refused(tmp_path, run_program):
+    status, output = run_program(inspect_data, tmp_path)
     assert status == 2 and "holds no json/data.json" in output
     (tmp_path / "json").mkdir()
     for text in ("[]", "{}", json.dumps([{"imagePath": "a.png"}])):
         (tmp_path / "json" / "data.json").write_text(text)
-        status, output = run(monkeypatch, capsys, tmp_path)
+        status, output = run_program(inspect_data, tmp_path)
         assert status == 2 and output.startswith("error: ")

@@ -44,16 +44,13 @@ def assert_same(a, b) -> None:
     assert all(torch.equal(value, weights(b)[name]) for name, value in weights(a).items())
 
 
-pytestmark = pytest.mark.usefixtures("tiny_method")
-
-
 def small_config(folder, **settings):
     """Settings for the smallest method there is."""
     return tiny_config(folder, **dict(method="tiny", save_every=1) | settings)
 
 
 @pytest.fixture(params=[0.0, 0.9], ids=["weights", "average of weights"])
-def augmented(tmp_path_factory, tiny_method, request):
+def augmented(tmp_path_factory, request):
     """A data set, settings with every source of randomness on, and the folder of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("augmented")
     write_records(folder, make_records(folder))
