@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -196,6 +197,19 @@ def refusal(work: Callable, *arguments, **keywords) -> str:
         work(*arguments, **keywords)
     assert "\n" not in str(error.value)
     return str(error.value)
+
+
+@contextmanager
+def refuses(*words):
+    """Within: what is refused in one line that names each of these words."""
+    with pytest.raises(UserError) as error:
+        yield
+    assert "\n" not in str(error.value) and mentions(str(error.value), *words)
+
+
+def mentions(text: str, *words) -> bool:
+    """Whether a text holds each of these words."""
+    return all(str(word) in text for word in words)
 
 
 def data_refusal(folder: Path, records, **settings) -> str:

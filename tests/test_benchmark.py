@@ -8,6 +8,8 @@ from conftest import tiny_config
 
 from experiments import benchmark, differences, stopwatch
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_benchmark_ends_with_one_json_line_that_holds_its_table(dataset, monkeypatch, run_program):
     (dataset / "settings.json").write_text(json.dumps(tiny_config(dataset, height=64, width=64).to_dict()))
@@ -42,10 +44,10 @@ def test_a_benchmark_of_impossible_settings_is_refused(run_program):
     assert status == 2 and "height" in output
 
 
-def test_the_differences_table_measures_a_checkpoint(farnet_run, monkeypatch, run_program):
+def test_the_differences_table_measures_a_checkpoint(trained_run, monkeypatch, run_program):
     monkeypatch.setattr(differences, "measure_head", lambda: ("heads", "1 s", "2 s"))
     monkeypatch.setattr(differences, "measure_labels", lambda: ("labels", "1 s", "2 s"))
-    status, output = run_program(differences, farnet_run / "best.pt")
+    status, output = run_program(differences, trained_run / "best.pt")
     assert status == 0
     lines = output.splitlines()
     assert len([line for line in lines if line.startswith("| ")]) == 10

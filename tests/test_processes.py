@@ -14,6 +14,7 @@ from run_folder import read_checkpoint
 from train import read_metrics
 from utils import seed_everything
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
 ROOT = Path(__file__).resolve().parents[1]
 WATCHED = """
 import os, sys
