@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import mentions, tiny_config
+from conftest import NarrowFARNet, mentions, noise_batch, tiny_config
 
 from detector import NonFiniteLoss
 
