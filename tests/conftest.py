@@ -266,7 +266,7 @@ def trained_run(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def farnet_run(tmp_path_factory) -> Path:
     """A whole run of a narrow FARNet, beside its data set."""
-    return whole_run(tmp_path_factory.mktemp("farnet"))
+    return whole_run(tmp_path_factory.mktemp("farnet"), num_landmarks=None)
 
 
 @pytest.fixture

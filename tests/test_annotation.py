@@ -137,6 +137,31 @@ def test_a_number_of_landmarks_that_disagrees_with_the_data_is_refused_with_the_
     assert mentions(data_refusal(dataset, make_records(dataset), num_landmarks=19), "num_landmarks", "19", "4")
 
 
+def test_without_a_number_of_landmarks_the_first_record_says_which_there_are(dataset):
+    records = make_records(dataset)
+    for record in records:
+        del record["points"][2]
+    write_records(dataset, records)
+    data = load_data(tiny_config(dataset, num_landmarks=None))
+    assert data.abbreviations == ("R1", "R2", "B") and data.records[0].landmarks.shape == (3, 2)
+    assert load_data(tiny_config(dataset, num_landmarks=3)).abbreviations == data.abbreviations
+    del records[4]["points"][0]
+    message = data_refusal(dataset, records, num_landmarks=None)
+    assert mentions(message, "record 5", "image 4 (ä).png", "R1")
+
+
+def test_a_headline_without_a_landmark_that_there_is_none_of_is_refused_but_the_default_ruler_is_not(dataset):
+    records = make_records(dataset)
+    assert mentions(data_refusal(dataset, records, report_exclude=("A", "Q")), "'Q'", "R1, R2, A, B")
+    for record in records:
+        del record["points"][:2]  # no ruler
+    write_records(dataset, records)
+    settings = dict(num_landmarks=None, spacing=0.1)
+    assert tiny_config(dataset).report_exclude == ("R1", "R2")
+    assert load_data(tiny_config(dataset, **settings)).abbreviations == ("A", "B")
+    assert "'Q'" in data_refusal(dataset, records, report_exclude=("R1", "Q"), **settings)
+
+
 def test_an_unknown_abbreviation_is_refused_also_in_the_first_record(dataset):
     records = make_records(dataset)
     records[0]["points"][3]["pointAbbreviation"] = "b"

@@ -7,6 +7,8 @@ import torch
 from conftest import tiny_config
 
 from experiments import benchmark, differences, stopwatch
+from methods import METHODS
+from model import FARNet
 
 pytestmark = pytest.mark.slow
 
@@ -14,6 +16,7 @@ pytestmark = pytest.mark.slow
 def test_the_benchmark_ends_with_one_json_line_that_holds_its_table(dataset, monkeypatch, run_program):
     (dataset / "settings.json").write_text(json.dumps(tiny_config(dataset, height=64, width=64).to_dict()))
     monkeypatch.setattr(stopwatch, "MATRIX", 64)
+    monkeypatch.setitem(METHODS, "farnet", FARNet)  # as wide as its reference
     status, output = run_program(benchmark, "--repeats", 1, "--config", dataset / "settings.json")
     assert status == 0
     result = json.loads(next(line for line in output.splitlines() if line.startswith("{")))

@@ -160,7 +160,7 @@ def test_a_test_on_other_data_tests_every_image(tiny_run, tmp_path_factory):
 
 
 def test_a_cross_validation_tests_every_image_once_and_pools_the_folds(dataset):
-    arguments = write_settings(dataset, folds=2)
+    arguments = write_settings(dataset, folds=2, num_landmarks=None)
     main.run(arguments)
     folds = [read_predictions(dataset / "run" / f"fold{fold}" / "test" / "predictions.csv") for fold in (1, 2)]
     names, _, columns, _ = read_predictions(dataset / "run" / "pooled" / "predictions.csv")
@@ -172,7 +172,7 @@ def test_a_cross_validation_tests_every_image_once_and_pools_the_folds(dataset):
 
 
 def test_a_cross_validation_that_was_stopped_goes_on_with_the_folds_that_are_missing(dataset):
-    main.run(write_settings(dataset, folds=2))
+    main.run(write_settings(dataset, folds=2, num_landmarks=None))
     before = contents(dataset / "run")
     shutil.rmtree(dataset / "run" / "fold2")
     shutil.rmtree(dataset / "run" / "pooled")
@@ -189,7 +189,7 @@ def test_one_fold_alone_is_a_plain_run(dataset):
 
 
 def test_a_cross_validation_of_bad_data_leaves_no_run_folder_behind(dataset, refused):
-    arguments = write_settings(dataset, folds=2)
+    arguments = write_settings(dataset, folds=2, num_landmarks=None)
     (dataset / "imgs" / make_records(dataset)[1]["imagePath"]).unlink()
     refused(*arguments)
     assert not (dataset / "run").exists()
