@@ -41,15 +41,12 @@ def needs(*modules: str) -> pytest.MarkDecorator:
 
 
 def pytest_collection_modifyitems(items) -> None:
-    """Keep the tests in the browser, and those that share costly runs, in one process each."""
+    """Run the tests in the browser in one process, likewise those that share FARNet's run; the browser's are slow."""
     for item in items:
+        for name in {"browser", "farnet_run"}.intersection(item.fixturenames):
+            item.add_marker(pytest.mark.xdist_group(name))
         if "browser" in item.fixturenames:
             item.add_marker(pytest.mark.slow)
-            item.add_marker(pytest.mark.xdist_group("browser"))
-    for item in items:
-        for name in ("farnet_run",):
-            if name in item.fixturenames:
-                item.add_marker(pytest.mark.xdist_group(name))
 
 
 @pytest.hookimpl(trylast=True)
@@ -61,6 +58,7 @@ def pytest_sessionfinish(session) -> None:
     reasons = {report.longrepr[2] for report in reporter.stats.get("skipped", ()) if isinstance(report.longrepr, tuple)}
     surprising = sorted(reason for reason in reasons if not any(known in reason for known in ANNOUNCED_SKIPS))
     if surprising:
+        reporter.ensure_newline()
         reporter.write_line(f"CI is set and tests were skipped without announcement: {'; '.join(surprising)}", red=True)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
