@@ -54,7 +54,7 @@ def test_the_differences_table_measures_a_checkpoint(trained_run, monkeypatch, r
     assert status == 0
     lines = output.splitlines()
     assert len([line for line in lines if line.startswith("| ")]) == 10
-    assert "sub-pixel decoding of a perfect map | 0.00" in "\n".join(lines)
+    assert any(line.startswith("| sub-pixel") and "| 0.00" in line for line in lines)
 
 
 def test_the_differences_of_something_else_than_a_checkpoint_are_refused(tmp_path, run_program):

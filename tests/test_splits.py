@@ -75,14 +75,14 @@ def test_equal_images_on_both_sides_of_a_split_are_named(dataset, caplog):
     write_records(dataset, records)
     logging.getLogger("farnet").propagate = True
     load_data(tiny_config(dataset))
-    assert "image 0 (ä).png (train) and image 5 (ä).png (test)" in caplog.text
+    assert mentions(caplog.text, "image 0 (ä).png (train)", "image 5 (ä).png (test)")
 
 
 def test_split_same_trains_and_tests_on_every_image_and_says_so(dataset, caplog):
     logging.getLogger("farnet").propagate = True
     data = load_data(tiny_config(dataset, split="same"))
     assert data.splits == {"train": tuple(range(6)), "test": tuple(range(6))}
-    assert "sanity check" in caplog.text
+    assert any("same" in r.message and r.levelno == logging.WARNING for r in caplog.records)
 
 
 def test_a_run_keeps_its_split_when_records_are_added(dataset):
@@ -117,7 +117,7 @@ def test_a_test_set_with_images_that_the_checkpoint_was_trained_on_is_named(data
     write_records(dataset, [record | {"split": "test1"} for record in make_records(dataset)])
     logging.getLogger("farnet").propagate = True
     load_data(tiny_config(dataset), seen=seen, for_training=False)
-    assert "the checkpoint was trained on 5 images of test1" in caplog.text
+    assert any(mentions(message, "5 images", "test1") for message in caplog.messages)
 
 
 @pytest.mark.parametrize("named", [False, True])
