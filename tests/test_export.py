@@ -47,7 +47,7 @@ def trained(request, tmp_path_factory) -> Path:
     """The checkpoint of each method in turn, beside its data set."""
     folder = tmp_path_factory.mktemp(request.param)
     write_records(folder, make_records(folder))
-    return save_trained(folder, request.param)
+    return save_trained(folder, request.param, steps=80)  # a U-Net after 40 has more than a peak in its maps
 
 
 @pytest.mark.parametrize("kind", export.FORMATS)
@@ -60,7 +60,7 @@ def test_an_exported_graph_finds_what_the_method_finds(trained, kind, tmp_path, 
     words = ["export", trained, "--format", kind, "--out", out, "--images", *places]
     monkeypatch.setattr(sys, "argv", list(map(str, words)))
     assert export.main() == 0, capsys.readouterr().err
-    assert re.search(r"no landmark is more than 0\.0\d", capsys.readouterr().out)
+    assert float(re.search(r"no landmark is more than (\S+) px", capsys.readouterr().out)[1]) <= 0.05
     images = np.stack([np.asarray(Image.open(each).convert("L")) for each in sorted((dataset / "imgs").iterdir())])
     if kind == "onnx":
         import onnxruntime
@@ -95,7 +95,7 @@ def test_a_graph_that_finds_other_landmarks_is_not_written(dataset, monkeypatch)
         return lambda images: (good(detector, config)(images)[0] + 0.06, good(detector, config)(images)[1])
 
     monkeypatch.setattr(export, "make_eager", shifted)
-    with refuses("0.06", "0.05 px"):
+    with refuses("px off", "0.05 px"):
         export.export(str(path), "torchscript", dataset / "graph", [str(dataset / "imgs")], 2)
     assert {each.name for each in dataset.iterdir()} == {"imgs", "json", "best.pt"}
 
