@@ -180,9 +180,10 @@ def read_settings(path: str | Path) -> dict[str, Any]:
         settings = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read the settings in {path}: {error}") from None
+    settings = settings.get("settings", settings) if isinstance(settings, dict) else settings
     if not isinstance(settings, dict):
         raise UserError(f'{path} must hold a JSON object of settings, e.g. {{"epochs": 300}}')
-    return without_retired(settings.get("settings", settings))
+    return without_retired(settings)
 
 
 def without_retired(settings: Mapping[str, Any]) -> dict[str, Any]:

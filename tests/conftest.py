@@ -1,29 +1,77 @@
-"""Small data sets and settings, drawn here, for every test file."""
+"""Small data sets, settings, methods and runs for every test file; what is skipped, and where that fails."""
 
+import importlib.util
 import json
 import os
 import sys
+from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from foreign_files import write_isbi
 from PIL import Image
-from review_browser import Page, start_browser
 from torch import nn
+from torch.utils.data import default_collate
 
 import main
 from config import Config
+from data import Sample, make_sample
 from detector import LandmarkDetector
 from machine import keep_freed_memory
 from methods import METHODS
+from model import FARNet, FARNetNetwork
 from reading.splits import load_data
 from settings import UserError
-from tools import compare
 from utils import decode_heatmaps, gaussian_heatmaps
 
 ABBREVIATIONS = ("R1", "R2", "A", "B")
+# Where CI is set, a test that is skipped for another reason than these fails the run.
+ANNOUNCED_SKIPS = ("needs CUDA", "needs OpenCV 5", "only Linux")
+
+# --- Skips, groups ---
+
+
+def needs(*modules: str) -> pytest.MarkDecorator:
+    """Return a mark that skips a test, or a file of tests as its pytestmark, where a module is not installed."""
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    reason = f"needs {', '.join(missing)}: pip install -r requirements-dev.txt"
+    return pytest.mark.skipif(bool(missing), reason=reason)
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """Run the tests in the browser in one process, likewise those that share FARNet's run; the browser's are slow."""
+    for item in items:
+        for name in {"browser", "farnet_run"}.intersection(item.fixturenames):
+            item.add_marker(pytest.mark.xdist_group(name))
+        if "browser" in item.fixturenames:
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session) -> None:
+    """Fail a run of continuous integration in which a test was skipped for a reason that is not announced."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if not os.environ.get("CI") or hasattr(session.config, "workerinput") or reporter is None:
+        return
+    reasons = {report.longrepr[2] for report in reporter.stats.get("skipped", ()) if isinstance(report.longrepr, tuple)}
+    surprising = sorted(reason for reason in reasons if not any(known in reason for known in ANNOUNCED_SKIPS))
+    if surprising:
+        reporter.ensure_newline()
+        reporter.write_line(f"CI is set and tests were skipped without announcement: {'; '.join(surprising)}", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Compute on one thread, here and in programs that tests start: they share the cores. Keep memory as in a run."""
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    keep_freed_memory(torch.device("cpu"))
+
+
+# --- Data ---
 
 
 def draw_image(generator: np.random.Generator, landmarks: np.ndarray, size=(96, 80)) -> np.ndarray:
@@ -63,6 +111,9 @@ def write_records(folder: Path, records) -> Path:
     return path
 
 
+# --- Methods and settings ---
+
+
 class TinyDetector(LandmarkDetector):
     """A method of three layers, with batch norm and dropout: what the loop does, it does to this one too."""
 
@@ -84,10 +135,21 @@ class TinyDetector(LandmarkDetector):
         return decode_heatmaps(self.network(image), self.config.decode, self.config.sigma)
 
 
-@pytest.fixture
-def tiny_method(monkeypatch) -> None:
-    """TinyDetector under the name "tiny"."""
-    monkeypatch.setitem(METHODS, "tiny", TinyDetector)
+class NarrowFARNet(FARNet):
+    """FARNet with an eighth of its channels behind the backbone."""
+
+    def __init__(self, config: Config, network: nn.Module | None = None) -> None:
+        names = config.backbone, config.backbone_weights, config.norm
+        super().__init__(config, network or FARNetNetwork(config.num_landmarks, *names, width=32))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def small_methods():
+    """Run TinyDetector as "tiny" and NarrowFARNet as "farnet"; model.FARNet itself is as wide as ever."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(METHODS, "tiny", TinyDetector)
+        patch.setitem(METHODS, "farnet", NarrowFARNet)
+        yield
 
 
 def tiny_config(folder: Path, **settings) -> Config:
@@ -111,13 +173,63 @@ METHOD_SETTINGS = {  # what a method needs beside tiny_config to be small and to
 }  # fmt: skip
 
 
-def refusal(folder, records, **settings) -> str:
-    """The message with which load_data refuses these records; one line."""
-    write_records(folder, records)
+def make_batch(config: Config, count: int = 2) -> Sample:
+    """The first `count` images of a data set as a collated batch."""
+    return default_collate([make_sample(config, record) for record in load_data(config).records[:count]])
+
+
+def noise_batch(landmarks: torch.Tensor, size=(64, 96)) -> Sample:
+    """Noise (B, 3, *size) with these landmarks (B, N, 2), of files twice as large with 0.1 mm per px."""
+    count = len(landmarks)
+    to_original = torch.tensor([[2.0, 0, 0.5], [0, 2, 0.5]], dtype=torch.float64).repeat(count, 1, 1)
+    spacing = torch.full((count,), 0.1, dtype=torch.float64)
+    return Sample(torch.randn(count, 3, *size), landmarks, to_original, spacing, [f"{n}.png" for n in range(count)])
+
+
+# --- Refusals and programs ---
+
+
+def refusal(work: Callable, *arguments, **keywords) -> str:
+    """The one line with which work(*arguments, **keywords) is refused."""
     with pytest.raises(UserError) as error:
-        load_data(tiny_config(folder, **settings))
+        work(*arguments, **keywords)
     assert "\n" not in str(error.value)
     return str(error.value)
+
+
+@contextmanager
+def refuses(*words):
+    """Within: what is refused in one line that names each of these words."""
+    with pytest.raises(UserError) as error:
+        yield
+    assert "\n" not in str(error.value) and mentions(str(error.value), *words)
+
+
+def mentions(text: str, *words) -> bool:
+    """Whether a text holds each of these words."""
+    return all(str(word) in text for word in words)
+
+
+def data_refusal(folder: Path, records, **settings) -> str:
+    """The one line with which load_data refuses these records."""
+    write_records(folder, records)
+    return refusal(load_data, tiny_config(folder, **settings))
+
+
+@pytest.fixture
+def run_program(monkeypatch, capsys):
+    """A program, such as tools.compare, with these arguments: its exit status and what it says; if 2, on stderr."""
+
+    def call(program, *arguments) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", [program.__name__, *map(str, arguments)])
+        status = program.main()
+        streams = capsys.readouterr()
+        return status, streams.err if status == 2 else streams.out + streams.err
+
+    return call
+
+
+# --- Data sets and runs ---
 
 
 @pytest.fixture
@@ -130,42 +242,53 @@ def dataset(tmp_path: Path) -> Path:
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
     """A folder in the layout of the ISBI archive."""
+    from foreign_files import write_isbi
+
     return write_isbi(tmp_path)
 
 
-@pytest.fixture(scope="session")
-def trained_run(tmp_path_factory) -> Path:
-    """The run folder of `main.py` on six tiny images for two epochs, tested and reported."""
-    folder = tmp_path_factory.mktemp("trained")
+def whole_run(folder: Path, **settings) -> Path:
+    """The run folder of `main.py` on six tiny images, tested and reported."""
     write_records(folder, make_records(folder))
-    (folder / "settings.json").write_text(json.dumps(tiny_config(folder).to_dict()), encoding="utf-8")
+    (folder / "settings.json").write_text(json.dumps(tiny_config(folder, **settings).to_dict()), encoding="utf-8")
     main.run(["--config", str(folder / "settings.json"), "--run_dir", str(folder / "run")])
     return folder / "run"
 
 
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory) -> Path:
+    """A whole run of the tiny method, beside its data set."""
+    return whole_run(tmp_path_factory.mktemp("trained"), method="tiny")
+
+
+@pytest.fixture(scope="session")
+def farnet_run(tmp_path_factory) -> Path:
+    """A whole run of a narrow FARNet, beside its data set."""
+    return whole_run(tmp_path_factory.mktemp("farnet"), num_landmarks=None)
+
+
 @pytest.fixture
-def run_compare(monkeypatch, capsys, tmp_path):
+def run_compare(run_program, tmp_path):
     """tools.compare with these arguments: its exit status and what it says; files in tmp_path/out."""
+    from tools import compare
 
     def call(*arguments) -> tuple[int, str]:
-        words = list(map(str, arguments))
-        words += [] if "--out" in words else ["--out", str(tmp_path / "out")]
-        words += [] if "--resamples" in words else ["--resamples", "300"]
-        monkeypatch.setattr(sys, "argv", ["compare", *words])
-        status = compare.main()
-        streams = capsys.readouterr()
-        return status, streams.out + streams.err
+        words = [] if "--out" in arguments else ["--out", tmp_path / "out"]
+        words += [] if "--resamples" in arguments else ["--resamples", "300"]
+        return run_program(compare, *arguments, *words)
 
     return call
 
 
 @pytest.fixture(scope="session")
 def browser():
-    """Chromium without a window, one for all tests. Where there is none they are skipped, but not where CI is set."""
+    """Chromium without a window, one for all tests."""
+    pytest.importorskip("selenium", reason="needs selenium: pip install -r requirements-dev.txt")
+    from review_browser import start_browser
+
     session = start_browser()
     if session is None:
-        assert not os.environ.get("CI"), "install chromium and chromium-driver"
-        pytest.skip("no chromium and chromedriver here")
+        pytest.skip("needs a browser: install chromium and its driver (Debian: apt install chromium chromium-driver)")
     yield session
     session.quit()
 
@@ -173,6 +296,8 @@ def browser():
 @pytest.fixture
 def open_page(browser, tmp_path, monkeypatch):
     """Opens a page; at the end: no error on its console, no request that leaves it."""
+    from review_browser import Page
+
     monkeypatch.setattr(sys, "argv", [])
     for log in ("browser", "performance"):
         browser.get_log(log)
@@ -181,10 +306,3 @@ def open_page(browser, tmp_path, monkeypatch):
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
     assert asked and all(url.startswith(("file:", "data:", "blob:")) for url in asked)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def two_threads() -> None:
-    """The tests' numbers do not depend on how many cores there are; and memory is kept as in a run."""
-    torch.set_num_threads(2)
-    keep_freed_memory(torch.device("cpu"))

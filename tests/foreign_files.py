@@ -1,14 +1,12 @@
 """Foreign files, drawn here in their layouts, for the tests of formats and of tools.convert."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tools import convert
 from tools.formats import FORMATS
 from tools.formats.common import record_points
 
@@ -25,6 +23,11 @@ TRUTH = {
 
 
 WRITABLE = [name for name, module in FORMATS.items() if hasattr(module, "write")]
+
+
+def optional(module: str):
+    """Import a module, or skip the test and say how to install it."""
+    return pytest.importorskip(module, reason=f"needs {module}: pip install -r requirements-dev.txt")
 
 
 def draw_images(folder: Path, names=NAMES, size=SIZE) -> Path:
@@ -55,14 +58,6 @@ def write_native(folder: Path) -> Path:
 def tables(reading) -> dict[str, dict]:
     """The points of a Reading by image and label."""
     return {record["imagePath"]: record_points(record) for _, record in reading.pairs}
-
-
-def run(monkeypatch, capsys, *arguments) -> tuple[int, str]:
-    """Exit status and output of tools.convert."""
-    monkeypatch.setattr(sys, "argv", ["convert", *map(str, arguments)])
-    status = convert.main()
-    streams = capsys.readouterr()
-    return status, streams.out + "\n".join(line for line in streams.err.splitlines() if line.startswith("error"))
 
 
 def write_via(folder: Path) -> Path:
@@ -146,7 +141,7 @@ def spine_points(size=(200, 400)) -> np.ndarray:
 
 
 def write_spine(folder: Path, points=None, size=(200, 400)) -> Path:
-    scipy_io = pytest.importorskip("scipy.io")
+    scipy_io = optional("scipy.io")
     draw_images(folder / "data" / "training", ["s 1.png"], size)
     labels = folder / "labels" / "training"
     labels.mkdir(parents=True)
@@ -196,7 +191,7 @@ def write_cl2023(folder: Path) -> Path:
     generator = np.random.default_rng(0)
     stack = np.zeros((2, 40, 50), np.uint8)
     stack[0, :30, :20], stack[1, :40, :35] = generator.integers(1, 255, (30, 20)), generator.integers(1, 255, (40, 35))
-    simpleitk = pytest.importorskip("SimpleITK")
+    simpleitk = optional("SimpleITK")
     simpleitk.WriteImage(simpleitk.GetImageFromArray(stack), str(folder / "train_stack.mha"))
     points = [
         {"name": str(n), "point": [n / 2, n / 4, slice_], "scale": scale}
@@ -210,7 +205,7 @@ def write_cl2023(folder: Path) -> Path:
 
 def write_dicom(file: Path, pixels: np.ndarray, photometric="MONOCHROME2", bits=12, **tags) -> Path:
     """A small DICOM file of pixels (h, w), with some patient's name."""
-    pydicom = pytest.importorskip("pydicom")
+    pydicom = optional("pydicom")
     data = pydicom.Dataset()
     data.file_meta = pydicom.dataset.FileMetaDataset()
     data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian

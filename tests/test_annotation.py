@@ -1,15 +1,24 @@
 import json
 import logging
+import re
 import shutil
 
 import numpy as np
 import pytest
-from conftest import ABBREVIATIONS, draw_image, make_records, refusal, tiny_config, write_records
+from conftest import (
+    ABBREVIATIONS,
+    data_refusal,
+    draw_image,
+    make_records,
+    mentions,
+    refuses,
+    tiny_config,
+    write_records,
+)
 from PIL import Image
 
 from reading.annotation import read_annotation
 from reading.splits import load_data
-from settings import UserError
 
 # --- What is read ---
 
@@ -77,85 +86,110 @@ def test_images_without_a_record_are_reported(dataset, caplog):
 
 
 def test_a_json_that_is_not_a_list_is_refused(dataset):
-    assert "expected a list of records" in refusal(dataset, {"records": []})
+    assert mentions(data_refusal(dataset, {"records": []}), "data.json", "list")
 
 
 def test_a_json_that_is_cut_off_is_refused(dataset):
     path = dataset / "json" / "data.json"
     path.write_text(path.read_text(encoding="utf-8")[:100], encoding="utf-8")
-    with pytest.raises(UserError, match="cannot be read as JSON"):
+    with refuses("data.json", "JSON"):
         load_data(tiny_config(dataset))
 
 
 def test_a_json_that_does_not_exist_is_refused(dataset):
-    with pytest.raises(UserError, match="json_path"):
+    with refuses("none.json", "json_path"):
         load_data(tiny_config(dataset, json_path=str(dataset / "none.json")))
 
 
 def test_an_empty_data_set_is_refused(dataset):
-    assert "empty" in refusal(dataset, [])
+    assert "data.json" in data_refusal(dataset, [])
 
 
 @pytest.mark.parametrize("points", [None, [], "S", [1]])
 def test_a_record_without_points_is_refused(dataset, points):
     records = make_records(dataset)
     records[1]["points"] = points
-    message = refusal(dataset, records)
-    assert "record 2 (image 1 (ä).png)" in message and "point" in message
+    message = data_refusal(dataset, records)
+    assert mentions(message, "record 2", "image 1 (ä).png", "point")
 
 
 def test_a_record_without_image_name_is_refused(dataset):
     records = make_records(dataset)
     del records[1]["imagePath"]
-    assert "record 2" in refusal(dataset, records)
+    assert "record 2" in data_refusal(dataset, records)
 
 
 def test_one_point_too_few_is_refused_by_its_name(dataset):
     records = make_records(dataset)
     del records[3]["points"][2]
-    message = refusal(dataset, records)
-    assert "record 4" in message and "has 3 points" in message and "absent: A" in message
+    message = data_refusal(dataset, records)
+    assert mentions(message, "record 4", "image 3 (ä).png", "3 points") and re.search(r"\bA\b", message)
 
 
 def test_one_point_too_many_is_refused_by_its_name(dataset):
     records = make_records(dataset)
     records[3]["points"].append({"pointName": "", "pointAbbreviation": "Z", "X": 1, "Y": 1})
-    message = refusal(dataset, records)
-    assert "record 4" in message and "has 5 points" in message and "unknown: Z" in message
+    message = data_refusal(dataset, records)
+    assert mentions(message, "record 4", "image 3 (ä).png", "5 points", "Z")
 
 
 def test_a_number_of_landmarks_that_disagrees_with_the_data_is_refused_with_the_right_one(dataset):
-    assert "set num_landmarks to 4" in refusal(dataset, make_records(dataset), num_landmarks=19)
+    assert mentions(data_refusal(dataset, make_records(dataset), num_landmarks=19), "num_landmarks", "19", "4")
+
+
+def test_without_a_number_of_landmarks_the_first_record_says_which_there_are(dataset):
+    records = make_records(dataset)
+    for record in records:
+        del record["points"][2]
+    write_records(dataset, records)
+    data = load_data(tiny_config(dataset, num_landmarks=None))
+    assert data.abbreviations == ("R1", "R2", "B") and data.records[0].landmarks.shape == (3, 2)
+    assert load_data(tiny_config(dataset, num_landmarks=3)).abbreviations == data.abbreviations
+    del records[4]["points"][0]
+    message = data_refusal(dataset, records, num_landmarks=None)
+    assert mentions(message, "record 5", "image 4 (ä).png", "R1")
+
+
+def test_a_headline_without_a_landmark_that_there_is_none_of_is_refused_but_the_default_ruler_is_not(dataset):
+    records = make_records(dataset)
+    assert mentions(data_refusal(dataset, records, report_exclude=("A", "Q")), "'Q'", "R1, R2, A, B")
+    for record in records:
+        del record["points"][:2]  # no ruler
+    write_records(dataset, records)
+    settings = dict(num_landmarks=None, spacing=0.1)
+    assert tiny_config(dataset).report_exclude == ("R1", "R2")
+    assert load_data(tiny_config(dataset, **settings)).abbreviations == ("A", "B")
+    assert "'Q'" in data_refusal(dataset, records, report_exclude=("R1", "Q"), **settings)
 
 
 def test_an_unknown_abbreviation_is_refused_also_in_the_first_record(dataset):
     records = make_records(dataset)
     records[0]["points"][3]["pointAbbreviation"] = "b"
-    message = refusal(dataset, records)
-    assert "record 1" in message and "unknown: b" in message and "absent: B" in message
+    message = data_refusal(dataset, records)
+    assert "record 1" in message and {"b", "B"} <= set(re.findall(r"\w+", message))
 
 
 def test_a_doubled_abbreviation_is_refused(dataset):
     records = make_records(dataset)
     records[5]["points"][3]["pointAbbreviation"] = "A"
-    message = refusal(dataset, records)
-    assert "record 6" in message and "'A' stands twice" in message
+    message = data_refusal(dataset, records)
+    assert mentions(message, "record 6", "'A'")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "12", True, [1], None])
 def test_a_coordinate_that_is_no_finite_number_is_refused(dataset, value):
     records = make_records(dataset)
     records[1]["points"][2]["Y"] = value
-    message = refusal(dataset, records)
-    assert "record 2" in message and "'A'" in message and "Y is" in message
+    message = data_refusal(dataset, records)
+    assert mentions(message, "record 2", "image 1 (ä).png", "'A'", "Y")
 
 
 @pytest.mark.parametrize("x", [-0.6, 95.6, 1000])
 def test_a_point_outside_its_image_is_refused(dataset, x):
     records = make_records(dataset)
     records[1]["points"][2]["X"] = x
-    message = refusal(dataset, records)
-    assert "record 2" in message and "'A'" in message and "96 x 80" in message
+    message = data_refusal(dataset, records)
+    assert mentions(message, "record 2", "image 1 (ä).png", "'A'", f"{x:g}", "96 x 80")
 
 
 def test_a_point_on_the_edge_of_the_outermost_pixel_is_inside(dataset):
@@ -168,7 +202,7 @@ def test_a_point_on_the_edge_of_the_outermost_pixel_is_inside(dataset):
 def test_an_image_that_is_missing_is_refused(dataset):
     records = make_records(dataset)
     records[1]["imagePath"] = "none.png"
-    assert "none.png does not exist" in refusal(dataset, records)
+    assert "none.png" in data_refusal(dataset, records)
 
 
 @pytest.mark.parametrize(
@@ -182,31 +216,31 @@ def test_an_image_that_is_empty_corrupt_or_cut_off_is_refused(dataset, damage, w
     path = dataset / "imgs" / f"bad [1].{ending}"
     Image.fromarray(draw_image(np.random.default_rng(0), np.zeros((4, 2)))).save(path)
     path.write_bytes(damage(path.read_bytes()))
-    message = refusal(dataset, records)
-    assert "bad [1]" in message and words in message
+    message = data_refusal(dataset, records)
+    assert mentions(message, f"bad [1].{ending}", words)
 
 
 def test_two_records_of_one_image_are_refused(dataset):
     records = make_records(dataset)
-    assert "more than one record" in refusal(dataset, [*records, records[0]])
+    assert mentions(data_refusal(dataset, [*records, records[0]]), "image 0 (ä).png")
 
 
 def test_an_image_folder_that_does_not_exist_is_refused(dataset):
-    assert "img_dir" in refusal(dataset, make_records(dataset), img_dir=str(dataset / "none"))
+    assert "img_dir" in data_refusal(dataset, make_records(dataset), img_dir=str(dataset / "none"))
 
 
 @pytest.mark.parametrize("spacing", [0, -1, "0.1", True, float("nan")])
 def test_a_spacing_that_is_no_positive_number_is_refused(dataset, spacing):
     records = make_records(dataset)
     records[1]["spacing"] = spacing
-    assert "spacing is" in refusal(dataset, records)
+    assert mentions(data_refusal(dataset, records), "record 2", "image 1 (ä).png", "spacing", repr(spacing))
 
 
 @pytest.mark.parametrize("split", ["", 1, "../up"])
 def test_a_split_that_is_no_name_is_refused(dataset, split):
     records = make_records(dataset)
     records[1]["split"] = split
-    assert "split is" in refusal(dataset, records)
+    assert mentions(data_refusal(dataset, records), "record 2", "image 1 (ä).png", "split", repr(split))
 
 
 # --- Spacing ---
@@ -247,11 +281,11 @@ def test_without_spacing_the_unit_is_px(dataset):
 def test_spacing_in_some_records_only_is_refused(dataset):
     records = make_records(dataset)
     records[0]["spacing"] = 0.1
-    assert "5 of 6 records have no spacing" in refusal(dataset, records, spacing=None)
+    assert mentions(data_refusal(dataset, records, spacing=None), "5 of 6", "spacing")
 
 
 def test_a_ruler_that_is_not_among_the_landmarks_is_refused(dataset):
-    assert "set spacing to mm per px" in refusal(dataset, make_records(dataset), ruler=("R1", "R9"))
+    assert mentions(data_refusal(dataset, make_records(dataset), ruler=("R1", "R9")), "R9", "ruler", "spacing", "mm")
 
 
 def test_occluded_landmarks_are_marked_and_keep_their_place(tmp_path):
@@ -266,4 +300,4 @@ def test_occluded_landmarks_are_marked_and_keep_their_place(tmp_path):
     write_records(tmp_path, records)
     assert not load_data(tiny_config(tmp_path)).records[1].occluded.any()
     records[1]["points"][3]["occluded"] = "yes"
-    assert "point 'B': occluded is 'yes'; expected true or false" in refusal(tmp_path, records)
+    assert mentions(data_refusal(tmp_path, records), "record 2", "'B'", "occluded", "'yes'", "true", "false")

@@ -1,9 +1,9 @@
 import pytest
 import torch
 import torchvision
+from conftest import refuses
 
 from networks.backbone import BACKBONES, Backbone, read_backbone_weights
-from settings import UserError
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -27,7 +27,7 @@ def test_densenet_is_tapped_before_its_first_norm_and_without_a_last_relu():
 
 
 def test_an_unknown_backbone_is_refused_with_the_list():
-    with pytest.raises(UserError, match="densenet121.*efficientnet_v2_s"):
+    with refuses("backbone", "resnet18", "densenet121", "efficientnet_v2_s"):
         Backbone("resnet18", "none")
 
 
@@ -49,10 +49,10 @@ def test_backbone_weights_are_read_from_a_file_with_present_or_with_old_names(tm
 def test_a_weights_file_that_cannot_be_read_is_refused_by_the_settings_name(tmp_path):
     (tmp_path / "weights.pth").write_bytes(b"not weights")
     for name in ("weights.pth", "none.pth"):
-        with pytest.raises(UserError, match="backbone_weights"):
+        with refuses("backbone_weights", name):
             read_backbone_weights("densenet121", str(tmp_path / name))
     torch.save({"conv0.weight": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(UserError, match="backbone_weights.*do not fit"):
+    with refuses("backbone_weights", "other.pth", "densenet121"):
         Backbone("densenet121", str(tmp_path / "other.pth"))
 
 
@@ -62,5 +62,5 @@ def test_a_failed_download_says_which_setting_to_change(monkeypatch):
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
-    with pytest.raises(UserError, match="set backbone_weights to none"):
+    with refuses("backbone_weights", "none", "no route to host"):
         read_backbone_weights("densenet121", "imagenet")

@@ -1,21 +1,25 @@
 """The benchmark and the table of differences, run at a tiny size: that they work, not how fast anything is."""
 
 import json
-import sys
 
 import pytest
 import torch
 from conftest import tiny_config
 
 from experiments import benchmark, differences, stopwatch
+from methods import METHODS
+from model import FARNet
+
+pytestmark = pytest.mark.slow
 
 
-def test_the_benchmark_ends_with_one_json_line_that_holds_its_table(dataset, monkeypatch, capsys):
+def test_the_benchmark_ends_with_one_json_line_that_holds_its_table(dataset, monkeypatch, run_program):
     (dataset / "settings.json").write_text(json.dumps(tiny_config(dataset, height=64, width=64).to_dict()))
-    monkeypatch.setattr(sys, "argv", ["benchmark", "--repeats", "1", "--config", str(dataset / "settings.json")])
     monkeypatch.setattr(stopwatch, "MATRIX", 64)
-    assert benchmark.main() == 0
-    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    monkeypatch.setitem(METHODS, "farnet", FARNet)  # as wide as its reference
+    status, output = run_program(benchmark, "--repeats", 1, "--config", dataset / "settings.json")
+    assert status == 0
+    result = json.loads(next(line for line in output.splitlines() if line.startswith("{")))
     ours, references = result["ours"], result["references"]
     assert references.keys() == result["ratios"].keys() == {"reference", "reference, memory kept"}
     for name, reference in references.items():
@@ -38,23 +42,21 @@ def test_the_effects_are_those_of_each_setting_for_speed(dataset, monkeypatch):
     assert all(row["step"] > 0 and row["inference"] > 0 for row in rows)
 
 
-def test_a_benchmark_of_impossible_settings_is_refused(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["benchmark", "--height", "70"])
-    assert benchmark.main() == 2
-    assert "multiple of 32" in capsys.readouterr().err
+def test_a_benchmark_of_impossible_settings_is_refused(run_program):
+    status, output = run_program(benchmark, "--height", 70)
+    assert status == 2 and "height" in output
 
 
-def test_the_differences_table_measures_a_checkpoint(trained_run, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["differences", str(trained_run / "best.pt")])
+def test_the_differences_table_measures_a_checkpoint(trained_run, monkeypatch, run_program):
     monkeypatch.setattr(differences, "measure_head", lambda: ("heads", "1 s", "2 s"))
     monkeypatch.setattr(differences, "measure_labels", lambda: ("labels", "1 s", "2 s"))
-    assert differences.main() == 0
-    lines = capsys.readouterr().out.splitlines()
+    status, output = run_program(differences, trained_run / "best.pt")
+    assert status == 0
+    lines = output.splitlines()
     assert len([line for line in lines if line.startswith("| ")]) == 10
-    assert "sub-pixel decoding of a perfect map | 0.00" in "\n".join(lines)
+    assert any(line.startswith("| sub-pixel") and "| 0.00" in line for line in lines)
 
 
-def test_the_differences_of_something_else_than_a_checkpoint_are_refused(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["differences", str(tmp_path / "none.pt")])
-    assert differences.main() == 2
-    assert "does not exist" in capsys.readouterr().err
+def test_the_differences_of_something_else_than_a_checkpoint_are_refused(tmp_path, run_program):
+    status, output = run_program(differences, tmp_path / "none.pt")
+    assert status == 2 and "none.pt" in output

@@ -1,8 +1,10 @@
 import math
+import re
 
 import numpy as np
 import pytest
 import xlrd
+from conftest import mentions
 from made_runs import ABBREVIATIONS, ERRORS, IMAGES, NAMES, TRUTH, numbers, rows_of, write_run
 from PIL import Image
 
@@ -15,7 +17,7 @@ def test_a_constant_shift_is_found_exactly_and_as_sure_as_its_images_allow(run_c
     write_run(tmp_path / "a", ERRORS)
     write_run(tmp_path / "b", ERRORS + 0.5)
     status, output = run_compare(tmp_path / "a", tmp_path / "b")
-    assert status == 0 and "test, headline (without R1)" in output
+    assert status == 0 and mentions(output, "headline", "R1")
     (pair,) = rows_of(tmp_path / "out" / "pairs.csv")
     assert (pair["run"], pair["against"]) == ("b", "a")
     names = ("MRE_difference", "MRE_low", "MRE_high", "MRE_p", "MRE_p_corrected")
@@ -24,7 +26,7 @@ def test_a_constant_shift_is_found_exactly_and_as_sure_as_its_images_allow(run_c
     for row in rows_of(tmp_path / "out" / "landmark_pairs.csv"):
         cells = numbers(row, "difference", "low", "high", "p", "p_corrected")
         assert cells == pytest.approx([0.5, 0.5, 0.5, 2 / 256, 4 / 256], abs=1e-4)  # of two landmarks
-    assert "b against a: 2 of 2 landmarks differ surely: " in output
+    assert "b against a: 2 of 2 landmarks differ" in output
     a, b = rows_of(tmp_path / "out" / "comparison.csv")
     figures = error_figures(ERRORS[:, 1:].ravel(), (2.0, 4.0))
     assert numbers(a, "MRE", "SD", "SDR_2.0", "SDR_4.0") == pytest.approx(
@@ -45,7 +47,7 @@ def test_identical_runs_differ_by_nothing_with_p_1(run_compare, tmp_path):
             assert numbers(pair, *(f"{figure}_{n}" for n in ("difference", "low", "high", "p", "p_corrected"))) == [
                 0, 0, 0, 1, 1,
             ]  # fmt: skip
-    assert output.count("0 of 2 landmarks differ surely") == 3
+    assert output.count("0 of 2 landmarks differ") == 3
 
 
 def test_the_share_within_the_first_threshold_is_compared_in_pairs_too(run_compare, tmp_path):
@@ -68,7 +70,7 @@ def test_a_landmark_that_alone_differs_is_the_one_that_is_named(run_compare, tmp
     write_run(tmp_path / "a", errors, truth, names)
     write_run(tmp_path / "b", others, truth, names)
     status, output = run_compare(tmp_path / "a", tmp_path / "b", "--part", "all", "--resamples", 1000)
-    assert status == 0 and "b against a: 1 of 3 landmarks differ surely: B +0.3" in output
+    assert status == 0 and re.search(r"b against a: 1 of 3 landmarks differ.* B \+0\.3", output)
     (pair,) = rows_of(tmp_path / "out" / "pairs.csv")
     expected = paired_difference(others, errors, resamples=1000)
     names = ("MRE_difference", "MRE_low", "MRE_high")
@@ -87,7 +89,7 @@ def test_the_parts_are_those_of_the_report(run_compare, tmp_path):
         assert status == 0
         assert float(rows_of(out / "pairs.csv")[0]["MRE_difference"]) == pytest.approx(difference, abs=1e-4)
         assert rows_of(out / "comparison.csv")[1]["n_landmarks"] == str(points)
-    assert "no landmark can differ surely: p is 0.12 at least (4 images, 300 resamples)" in output
+    assert mentions(output, "no landmark can differ", "0.12", "4 images", "300 resamples")
 
 
 def test_missing_landmarks_count_nowhere_and_what_one_run_lacks_counts_in_none(run_compare, tmp_path):
@@ -98,7 +100,7 @@ def test_missing_landmarks_count_nowhere_and_what_one_run_lacks_counts_in_none(r
     write_run(tmp_path / "a", ERRORS, truth)
     write_run(tmp_path / "b", errors, truth)
     status, output = run_compare(tmp_path / "a", tmp_path / "b")
-    assert status == 0 and "note: b has no error at 1 points; they count in no run" in output
+    assert status == 0 and re.search(r"note: b .*\b1 point", output)
     rows = rows_of(tmp_path / "out" / "comparison.csv")
     assert [row["n_landmarks"] for row in rows] == ["14", "14"]
     assert float(rows_of(tmp_path / "out" / "pairs.csv")[0]["MRE_difference"]) == pytest.approx(0.5, abs=1e-4)

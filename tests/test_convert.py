@@ -2,17 +2,18 @@
 
 import json
 import math
+import re
 import shlex
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import mentions
 from foreign_files import (
     ISBI_POINTS,
     WRITABLE,
     draw_images,
-    run,
     tables,
     write_aariz,
     write_cl2023,
@@ -40,14 +41,14 @@ from tools.formats import FORMATS
 from tools.formats.common import record_points
 
 
-def test_dicom_images_become_png_with_their_spacing_and_without_the_patient(tmp_path, monkeypatch, capsys):
+def test_dicom_images_become_png_with_their_spacing_and_without_the_patient(tmp_path, run_program):
     (tmp_path / "imgs").mkdir()
     write_dicom(
         tmp_path / "imgs" / "a.dcm", np.random.default_rng(0).integers(0, 4096, (50, 60)), ImagerPixelSpacing=[0.2, 0.2]
     )
     (tmp_path / "predictions.csv").write_text("image,landmark,x,y\na.dcm,S,1.5,2.5\n")
     words = ("native", tmp_path / "predictions.csv", tmp_path / "out", "--images", tmp_path / "imgs")
-    status, output = run(monkeypatch, capsys, *words)
+    status, output = run_program(convert, *words)
     assert status == 0 and "ImagerPixelSpacing" in output
     text = (tmp_path / "out" / "json" / "data.json").read_text(encoding="utf-8")
     (record,) = json.loads(text)
@@ -57,11 +58,11 @@ def test_dicom_images_become_png_with_their_spacing_and_without_the_patient(tmp_
         assert image.size == (60, 50) and image.mode.startswith("I")
 
 
-def test_a_converted_archive_is_read_by_the_preset(archive, tmp_path_factory, monkeypatch, capsys):
+def test_a_converted_archive_is_read_by_the_preset(archive, tmp_path_factory, run_program):
     out = tmp_path_factory.mktemp("converted") / "isbi"
-    status, output = run(monkeypatch, capsys, "isbi2015", archive, out)
-    assert status == 0 and "3 images (train 2, test1 1) of 19 landmarks, 0 points missing" in output
-    assert f"train with: python main.py --preset isbi2015 --img_dir {out / 'imgs'}" in output
+    status, output = run_program(convert, "isbi2015", archive, out)
+    assert status == 0 and mentions(output, "3 images", "train 2", "test1 1", "19 landmarks", "0 points")
+    assert mentions(output.split("train with: ")[1], "python main.py --preset isbi2015", f"--img_dir {out / 'imgs'}")
     places = dict(img_dir=str(out / "imgs"), json_path=str(out / "json" / "data.json"))
     data = load_data(build_config(Config, preset_settings(Config, ["isbi2015"]) | places))
     assert data.splits == {"train": (0, 1), "test1": (2,)} and data.unit == "mm"
@@ -69,39 +70,39 @@ def test_a_converted_archive_is_read_by_the_preset(archive, tmp_path_factory, mo
     assert np.array_equal(data.records[0].landmarks, ISBI_POINTS["400_senior"] + 1.5)
 
 
-def test_linked_images_are_those_of_the_source(archive, tmp_path_factory, monkeypatch, capsys):
+def test_linked_images_are_those_of_the_source(archive, tmp_path_factory, run_program):
     out = tmp_path_factory.mktemp("linked") / "isbi"
-    assert run(monkeypatch, capsys, "isbi2015", archive, out, "--link")[0] == 0
+    assert run_program(convert, "isbi2015", archive, out, "--link")[0] == 0
     assert (out / "imgs" / "001.bmp").resolve() == archive / "RawImage" / "TrainingData" / "001.bmp"
 
 
-def test_a_data_set_that_exists_is_never_written_over(archive, monkeypatch, capsys):
+def test_a_data_set_that_exists_is_never_written_over(archive, run_program):
     (archive / "out" / "json").mkdir(parents=True)
     (archive / "out" / "json" / "data.json").write_text("precious")
-    status, output = run(monkeypatch, capsys, "isbi2015", archive, archive / "out")
-    assert status == 2 and "holds a data set already" in output
+    status, output = run_program(convert, "isbi2015", archive, archive / "out")
+    assert status == 2 and str(archive / "out") in output
     assert (archive / "out" / "json" / "data.json").read_text() == "precious"
 
 
-def test_a_point_outside_its_image_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
+def test_a_point_outside_its_image_leaves_nothing_behind(tmp_path, run_program):
     native = write_native(tmp_path / "native")
     text = (native / "json" / "data.json").read_text(encoding="utf-8").replace("10.25", "60.25")
     (native / "json" / "data.json").write_text(text, encoding="utf-8")
-    status, output = run(monkeypatch, capsys, "native", native, tmp_path / "out")
-    assert status == 2 and "image a.png: point 'S' at (60.25, 20.5) lies outside its 60 x 50 px" in output
+    status, output = run_program(convert, "native", native, tmp_path / "out")
+    assert status == 2 and mentions(output, "a.png", "'S'", "(60.25, 20.5)", "60 x 50 px")
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_folders_and_files_that_are_not_there_are_named(tmp_path, monkeypatch, capsys):
-    assert "RawImage is not a folder" in run(monkeypatch, capsys, "isbi2015", tmp_path, tmp_path / "out")[1]
+def test_folders_and_files_that_are_not_there_are_named(tmp_path, run_program):
+    assert "RawImage" in run_program(convert, "isbi2015", tmp_path, tmp_path / "out")[1]
     (tmp_path / "RawImage").mkdir()
-    assert "holds no images" in run(monkeypatch, capsys, "isbi2015", tmp_path, tmp_path / "out")[1]
-    status, output = run(monkeypatch, capsys, "coco", tmp_path / "none.json", tmp_path / "out")
-    assert status == 2 and "none.json does not exist" in output
+    assert "RawImage" in run_program(convert, "isbi2015", tmp_path, tmp_path / "out")[1]
+    status, output = run_program(convert, "coco", tmp_path / "none.json", tmp_path / "out")
+    assert status == 2 and "none.json" in output
 
 
-def test_the_list_has_every_format_with_a_line_of_its_own(monkeypatch, capsys):
-    status, output = run(monkeypatch, capsys, "--list")
+def test_the_list_has_every_format_with_a_line_of_its_own(run_program):
+    status, output = run_program(convert, "--list")
     assert status == 0 and [line.split()[0] for line in output.splitlines()] == list(FORMATS)
     assert all(
         f"({'read, write' if name in WRITABLE else 'read'})" in line
@@ -109,47 +110,47 @@ def test_the_list_has_every_format_with_a_line_of_its_own(monkeypatch, capsys):
     )
 
 
-def test_a_data_set_is_written_for_a_program_by_the_command(tmp_path, monkeypatch, capsys):
+def test_a_data_set_is_written_for_a_program_by_the_command(tmp_path, run_program):
     native = write_native(tmp_path / "native")
-    status, output = run(monkeypatch, capsys, "native", native, tmp_path / "cvat", "--to", "cvat")
+    status, output = run_program(convert, "native", native, tmp_path / "cvat", "--to", "cvat")
     assert status == 0 and (tmp_path / "cvat" / "annotations.xml").exists()
-    status, output = run(monkeypatch, capsys, "cvat", tmp_path / "cvat" / "annotations.xml", tmp_path / "out",
+    status, output = run_program(convert, "cvat", tmp_path / "cvat" / "annotations.xml", tmp_path / "out",
                          "--images", native / "imgs", "--landmarks", "S, N, Pog’, s")  # fmt: skip
     assert (
         status == 0
-        and "note: b (1).png: missing N" in output
-        and "2 images (no split 2) of 4 landmarks, 1 points" in output
+        and re.search(r"note: b \(1\)\.png: .*\bN\b", output)
+        and mentions(output, "2 images", "no split 2", "4 landmarks", "1 point")
     )
-    assert run(monkeypatch, capsys, "native", native, tmp_path / "cvat", "--to", "coco")[0] == 2  # not empty
+    assert run_program(convert, "native", native, tmp_path / "cvat", "--to", "coco")[0] == 2  # not empty
 
 
 @pytest.mark.parametrize("name", ["../../escaped/a.png", "/elsewhere/a.png", "sub/a.png"])
-def test_nothing_is_written_outside_the_destination(tmp_path, monkeypatch, capsys, name):
+def test_nothing_is_written_outside_the_destination(tmp_path, name, run_program):
     native = write_native(tmp_path / "native")
     file = native / "json" / "data.json"
     file.write_text(file.read_text(encoding="utf-8").replace('"a.png"', json.dumps(name)), encoding="utf-8")
-    assert run(monkeypatch, capsys, "native", native, tmp_path / "out" / "here")[0] == 0
+    assert run_program(convert, "native", native, tmp_path / "out" / "here")[0] == 0
     written = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert written == {"here/imgs/a.png", "here/imgs/b (1).png", "here/json/data.json"}
 
 
-def test_two_images_that_would_have_one_name_are_refused_and_the_source_stays(tmp_path, monkeypatch, capsys):
+def test_two_images_that_would_have_one_name_are_refused_and_the_source_stays(tmp_path, run_program):
     folder = draw_images(tmp_path / "imgs", ["a.png"])
     write_dicom(folder / "a.dcm", np.zeros((50, 60)))
     before = (folder / "a.png").read_bytes()
     (tmp_path / "p.csv").write_text("image,landmark,x,y\na.png,S,1.5,2.5\na.dcm,S,1.5,2.5\n")
     words = ("native", tmp_path / "p.csv", tmp_path / "out", "--images", folder, "--link")
-    status, output = run(monkeypatch, capsys, *words)
-    assert status == 2 and "two images would be called a.png" in output and (folder / "a.png").read_bytes() == before
+    status, output = run_program(convert, *words)
+    assert status == 2 and "a.png" in output and (folder / "a.png").read_bytes() == before
 
 
-def test_half_a_px_lies_between_a_programs_corner_and_our_centre(tmp_path, monkeypatch, capsys):
+def test_half_a_px_lies_between_a_programs_corner_and_our_centre(tmp_path, run_program):
     native = write_native(tmp_path / "native")
-    assert run(monkeypatch, capsys, "native", native, tmp_path / "coco", "--to", "coco", "--corner")[0] == 0
+    assert run_program(convert, "native", native, tmp_path / "coco", "--to", "coco", "--corner")[0] == 0
     written = tmp_path / "coco" / "annotations.json"
     assert tables(FORMATS["coco"].read(written, images=native / "imgs"))["a.png"]["S"] == (10.75, 21.0)
     words = ("coco", written, tmp_path / "back", "--images", native / "imgs", "--corner")
-    assert run(monkeypatch, capsys, *words)[0] == 0
+    assert run_program(convert, *words)[0] == 0
     (record, _) = json.loads((tmp_path / "back" / "json" / "data.json").read_text(encoding="utf-8"))
     assert record_points(record)["S"] == (10.25, 20.5)
 
@@ -255,10 +256,10 @@ def test_a_corrupted_file_ends_in_one_line_or_is_read_right(sources, name, data)
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_the_command_that_convert_prints_last_loads_what_it_wrote(sources, name, tmp_path, monkeypatch, capsys):
-    status, output = run(monkeypatch, capsys, name, sources[name][1], tmp_path / "out it")
+def test_the_command_that_convert_prints_last_loads_what_it_wrote(sources, name, tmp_path, run_program):
+    status, output = run_program(convert, name, sources[name][1], tmp_path / "out it")
     assert status == 0
-    words = shlex.split(output.splitlines()[-1].removeprefix("train with: "))
+    words = shlex.split(output.split("train with: ")[1].splitlines()[0])
     assert words[:2] == ["python", "main.py"]
     config = main.resolve_config(*main.parse_arguments(words[2:]))
     data = load_data(config.replace(split="same") if len(convert_splits(tmp_path)) < 2 else config)

@@ -1,13 +1,15 @@
 """The public data sets in their layouts, and DICOM images."""
 
 import json
+import re
 
 import numpy as np
 import pytest
+from conftest import mentions, refuses
 from foreign_files import (
     ISBI_POINTS,
     draw_images,
-    run,
+    optional,
     spine_points,
     tables,
     write_aariz,
@@ -23,7 +25,7 @@ from foreign_files import (
 from PIL import Image
 
 from reading import dicom
-from settings import UserError
+from tools import convert
 from tools.formats import FORMATS, isbi2015, spine
 from tools.formats.cl2023 import without_padding
 from tools.formats.common import record_points
@@ -46,13 +48,13 @@ def test_isbi_has_the_official_split_and_a_tenth_of_a_millimetre_per_px(archive)
 @pytest.mark.parametrize("content", ["1,2\n3,4\n", "a,b\n" * 19, "1,2,3\n" * 19, "", "nan,1\n" * 19])
 def test_an_annotation_that_is_cut_off_or_no_points_is_refused(archive, content):
     (archive / "AnnotationsByMD" / "400_junior" / "002.txt").write_text(content)
-    with pytest.raises(UserError, match=r"002\.txt.*19 lines x,y in px"):
+    with refuses("002.txt", "19"):
         isbi2015.read(archive)
 
 
 def test_an_image_without_annotation_is_refused(archive):
     (archive / "AnnotationsByMD" / "400_senior" / "151.txt").unlink()
-    with pytest.raises(UserError, match=r"151\.txt does not exist"):
+    with refuses("151.txt"):
         isbi2015.read(archive)
 
 
@@ -72,7 +74,7 @@ def test_a_hand_has_its_spacing_from_the_wrist_and_its_split_from_the_fold(tmp_p
         "3142.png": "train", "3143.png": "test", "3150.png": "train",
     }  # fmt: skip
     assert all(record["spacing"] == 1.0 for record in records.values())  # 50 px are 50 mm
-    assert reading.notes == ["3150: in neither list of fold 1, so it trains", "3999: skipped, there is no image of it"]
+    assert len(reading.notes) == 2 and mentions(reading.notes[0], "3150", "fold 1") and "3999" in reading.notes[1]
     assert "split" not in FORMATS["hand"].read(tmp_path, fold=0).pairs[0][1]
 
 
@@ -91,22 +93,21 @@ def test_swapped_corners_are_put_in_order(order):
     wrong = points.copy()
     wrong[20:24] = points[20:24][list(order)]
     found, notes = spine.order_points(wrong)
-    assert np.array_equal(found, points) and notes == ["the corners of T6 were swapped, put in order"]
+    assert np.array_equal(found, points) and len(notes) == 1 and mentions(notes[0], "T6", "corners")
 
 
 def test_a_vertebra_at_the_wrong_end_of_the_list_is_put_where_it_lies():
     points = spine_points()
     found, notes = spine.order_points(np.roll(points, -4, axis=0))
     assert np.array_equal(found, points)
-    assert notes == ["the vertebrae do not stand from top to bottom (e.g. L5), put in order"]
+    assert len(notes) == 1 and mentions(notes[0], "vertebrae", "L5")
 
 
 def test_a_spine_that_leaves_doubt_is_left_as_it_is():
     points = spine_points()
     points[64:68] = points[40:44] + 1  # L5 upon T11
     found, notes = spine.order_points(points)
-    assert np.array_equal(found, points) and "T11 is not where or what a vertebra can be, left as it is" in notes
-    assert notes[-1].endswith("left as they are")
+    assert np.array_equal(found, points) and any("T11" in note for note in notes)
 
 
 def test_a_spine_of_any_tilt_below_45_degrees_is_in_order():
@@ -122,7 +123,7 @@ def test_a_point_outside_its_image_is_missing_and_named(tmp_path):
     points[66] = (100, 415)
     reading = spine.read(write_spine(tmp_path, points))
     assert record_points(reading.pairs[0][1])["L5-BL"] is None
-    assert "s 1.png: L5-BL at (100.0, 415.0) is outside the image of 200 x 400 px: missing" in reading.notes
+    assert any(mentions(note, "s 1.png", "L5-BL", "(100.0, 415.0)", "200 x 400") for note in reading.notes)
 
 
 @pytest.mark.parametrize("head", ["file,scale", "image file,spacing(mm)", "image path,spacing(mm)"])
@@ -133,18 +134,18 @@ def test_cl_detection_csv_has_a_spacing_for_each_image(tmp_path, head):
     assert record_points(records[1]) == {"1": (5, 6), "2": (7, 8.5)}
 
 
-def test_cl_detection_2023_is_read_from_its_stack_without_the_padding(tmp_path, monkeypatch, capsys):
+def test_cl_detection_2023_is_read_from_its_stack_without_the_padding(tmp_path, run_program):
     write_cl2023(tmp_path)
-    status, output = run(monkeypatch, capsys, "cl2023", tmp_path / "gt.json", tmp_path / "out")
+    status, output = run_program(convert, "cl2023", tmp_path / "gt.json", tmp_path / "out")
     assert (
         status == 0
-        and "note: image 2: missing 7" in output
-        and "2 images (no split 2) of 38 landmarks, 1 points" in output
+        and re.search(r"note: image 2: .*\b7\b", output)
+        and mentions(output, "2 images", "no split 2", "38 landmarks", "1 point")
     )
     records = json.loads((tmp_path / "out" / "json" / "data.json").read_text(encoding="utf-8"))
     assert [(record["imagePath"], record["spacing"]) for record in records] == [("001.png", 0.1), ("002.png", 0.125)]
     assert record_points(records[0])["3"] == (1.5, 0.75)
-    simpleitk = pytest.importorskip("SimpleITK")
+    simpleitk = optional("SimpleITK")
     stack = simpleitk.GetArrayFromImage(simpleitk.ReadImage(str(tmp_path / "train_stack.mha")))
     for record, kept in zip(records, (stack[0, :30, :20], stack[1, :, :35]), strict=True):
         with Image.open(tmp_path / "out" / "imgs" / record["imagePath"]) as image:
@@ -170,7 +171,7 @@ def test_the_annotators_blanks_are_missing_points(tmp_path):
     draw_images(tmp_path)
     reading = FORMATS["suh"].read(write_suh(tmp_path))
     assert tables(reading) == {"a.png": {"1": (48, 40), "2": None}, "b (1).png": {"1": (1, 2), "2": (3, 4)}}
-    assert reading.notes == ["a.png: missing 2"]
+    assert len(reading.notes) == 1 and mentions(reading.notes[0], "a.png", "2")
 
 
 def test_our_own_predictions_go_into_an_annotation_program(tmp_path):
@@ -198,16 +199,16 @@ def test_a_detectors_spacing_is_taken_with_a_note_on_magnification(tmp_path):
     read = dicom.read(write_dicom(tmp_path / "a.dcm", pixels, bits=16, ImagerPixelSpacing=[0.15, 0.15]))
     assert read.spacing == 0.15 and "magnified" in read.notes[0]
     none = dicom.read(write_dicom(tmp_path / "b.dcm", pixels, bits=16))
-    assert none.spacing is None and none.notes == ["b.dcm: no PixelSpacing"]
-    with pytest.raises(UserError, match="pixels that are not square"):
+    assert none.spacing is None and len(none.notes) == 1 and mentions(none.notes[0], "b.dcm", "PixelSpacing")
+    with refuses("c.dcm", "square"):
         dicom.read(write_dicom(tmp_path / "c.dcm", pixels, PixelSpacing=[0.1, 0.2]))
     (tmp_path / "d.dcm").write_bytes(b"no dicom")
-    with pytest.raises(UserError, match=r"d\.dcm cannot be read as a DICOM image"):
+    with refuses("d.dcm", "DICOM"):
         dicom.read(tmp_path / "d.dcm")
 
 
 def test_points_in_mm_are_not_taken_for_px(tmp_path):
     source = write_isbi_csv(tmp_path)
     draw_images(tmp_path, ["017.png", "151.png"], (600, 500))
-    with pytest.raises(UserError, match="are they mm, ten times too small"):
+    with refuses("mm"):
         FORMATS["isbi_csv"].read(source)

@@ -11,7 +11,6 @@ from reading.splits import load_data
 from utils import apply_affine, decode_heatmaps
 
 CPU = torch.device("cpu")
-pytestmark = pytest.mark.usefixtures("tiny_method")
 
 
 def test_evaluation_changes_no_batch_norm_statistic_and_batches_do_not_matter(dataset):

@@ -13,7 +13,7 @@ from reading.annotation import Record
 from reading.images import IMAGENET_MEAN, IMAGENET_SD
 from tools.export_graph import ImageToLandmarks
 
-pytestmark = pytest.mark.skipif(cv2.__version__ < "5", reason="OpenCV 4 warps in 32nds of a px")
+pytestmark = pytest.mark.skipif(cv2.__version__ < "5", reason="needs OpenCV 5: OpenCV 4 warps in 32nds of a px")
 PLAIN = dict(height=128, width=96)
 SETTINGS = {
     "plain": PLAIN,

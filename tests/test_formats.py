@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from conftest import mentions, refuses
 from foreign_files import NAMES, TRUTH, WRITABLE, draw_images, tables, write_native, write_slicer, write_suh, write_via
 from PIL import Image
 
@@ -27,7 +28,7 @@ def test_what_is_written_for_a_program_is_read_back_the_same(tmp_path, name):
         for label, xy in points.items():
             assert found[image][label] == (None if xy is None else pytest.approx(xy, abs=1e-6))
     assert [path.name for path, _ in back.pairs] == list(TRUTH)
-    assert back.notes == ["b (1).png: missing N"]
+    assert len(back.notes) == 1 and mentions(back.notes[0], "b (1).png", "N")
 
 
 @pytest.mark.parametrize("name", ["coco", "cvat"])
@@ -63,12 +64,12 @@ def test_several_people_annotated_an_image_and_one_is_chosen(tmp_path):
     ]  # fmt: skip
     tasks = [{"data": {"image": "/data/upload/1/0a1b2c3d-a.png"}, "annotations": results}]
     (tmp_path / "tasks.json").write_text(json.dumps(tasks))
-    with pytest.raises(UserError, match=r"task 1 \(a.png\): has 2 annotations; choose one"):
+    with refuses("task 1", "a.png", "2"):
         FORMATS["labelstudio"].read(tmp_path / "tasks.json")
     assert tables(FORMATS["labelstudio"].read(tmp_path / "tasks.json", annotation=2)) == {"a.png": {"S": (12.0, 25.0)}}
     results[0]["result"][0]["image_rotation"] = 90
     (tmp_path / "tasks.json").write_text(json.dumps(tasks))
-    with pytest.raises(UserError, match="the image was rotated by 90"):
+    with refuses("a.png", "90"):
         FORMATS["labelstudio"].read(tmp_path / "tasks.json", annotation=1)
 
 
@@ -85,20 +86,20 @@ def test_a_landmark_twice_or_unknown_or_on_an_image_of_another_size_is_refused(t
         assert "\n" not in str(error.value)
         return str(error.value)
 
-    assert "annotated on 61 x 50 px" in refused(imageWidth=61)
-    assert "the label 'S' stands twice" in refused(shapes=[*content["shapes"], content["shapes"][0]])
-    assert "the label 'Q' is none of S, N" in refused(shapes=[content["shapes"][0] | {"label": "Q"}])
-    assert "found nan" in refused(shapes=[content["shapes"][0] | {"points": [[math.nan, 1]]}])
-    assert "expected 2 numbers, found 3" in refused(shapes=[content["shapes"][0] | {"points": [[1, 2, 3]]}])
+    assert mentions(refused(imageWidth=61), "a.json", "61 x 50")
+    assert "'S'" in refused(shapes=[*content["shapes"], content["shapes"][0]])
+    assert "'Q'" in refused(shapes=[content["shapes"][0] | {"label": "Q"}])
+    assert "nan" in refused(shapes=[content["shapes"][0] | {"points": [[math.nan, 1]]}])
+    assert "3" in refused(shapes=[content["shapes"][0] | {"points": [[1, 2, 3]]}])
     file.rename(tmp_path / "labelme" / "c.json")
     file = tmp_path / "labelme" / "c.json"
-    assert "its image ../elsewhere/d.png is not in" in refused(imagePath="../elsewhere/d.png")
+    assert "../elsewhere/d.png" in refused(imagePath="../elsewhere/d.png")
 
 
 def test_an_xml_that_declares_entities_is_refused(tmp_path):
     draw_images(tmp_path)
     (tmp_path / "a.xml").write_text('<!DOCTYPE x [<!ENTITY a "aaaa">]><annotations>&a;</annotations>')
-    with pytest.raises(UserError, match="declares a document type or entities"):
+    with refuses("a.xml"):
         FORMATS["cvat"].read(tmp_path / "a.xml")
 
 
@@ -118,7 +119,7 @@ def test_folders_that_both_know_must_agree(tmp_path):
     assert images.find("patient2/lateral.png") == tmp_path / "patient2" / "lateral.png"
     assert images.find("/data/upload/patient1/lateral") == tmp_path / "patient1" / "lateral.png"
     assert images.find("patient3/lateral.png") is None
-    with pytest.raises(UserError, match="both answer to lateral.png"):
+    with refuses("lateral.png", "patient1", "patient2"):
         images.find("lateral.png")
     (tmp_path / "patient2" / "lateral.png").unlink()
     assert Images(tmp_path).find("patient2/lateral.png") is None
@@ -141,7 +142,7 @@ def test_label_studios_addresses_become_names(tmp_path, data, found):
 def test_slicer_would_take_dots_per_inch_for_a_spacing_so_they_are_asked_for(tmp_path):
     draw_images(tmp_path, ["a.jpg", "b (1).png"])
     Image.open(tmp_path / "a.jpg").save(tmp_path / "a.jpg", dpi=(72, 72))
-    with pytest.raises(UserError, match="72 dots per inch, which Slicer takes for 0.352778 mm per px"):
+    with refuses("a.jpg", "72", "0.352778"):
         FORMATS["slicer"].read(write_slicer(tmp_path))
 
 
@@ -158,10 +159,10 @@ def test_a_skeletons_points_are_read_and_those_outside_are_missing(tmp_path):
 def test_a_point_at_the_origin_is_refused(tmp_path):
     draw_images(tmp_path)
     (tmp_path / "cl.csv").write_text("file,scale,p1x,p1y\na.png,0.1,0,0\n")
-    with pytest.raises(UserError, match=r"image a.png: '1' lies at \(0, 0\); if it is missing, leave it out"):
+    with refuses("a.png", "(0, 0)"):
         FORMATS["cl_csv"].read(tmp_path / "cl.csv")
 
 
 def test_images_without_annotation_are_named(tmp_path):
     draw_images(tmp_path, [*NAMES, "c.png"])
-    assert FORMATS["suh"].read(write_suh(tmp_path)).notes[-1] == "1 images without annotation: c.png"
+    assert FORMATS["suh"].read(write_suh(tmp_path)).notes[-1].endswith(": c.png")

@@ -60,7 +60,7 @@ def test_nothing_is_loaded_with_code_in_it():
         assert text.count("torch.load(") == text.count("weights_only=True")
 
 
-@pytest.mark.parametrize("name", ["train", "main", "experiments.make_phantom"])
+@pytest.mark.parametrize("name", ["main", "experiments.make_phantom"])
 def test_importing_a_file_starts_nothing(name, tmp_path):
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {name}"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 import xlrd
-from conftest import ABBREVIATIONS, make_records, tiny_config, write_records
+from conftest import ABBREVIATIONS, make_records, refusal, tiny_config, write_records
 from PIL import Image
 
 import main
-from methods import METHODS
+from methods import load_detector
+from model import FARNet
 from reporting.predictions import read_predictions
 from run_folder import read_checkpoint, save_checkpoint
-from settings import UserError, setting_types
+from train import read_metrics
 
 SPLITS = ["train", "train", "train", "val", "test1", "test2"]
 
@@ -28,19 +30,16 @@ def write_settings(folder: Path, **settings) -> list[str]:
     return ["--config", str(folder / "settings.json"), "--run_dir", str(folder / "run")]
 
 
-def call(monkeypatch, capsys, *arguments: object) -> tuple[int, str]:
-    """Exit status of `python main.py ...`, and what it says on standard error."""
-    monkeypatch.setattr(sys, "argv", ["main.py", *map(str, arguments)])
-    status = main.main()
-    return status, capsys.readouterr().err
+@pytest.fixture
+def refused(run_program):
+    """The one line with which main.py, with these arguments, ends with status 2."""
 
+    def call(*arguments) -> str:
+        status, message = run_program(main, *arguments)
+        assert status == 2 and message.startswith("error: ") and message.count("\n") == 1
+        return message
 
-def refusal(monkeypatch, capsys, *arguments: object) -> str:
-    """The one line with which main.py ends with status 2."""
-    status, message = call(monkeypatch, capsys, *arguments)
-    assert status == 2
-    assert message.startswith("error: ") and message.count("\n") == 1
-    return message
+    return call
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -49,7 +48,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def tiny_run(dataset, tiny_method) -> Path:
+def tiny_run(dataset) -> Path:
     """A finished run of the smallest method with two test sets."""
     write_records(dataset, [r | {"split": s} for r, s in zip(make_records(dataset), SPLITS, strict=True)])
     main.run(write_settings(dataset))
@@ -59,18 +58,22 @@ def tiny_run(dataset, tiny_method) -> Path:
 # --- A whole run ---
 
 
-def test_a_run_of_farnet_writes_everything_that_the_design_promises(trained_run):
-    files = {path.name for path in trained_run.iterdir()}
+def test_a_run_of_farnet_writes_everything_that_the_design_promises(farnet_run):
+    files = {path.name for path in farnet_run.iterdir()}
     assert files == {"config.json", "log.txt", "metrics.csv", "curves.png", "split.json", "last.pt", "best.pt", "test"}
-    files = {path.name for path in (trained_run / "test").iterdir()}
+    files = {path.name for path in (farnet_run / "test").iterdir()}
     assert files == {"predictions.csv", "results.xls", "summary.json", "overlays", "rates.png"}
-    split = json.loads((trained_run / "split.json").read_text(encoding="utf-8"))
+    split = json.loads((farnet_run / "split.json").read_text(encoding="utf-8"))
     assert {name: len(images) for name, images in split.items()} == {"train": 4, "val": 1, "test": 1}
-    names, abbreviations, columns, unit = read_predictions(trained_run / "test" / "predictions.csv")
+    names, abbreviations, columns, unit = read_predictions(farnet_run / "test" / "predictions.csv")
     assert (names, abbreviations, unit) == (split["test"], list(ABBREVIATIONS), "mm")
     assert np.isfinite(columns["error"]).all() and columns["x_true"].shape == (1, 4)
-    assert len(list((trained_run / "test" / "overlays").glob("*.png"))) == 1
-    assert json.loads((trained_run / "config.json").read_text(encoding="utf-8"))["parameters"] > 61e6
+    assert len(list((farnet_run / "test" / "overlays").glob("*.png"))) == 1
+    provenance = json.loads((farnet_run / "config.json").read_text(encoding="utf-8"))
+    detector = load_detector(read_checkpoint(farnet_run / "best.pt"))
+    assert provenance["parameters"] == detector.num_parameters and isinstance(detector, FARNet)
+    rows = read_metrics(farnet_run / "metrics.csv")
+    assert len(rows) == 2 and all(row["loss"] == pytest.approx(row["coarse"] + row["fine"]) for row in rows)
 
 
 def test_the_truth_in_the_predictions_is_that_of_the_json_to_the_last_digit(trained_run):
@@ -93,10 +96,10 @@ def test_the_headline_leaves_out_the_ruler_and_both_figures_are_printed(tiny_run
     summary = json.loads((tiny_run / "test1" / "summary.json").read_text(encoding="utf-8"))
     assert summary["headline"]["n_landmarks"] == 2 and summary["all"]["n_landmarks"] == 4
     log = (tiny_run / "log.txt").read_text(encoding="utf-8")
-    assert "headline (without R1, R2): MRE" in log and "all (all landmarks): MRE" in log
+    assert re.search(r"headline.*R1, R2.*: MRE", log) and re.search(r"all .*: MRE", log)
 
 
-def test_sixteen_bit_and_colour_images_of_several_sizes_train_together(dataset, tiny_method):
+def test_sixteen_bit_and_colour_images_of_several_sizes_train_together(dataset):
     records = make_records(dataset, count=6)
     for number, size in ((0, (192, 160)), (1, (128, 200))):
         for point in records[number]["points"]:
@@ -106,8 +109,15 @@ def test_sixteen_bit_and_colour_images_of_several_sizes_train_together(dataset, 
     deep = np.asarray(Image.open(paths[1]).resize((128, 200))).astype(np.uint16) * 16
     Image.fromarray(deep).save(paths[1])
     write_records(dataset, records)
-    main.run(write_settings(dataset, epochs=2, workers=2, spacing=0.1))
-    assert (dataset / "run" / "test" / "results.xls").exists()
+    main.run(write_settings(dataset, workers=2, spacing=0.1, split="same"))
+    names, _, columns, _ = read_predictions(dataset / "run" / "test" / "predictions.csv")
+    assert names == [record["imagePath"] for record in records]
+    truth = [[point["X"] for point in record["points"]] for record in records]
+    assert np.allclose(columns["x_true"], truth) and columns["x_true"][0].max() > 96  # in the px of its own file
+    assert abs(columns["x"][0] - truth[0]).max() < 192
+    assert np.isfinite(columns["error"]).all() and columns["x"].shape == (6, 4)
+    log = read_metrics(dataset / "run" / "metrics.csv")
+    assert len(log) == 1 and np.isfinite(log[0]["loss"])
 
 
 # --- Going on and testing ---
@@ -150,8 +160,8 @@ def test_a_test_on_other_data_tests_every_image(tiny_run, tmp_path_factory):
     assert len(read_predictions(other / "run" / "test" / "predictions.csv")[0]) == 3
 
 
-def test_a_cross_validation_tests_every_image_once_and_pools_the_folds(dataset, tiny_method):
-    arguments = write_settings(dataset, folds=2)
+def test_a_cross_validation_tests_every_image_once_and_pools_the_folds(dataset):
+    arguments = write_settings(dataset, folds=2, num_landmarks=None)
     main.run(arguments)
     folds = [read_predictions(dataset / "run" / f"fold{fold}" / "test" / "predictions.csv") for fold in (1, 2)]
     names, _, columns, _ = read_predictions(dataset / "run" / "pooled" / "predictions.csv")
@@ -162,8 +172,8 @@ def test_a_cross_validation_tests_every_image_once_and_pools_the_folds(dataset, 
     assert {"config.json", "log.txt", "fold1", "fold2", "pooled"} == {p.name for p in (dataset / "run").iterdir()}
 
 
-def test_a_cross_validation_that_was_stopped_goes_on_with_the_folds_that_are_missing(dataset, tiny_method):
-    main.run(write_settings(dataset, folds=2))
+def test_a_cross_validation_that_was_stopped_goes_on_with_the_folds_that_are_missing(dataset):
+    main.run(write_settings(dataset, folds=2, num_landmarks=None))
     before = contents(dataset / "run")
     shutil.rmtree(dataset / "run" / "fold2")
     shutil.rmtree(dataset / "run" / "pooled")
@@ -173,57 +183,57 @@ def test_a_cross_validation_that_was_stopped_goes_on_with_the_folds_that_are_mis
         assert after[name] == before[name]
 
 
-def test_one_fold_alone_is_a_plain_run(dataset, tiny_method):
+def test_one_fold_alone_is_a_plain_run(dataset):
     main.run(write_settings(dataset, folds=3, fold=2))
     assert (dataset / "run" / "test" / "results.xls").exists() and not (dataset / "run" / "pooled").exists()
     assert len(read_predictions(dataset / "run" / "test" / "predictions.csv")[0]) == 2
 
 
-def test_a_cross_validation_of_bad_data_leaves_no_run_folder_behind(dataset, tiny_method, monkeypatch, capsys):
-    arguments = write_settings(dataset, folds=2)
+def test_a_cross_validation_of_bad_data_leaves_no_run_folder_behind(dataset, refused):
+    arguments = write_settings(dataset, folds=2, num_landmarks=None)
     (dataset / "imgs" / make_records(dataset)[1]["imagePath"]).unlink()
-    refusal(monkeypatch, capsys, *arguments)
+    refused(*arguments)
     assert not (dataset / "run").exists()
 
 
-def test_only_a_test_may_change_how_landmarks_are_decoded(tiny_run, monkeypatch, capsys):
+def test_only_a_test_may_change_how_landmarks_are_decoded(tiny_run, run_program, refused):
     arguments = ["--decode", "argmax", "--run_dir", tiny_run.parent / "argmax"]
-    assert call(monkeypatch, capsys, "--test", tiny_run / "best.pt", *arguments)[0] == 0
+    assert run_program(main, "--test", tiny_run / "best.pt", *arguments)[0] == 0
     config = json.loads((tiny_run.parent / "argmax" / "config.json").read_text(encoding="utf-8"))
     assert config["settings"]["decode"] == "argmax"
-    assert "setting that a resumed run may change" in refusal(
-        monkeypatch, capsys, "--resume", tiny_run, "--decode", "argmax"
-    )
+    assert "decode" in refused("--resume", tiny_run, "--decode", "argmax")
 
 
 # --- Bad input: one line, status 2, nothing lost ---
 
 
-def test_a_run_folder_that_exists_is_refused_and_untouched(tiny_run, monkeypatch, capsys):
+def test_a_run_folder_that_exists_is_refused_and_untouched(tiny_run, refused):
     before = contents(tiny_run)
-    message = refusal(monkeypatch, capsys, *write_settings(tiny_run.parent))
-    assert "exists already" in message and "--resume" in message
+    message = refused(*write_settings(tiny_run.parent))
+    assert str(tiny_run) in message and "--resume" in message
     assert contents(tiny_run) == before
 
 
-def test_bad_data_leaves_no_run_folder_behind(dataset, tiny_method, monkeypatch, capsys):
+def test_bad_data_leaves_no_run_folder_behind(dataset, run_program, refused):
     arguments = write_settings(dataset)
     (dataset / "imgs" / "image 2 (ä).png").write_bytes(b"")
-    assert "image 2 (ä).png is empty" in refusal(monkeypatch, capsys, *arguments)
+    assert "image 2 (ä).png" in refused(*arguments)
     assert not (dataset / "run").exists()
     make_records(dataset)
-    assert call(monkeypatch, capsys, *arguments)[0] == 0
+    assert run_program(main, *arguments)[0] == 0
 
 
-def test_bad_settings_leave_no_run_folder_behind(dataset, monkeypatch, capsys):
+def test_bad_settings_leave_no_run_folder_behind(dataset, refused):
     arguments = write_settings(dataset, method="farnet")
-    assert "choose one of densenet121" in refusal(monkeypatch, capsys, *arguments, "--backbone", "alexnet")
-    assert "cannot be used here" in refusal(monkeypatch, capsys, *arguments, "--device", "cuda:99")
+    message = refused(*arguments, "--backbone", "alexnet")
+    assert "backbone" in message and "densenet121" in message
+    message = refused(*arguments, "--device", "cuda:99")
+    assert "device" in message and "cuda:99" in message
     assert not (dataset / "run").exists()
 
 
-def test_an_image_that_vanishes_during_training_is_named_in_one_line(dataset, tiny_method, monkeypatch, capsys):
-    original = main.train
+def test_an_image_that_vanishes_during_training_is_named_in_one_line(dataset, monkeypatch, refused):
+    original, lost = main.train, []
 
     def lose_an_image(config, run_dir):
         import train as module
@@ -232,85 +242,88 @@ def test_an_image_that_vanishes_during_training_is_named_in_one_line(dataset, ti
 
         def load_then_lose(*arguments, **keywords):
             data = load(*arguments, **keywords)
-            data.select("train")[0].path.unlink()
+            lost.append(data.select("train")[0].path)
+            lost[0].unlink()
             return data
 
         monkeypatch.setattr(module, "load_data", load_then_lose)
         return original(config, run_dir)
 
     monkeypatch.setattr(main, "train", lose_an_image)
-    message = refusal(monkeypatch, capsys, *write_settings(dataset, workers=1))
-    assert "does not exist" in message and "Traceback" not in message
+    message = refused(*write_settings(dataset, workers=1))
+    assert str(lost[0]) in message and "Traceback" not in message
 
 
-def test_a_checkpoint_of_another_number_of_landmarks_is_refused(tiny_run, monkeypatch, capsys):
+def test_a_checkpoint_of_another_number_of_landmarks_is_refused(tiny_run, refused):
     arguments = ["--test", tiny_run / "best.pt", "--run_dir", tiny_run.parent / "other"]
-    message = refusal(monkeypatch, capsys, *arguments, "--num_landmarks", "19")
-    assert "num_landmarks 4, not 19" in message
+    message = refused(*arguments, "--num_landmarks", "19")
+    assert all(word in message for word in ("best.pt", "num_landmarks", "4", "19"))
     write_records(tiny_run.parent, [r | {"points": r["points"][:3]} for r in make_records(tiny_run.parent)])
-    assert "absent: B" in refusal(monkeypatch, capsys, *arguments)
+    assert "B" in refused(*arguments).split()
     assert not (tiny_run.parent / "other").exists()
 
 
-def test_a_checkpoint_of_another_method_is_refused(tiny_run, monkeypatch, capsys):
+def test_a_checkpoint_of_another_method_is_refused(tiny_run, refused):
     arguments = ["--test", tiny_run / "best.pt", "--run_dir", tiny_run.parent / "other"]
-    assert "method tiny, not farnet" in refusal(monkeypatch, capsys, *arguments, "--method", "farnet")
+    assert all(word in refused(*arguments, "--method", "farnet") for word in ("best.pt", "tiny", "farnet"))
     state = read_checkpoint(tiny_run / "best.pt")
     save_checkpoint(tiny_run / "best.pt", {k: v for k, v in state.items() if k != "format"} | {"method": "farnet"})
-    assert "do not fit" in refusal(monkeypatch, capsys, *arguments)
+    assert "weights" in refused(*arguments)
     save_checkpoint(tiny_run / "best.pt", {k: v for k, v in state.items() if k != "format"} | {"method": "gone"})
-    assert "there is no method 'gone'" in refusal(monkeypatch, capsys, *arguments)
+    assert "gone" in refused(*arguments)
 
 
 @pytest.mark.parametrize("option", ["--test", "--resume"])
-def test_a_truncated_checkpoint_is_refused_and_kept(tiny_run, monkeypatch, capsys, option):
+def test_a_truncated_checkpoint_is_refused_and_kept(tiny_run, option, refused):
     path = tiny_run / "last.pt"
     path.write_bytes(path.read_bytes()[:2000])
     before = contents(tiny_run)
-    message = refusal(monkeypatch, capsys, option, path if option == "--test" else tiny_run)
+    message = refused(option, path if option == "--test" else tiny_run)
     assert "last.pt" in message
     assert {k: v for k, v in contents(tiny_run).items() if k != "log.txt"} == {
         k: v for k, v in before.items() if k != "log.txt"
     }
 
 
-def test_a_pickle_that_is_no_checkpoint_is_refused_and_not_executed(tmp_path, monkeypatch, capsys):
+def test_a_pickle_that_is_not_a_checkpoint_is_refused_and_not_executed(tmp_path, refused):
     class Malicious:
         def __reduce__(self):
             return (os.mkdir, (str(tmp_path / "executed"),))
 
     torch.save({"format": "landmark checkpoint 1", "model": Malicious()}, tmp_path / "best.pt")
-    assert "no checkpoint" in refusal(monkeypatch, capsys, "--test", tmp_path / "best.pt")
+    assert "best.pt" in refused("--test", tmp_path / "best.pt")
     assert not (tmp_path / "executed").exists()
 
 
-def test_a_folder_that_is_no_run_cannot_be_resumed(tmp_path, monkeypatch, capsys):
-    assert "no run folder" in refusal(monkeypatch, capsys, "--resume", tmp_path)
-    assert "no run folder" in refusal(monkeypatch, capsys, "--resume", tmp_path / "none")
+def test_a_folder_that_is_not_a_run_cannot_be_resumed(tmp_path, refused):
+    assert f"{tmp_path} " in refused("--resume", tmp_path)
+    assert str(tmp_path / "none") in refused("--resume", tmp_path / "none")
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--height", "700"], "multiple of 32"),
-        (["--epochs", "many"], "setting epochs"),
-        (["--epoch", "3"], "did you mean epochs"),
-        (["--preset", "dmeo"], "did you mean demo"),
-        (["--method", "unett"], "no method"),
+        (["--height", "700"], "height 700 32 704"),
+        (["--epochs", "many"], "epochs many"),
+        (["--epoch", "3"], "epoch epochs"),
+        (["--preset", "dmeo"], "dmeo demo"),
+        (["--method", "unett"], "unett unet"),
         (["--config", "none.json"], "none.json"),
-        (["--test", "a.pt", "--resume", "b"], "not allowed with"),
+        (["--spacing", "0,2"], "spacing 0,2 0.2"),
+        (["--test", "a.pt", "--resume", "b"], "--test --resume"),
     ],
 )
-def test_bad_arguments_are_refused(arguments, words, monkeypatch, capsys):
-    assert words in refusal(monkeypatch, capsys, *arguments)
+def test_bad_arguments_are_refused(arguments, words, refused):
+    message = refused(*arguments)
+    assert all(word in message for word in words.split())
 
 
-def test_a_full_disk_is_said_in_one_line(tiny_run, monkeypatch, capsys):
+def test_a_full_disk_is_said_in_one_line(tiny_run, monkeypatch, refused):
     def full(*arguments):
         raise OSError(28, "No space left on device", "results.xls")
 
-    monkeypatch.setattr(main, "write_report", full)
-    assert "results.xls: No space left on device" in refusal(monkeypatch, capsys, "--resume", tiny_run)
+    monkeypatch.setattr(main, "report", full)
+    assert "results.xls: No space left on device" in refused("--resume", tiny_run)
 
 
 def test_the_program_itself_ends_with_status_2_and_one_line(tmp_path):
@@ -318,29 +331,20 @@ def test_the_program_itself_ends_with_status_2_and_one_line(tmp_path):
     done = subprocess.run(
         [sys.executable, str(program), "--json_path", "none.json"], cwd=tmp_path, capture_output=True, text=True
     )
-    assert done.returncode == 2 and done.stderr.startswith("error: none.json does not exist")
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and "none.json" in done.stderr
     assert done.stderr.count("\n") == 1 and not list((tmp_path / "runs").iterdir())
 
 
-def test_interrupting_ends_with_status_130_and_says_how_to_go_on(tiny_run, monkeypatch, capsys):
+def test_interrupting_ends_with_status_130_and_says_how_to_go_on(tiny_run, monkeypatch, run_program):
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(main, "train", interrupt)
-    assert call(monkeypatch, capsys, "--resume", tiny_run)[0] == 130
+    assert run_program(main, "--resume", tiny_run)[0] == 130
     assert f"--resume {tiny_run}" in (tiny_run / "log.txt").read_text(encoding="utf-8")
-
-
-def test_the_help_names_every_setting(capsys):
-    with pytest.raises(SystemExit):
-        main.parse_arguments(["--help"])
-    text = capsys.readouterr().out
-    for cls in METHODS.values():
-        assert all(f"--{name}" in text for name in setting_types(cls.Config))
-    assert "isbi2015" in text and "faithful" in text
 
 
 def test_an_unknown_setting_in_a_file_is_refused(tmp_path):
     (tmp_path / "settings.json").write_text('{"epoch": 3}')
-    with pytest.raises(UserError, match="did you mean epochs"):
-        main.resolve_config(*main.parse_arguments(["--config", str(tmp_path / "settings.json")]))
+    message = refusal(main.resolve_config, *main.parse_arguments(["--config", str(tmp_path / "settings.json")]))
+    assert "'epoch'" in message and "epochs" in message

@@ -3,13 +3,13 @@ import math
 import numpy as np
 import pytest
 import xlrd
+from conftest import refuses
 from foreign_files import spine_points
 
 from evaluate import Predictions
 from reporting.measurements import cobb_angles, measure
 from reporting.predictions import read_predictions, write_predictions
 from reporting.report import summary_table, write_report
-from settings import UserError
 
 CORNERS = tuple(str(n) for n in range(68))
 UNKNOWN = [math.nan] * 3  # spacing
@@ -82,7 +82,7 @@ def test_measures_stand_in_the_summary_and_on_a_sheet_of_their_own(tmp_path):
 
 
 def test_other_landmarks_are_refused():
-    with pytest.raises(UserError, match="spine needs the 68 corners"):
+    with refuses("spine", "68"):
         measure("spine", CORNERS[:19], np.zeros((1, 19, 2)), np.zeros((1, 19, 2)), [(1, 1)], UNKNOWN[:1])
 
 
@@ -124,7 +124,7 @@ def test_auto_measures_what_the_landmarks_allow():
     )  # fmt: skip
     for kind, names in (("auto", CORNERS[:6]), ("none", JAWS)):
         assert measure(kind, names, points, points, [(9, 9)], [0.1]) is None
-    with pytest.raises(UserError, match="setting measurements: no angle can be made of 0, 1"):
+    with refuses("measurements", "0, 1"):
         measure("cephalogram", CORNERS[:6], points, points, [(9, 9)], [0.1])
 
 
@@ -142,7 +142,7 @@ def test_a_report_tells_classes_definitions_and_success_rates(tmp_path):
     row = dict(zip(head, first, strict=True))
     assert (row["ANB (degrees), predicted class"], row["ANB (degrees), true class"]) == ("class III", "class I")
     assert row["ANB (degrees), error"] == pytest.approx(measured.true[0, 2] - measured.predicted[0, 2])
-    sheet = book.sheet_by_name("measures")
+    sheet = book.sheet_by_name("definitions")
     anb = dict(zip(sheet.row_values(0), sheet.row_values(3), strict=True))
     assert anb["measure"] == "ANB (degrees)" and "Steiner 1953" in anb["definition"] and anb["n"] == 2
     assert anb["same class (%)"] == 50 and anb["true classes"] == "class I 1, class II 1"

@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ABBREVIATIONS, METHOD_SETTINGS, make_records, tiny_config, write_records
+from conftest import ABBREVIATIONS, METHOD_SETTINGS, make_batch, make_records, refuses, tiny_config, write_records
 from torch.utils.data import default_collate
 
-from data import Sample, make_sample
+from data import make_sample
 from detector import split_batch
 from experiments.benchmark import measure_here
 from methods import METHODS, create_detector, load_detector, method_class
 from reading.annotation import read_annotation
 from reading.splits import load_data
 from run_folder import read_checkpoint, save_checkpoint
-from settings import UserError, build_config
+from settings import build_config
 from train import checkpoint_state, read_metrics, train
 from utils import is_loss_term
 
@@ -41,11 +41,7 @@ def method_config(folder, method, **settings):
     return build_config(method_class(method).Config, plain | settings | {"method": method})
 
 
-def make_batch(config, count=2) -> Sample:
-    """The first `count` images as a collated batch."""
-    return default_collate([make_sample(config, record) for record in load_data(config).records[:count]])
-
-
+@pytest.mark.slow
 def test_a_method_learns_one_image_to_less_than_a_pixel(dataset, method):
     torch.manual_seed(0)
     config = method_config(dataset, method)
@@ -142,6 +138,7 @@ def test_a_loaded_checkpoint_predicts_what_was_saved(dataset, method):
     assert loaded.config == config and not loaded.training
 
 
+@pytest.mark.slow
 def test_a_method_resumes_as_if_it_had_not_stopped(dataset, method, tmp_path_factory):
     config = method_config(dataset, method, save_every=1, val_fraction=0.0, rotation=10.0)
     runs = tmp_path_factory.mktemp("runs")
@@ -156,14 +153,14 @@ def test_a_method_resumes_as_if_it_had_not_stopped(dataset, method, tmp_path_fac
 
 
 def test_an_unknown_method_is_refused_with_the_list():
-    with pytest.raises(UserError, match="did you mean farnet"):
+    with refuses("farnett", "farnet"):
         method_class("farnett")
 
 
 def test_weights_that_do_not_fit_their_settings_are_refused(dataset, method):
     config = method_config(dataset, method)
     state = checkpoint_state(config, load_data(config), create_detector(config), {"epoch": 1, "best_MRE": 2.0})
-    with pytest.raises(UserError, match="do not fit"):
+    with refuses("weights"):
         load_detector(state | {"settings": config.replace(num_landmarks=5).to_dict()})
 
 
@@ -172,10 +169,11 @@ def test_a_checkpoint_tells_the_landmarks_of_other_data_apart(dataset, tmp_path)
     for record in records:
         record["points"][3]["pointAbbreviation"] = "C"
     write_records(dataset, records)
-    with pytest.raises(UserError, match=r"not those of the checkpoint; unknown: C; absent: B"):
+    with refuses("C", "B"):
         read_annotation(dataset / "json" / "data.json", dataset / "imgs", abbreviations=ABBREVIATIONS)
 
 
+@pytest.mark.slow
 def test_a_method_can_be_timed_stage_by_stage(dataset, method):
     row = measure_here(method_config(dataset, method), CPU, repeats=1, shares=False)
     assert all(row[stage] > 0 for stage in ("targets", "forward", "step", "decoding", "inference"))

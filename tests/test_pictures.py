@@ -114,17 +114,21 @@ def test_an_activation_lies_over_the_place_in_the_image_that_it_belongs_to(tmp_p
     assert y[~cross].mean() == pytest.approx(126 * 1.25 - 0.5, abs=0.7)
 
 
-def test_the_rates_have_a_bar_for_each_landmark_also_where_none_is_annotated(tmp_path):
+def test_the_rates_have_a_bar_for_each_landmark_also_where_none_is_annotated(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr("reporting.pictures.pyplot.close", lambda figure: drawn.update(figure=figure))
     truth = np.zeros((3, 2, 2))
     truth[:, 1] = math.nan
-    found = truth + np.array([1.0, 3.0, 5.0])[:, None, None] * (1, 0)
+    found = truth + np.array([1.0, 2.0, 5.0])[:, None, None] * (1, 0)
     write_predictions(
         tmp_path / "predictions.csv",
         Predictions(list("abc"), found, truth, np.ones((3, 2)), np.ones(3)),
         ["A", "B"],
         "mm",
     )
-    draw_rates(tmp_path, read_predictions(tmp_path / "predictions.csv"), (2.0, 4.0))
+    draw_rates(tmp_path, read_predictions(tmp_path / "predictions.csv"), (2.0, 4.0, 5.0))
+    heights = [[bar.get_height() for bar in bars] for bars in drawn["figure"].axes[0].containers]  # the widest first
+    assert np.allclose(heights, [[100, math.nan], [200 / 3, math.nan], [200 / 3, math.nan]], equal_nan=True)
     with Image.open(tmp_path / "rates.png") as picture:
         colours = {colour for _, colour in picture.convert("RGB").getcolors(100_000)}
     assert len([c for c in colours if c[2] > c[0] + 40]) >= 2  # two shades of blue

@@ -2,13 +2,12 @@ import math
 
 import pytest
 import torch
-from conftest import METHOD_SETTINGS, make_records, tiny_config, write_records
-from test_methods import make_batch
+from conftest import METHOD_SETTINGS, make_batch, make_records, refuses, tiny_config, write_records
 
 from methods import create_detector
 from methods.posenet import PoseNet, PoseNetConfig, maps_loss, masked_entropy, masked_mean
 from run_folder import read_checkpoint
-from settings import UserError, build_config, preset_settings
+from settings import build_config, preset_settings
 from train import read_metrics, train
 
 
@@ -19,7 +18,9 @@ def posenet_config(folder, **settings) -> PoseNetConfig:
 
 @pytest.mark.parametrize("presets", [[], ["legs"], ["demo"], ["isbi2015", "modern", "cpu"]])
 def test_every_preset_makes_a_recipe(presets):
-    assert build_config(PoseNetConfig, preset_settings(PoseNetConfig, presets)).method == "posenet"
+    config = build_config(PoseNetConfig, preset_settings(PoseNetConfig, presets))
+    assert config.method == "posenet" and config.judges.keys() == {"P", "C"}
+    assert config.pretrain_epochs < config.epochs and min(config.height, config.width) >= 4 << config.hourglass_depth
 
 
 def test_the_recipe_for_legs_is_that_of_its_paper():
@@ -33,16 +34,16 @@ def test_the_recipe_for_legs_is_that_of_its_paper():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (dict(adversarial="both"), "choose one of none, pose, pose\\+confidence"),
-        (dict(objective="fool"), "choose one of minimax, real"),
-        (dict(hourglass_depth=6), "setting hourglass_depth: 6 is not allowed; maps of 64 px may be halved 5 times"),
-        (dict(channels=30), "multiple of 4"),
-        (dict(delta=0.0), "above 0"),
-        (dict(pose_weight=-1.0), "0 or above"),
+        (dict(adversarial="both"), "none pose pose+confidence"),
+        (dict(objective="fool"), "minimax real"),
+        (dict(hourglass_depth=6), "6 64 5"),
+        (dict(channels=30), "4"),
+        (dict(delta=0.0), "0"),
+        (dict(pose_weight=-1.0), "0"),
     ],
 )
 def test_what_cannot_work_is_refused(settings, words):
-    with pytest.raises(UserError, match=words):
+    with refuses(*settings, *words.split()):
         PoseNetConfig(**settings)
 
 
@@ -228,7 +229,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_image_named(dataset, norm):
     config = posenet_config(dataset, norm=norm)
     detector, batch = create_detector(config).train(), make_batch(config)
     batch.image[1] = float("nan")
-    with pytest.raises(UserError, match=r"the loss is not finite in epoch 1 \(maps is nan; at image 1 \(ä\)\.png\)"):
+    with refuses("epoch 1", "maps is nan", "image 1 (ä).png"):
         detector.train_step(batch, 0, detector.configure_optimizers())
 
 
@@ -292,6 +293,6 @@ def test_a_run_that_stopped_before_the_game_began_goes_on_as_if_it_had_not(datas
 
 
 def test_a_game_that_would_never_begin_is_refused():
-    with pytest.raises(UserError, match="pretrain_epochs: 20 is not allowed; it leaves P and C none of 5 epochs"):
+    with refuses("pretrain_epochs", "20", "5"):
         PoseNetConfig(epochs=5)
     assert PoseNetConfig(epochs=5, adversarial="none").judges == {}

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import METHOD_SETTINGS, tiny_config
+from conftest import METHOD_SETTINGS, mentions, tiny_config
 from foreign_files import write_dicom
 from PIL import Image
 
@@ -48,7 +48,7 @@ def landmarks_of(out: Path) -> dict[str, np.ndarray]:
     return {Path(name).name: np.stack([columns["x"][i], columns["y"][i]], -1) for i, name in enumerate(names)}
 
 
-def save_untrained(path: Path, folder: Path, method="farnet", seed=0, **settings) -> Path:
+def save_untrained(path: Path, folder: Path, method="tiny", seed=0, **settings) -> Path:
     """A checkpoint of a method that has not been trained, for a folder of make_records."""
     plain = tiny_config(folder).to_dict() | METHOD_SETTINGS.get(method, {}) | settings
     config = build_config(method_class(method).Config, plain | {"method": method, "seed": seed})
@@ -88,14 +88,14 @@ def test_an_image_that_cannot_be_read_is_named_and_the_rest_is_done(trained_run,
     assert sorted(landmarks_of(tmp_path / "out")) == good
     errors = capsys.readouterr().err
     skipped = (tmp_path / "out" / "skipped.txt").read_text(encoding="utf-8").splitlines()
-    assert len(skipped) == 2 and "broken.png" in skipped[0] and "is empty (0 bytes)" in skipped[1]
+    assert len(skipped) == 2 and "broken.png" in skipped[0] and mentions(skipped[1], "empty.jpg", "0 bytes")
     assert "skipped: image" in errors and "broken.png" in errors and "Traceback" not in errors
 
 
 def test_nothing_is_left_where_no_image_can_be_read(trained_run, tmp_path, monkeypatch, capsys):
     (tmp_path / "a.png").write_text("no image")
     assert call(monkeypatch, trained_run / "best.pt", tmp_path / "a.png", "--out", tmp_path / "out") == 2
-    assert "none of 1 images can be read" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert "1 image" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_files_of_one_name_in_several_folders_stay_apart(trained_run, images, tmp_path, monkeypatch):
@@ -116,11 +116,11 @@ def test_files_of_one_name_in_several_folders_stay_apart(trained_run, images, tm
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["CHECKPOINT", "nowhere/*.png", "--out", "OUT"], "nowhere/*.png: no image there"),
-        (["nothing.pt", "IMAGES", "--out", "OUT"], "checkpoint nothing.pt does not exist"),
-        (["CHECKPOINT", "IMAGES", "--out", "IMAGES"], "exists already"),
-        (["CHECKPOINT", "IMAGES", "--out", "OUT", "--batch_size", "0"], "setting batch_size: 0"),
-        (["CHECKPOINT", "IMAGES", "--out", "OUT", "--overlays", "-1"], "--overlays must be 0 or above"),
+        (["CHECKPOINT", "nowhere/*.png", "--out", "OUT"], "nowhere/*.png"),
+        (["nothing.pt", "IMAGES", "--out", "OUT"], "nothing.pt"),
+        (["CHECKPOINT", "IMAGES", "--out", "IMAGES"], "imgs"),
+        (["CHECKPOINT", "IMAGES", "--out", "OUT", "--batch_size", "0"], "batch_size: 0"),
+        (["CHECKPOINT", "IMAGES", "--out", "OUT", "--overlays", "-1"], "--overlays"),
     ],
 )
 def test_mistakes_end_in_one_line(trained_run, images, tmp_path, monkeypatch, capsys, arguments, message):
@@ -166,7 +166,7 @@ def test_an_ensemble_of_other_landmarks_is_refused(dataset, tmp_path, monkeypatc
     save_checkpoint(tmp_path / "b.pt", read_checkpoint(path) | {"abbreviations": ["R1", "R2", "A", "C"]})
     arguments = ["--out", tmp_path / "out", "--ensemble", tmp_path / "b.pt"]
     assert call(monkeypatch, path, dataset / "imgs", *arguments) == 2
-    assert "does not find the landmarks of" in capsys.readouterr().err
+    assert mentions(capsys.readouterr().err, "b.pt", "'B'")
 
 
 def test_views_are_averaged_as_in_a_test(dataset, tmp_path, monkeypatch):
@@ -240,7 +240,7 @@ def test_one_image_without_a_ruler_leaves_the_others_their_millimetres(tmp_path,
     assert predict.write_measurements(tmp_path / "measurements.csv", Config(), predictions, records, state)
     with open(tmp_path / "measurements.csv", newline="", encoding="utf-8") as file:
         assert [row[1:] for row in csv.reader(file)][1:] == [["0.2", "1.000"], ["", ""]]
-    assert capsys.readouterr().err.startswith("no distances in mm: image 101.png and all others of 101 x 101 px")
+    assert mentions(capsys.readouterr().err, "mm", "101.png", "101 x 101 px")
 
 
 def test_odd_names_and_spoilt_images_stop_nothing(trained_run, images, tmp_path, monkeypatch, capsys):
@@ -259,7 +259,7 @@ def test_odd_names_and_spoilt_images_stop_nothing(trained_run, images, tmp_path,
     assert len(landmarks_of(tmp_path / "out")) == 2 and len(list((tmp_path / "out" / "overlays").iterdir())) == 2
     errors = capsys.readouterr().err
     skipped = (tmp_path / "out" / "skipped.txt").read_text(encoding="utf-8")
-    for reason in ("name is not UTF-8", "holds nan or infinite values", "cannot be read (No such file or directory)"):
+    for reason in ("UTF-8", "nan.tif", "nan or infinite", "nowhere.png", "No such file or directory"):
         assert reason in errors and reason in skipped
 
 
@@ -271,7 +271,7 @@ def test_weights_that_are_nan_end_in_one_line(dataset, tmp_path, monkeypatch, ca
     save_checkpoint(path, state)
     assert call(monkeypatch, path, dataset / "imgs", "--out", tmp_path / "out") == 2
     error = capsys.readouterr().err
-    assert "hold nan or infinite values: the weights are spoilt" in error and not (tmp_path / "out").exists()
+    assert mentions(error, "nan", "weights") and error.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
 def test_a_wide_low_image_has_an_overlay_of_bounded_size():

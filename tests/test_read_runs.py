@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import mentions
 from made_runs import ABBREVIATIONS, ERRORS, NAMES, TRUTH, rows_of, write_run
 
 
@@ -25,7 +26,7 @@ def test_of_several_test_sets_one_is_asked_for(run_compare, tmp_path):
     (run / "config.json").unlink()
     write_run(run, ERRORS + 1, test_set="test2")
     status, output = run_compare(run)
-    assert status == 2 and output == f"error: {run} holds no test set test; choose with --set one of test1, test2\n"
+    assert status == 2 and mentions(output, run, "--set", "test1, test2")
     assert run_compare(run, "--set", "test2")[0] == 0
     assert float(rows_of(tmp_path / "out" / "comparison.csv")[0]["MRE"]) == pytest.approx(
         ERRORS[:, 1:].mean() + 1, abs=1e-4
@@ -49,30 +50,24 @@ def other_run(folder: Path, what: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    "what, message",
+    "what, words",
     [
-        ("image", "image image 3 (ä).png is in a, but not in b; compare runs on the same test set"),
-        ("fewer images", "image image 7 (ä).png is in a, but not in b; compare runs on the same test set"),
-        ("landmark", "landmark B is in a, but not in b; compare runs on the same test set"),
-        (
-            "truth",
-            "the truth of image image 2 (ä).png, landmark A is ({0:.2f}, {1:.2f}) px in a, ({2:.2f}, {1:.2f}) px in b",
-        ),
-        (
-            "truth absent",
-            "the truth of image image 4 (ä).png, landmark R1 is ({3:.2f}, {4:.2f}) px in a, not known in b",
-        ),
-        ("unit", "errors are in mm in a, in px in b; test both with one spacing"),
-        ("spacing", "image image 0 (ä).png has 0.1000 mm per px in a, 0.1010 in b; test both with one spacing"),
+        ("image", ["image 3 (ä).png"]),
+        ("fewer images", ["image 7 (ä).png"]),
+        ("landmark", ["landmark B"]),
+        ("truth", ["image 2 (ä).png", "landmark A", "({0:.2f}, {1:.2f})", "({2:.2f}, {1:.2f})"]),
+        ("truth absent", ["image 4 (ä).png", "landmark R1", "({3:.2f}, {4:.2f})"]),
+        ("unit", ["mm in a", "px in b", "spacing"]),
+        ("spacing", ["image 0 (ä).png", "0.1000 mm per px", "0.1010", "spacing"]),
     ],
 )
-def test_what_differs_is_refused_by_the_first_difference(run_compare, tmp_path, what, message):
+def test_what_differs_is_refused_by_the_first_difference(run_compare, tmp_path, what, words):
     write_run(tmp_path / "a", ERRORS)
     other_run(tmp_path / "b", what)
     status, output = run_compare(tmp_path / "a", tmp_path / "b")
     (x, y), place = TRUTH[2, 1], TRUTH[4, 0]
-    assert status == 2 and output.startswith("error: " + message.format(x, y, x + 0.02, *place))
-    assert output.count("\n") == 1 and not (tmp_path / "out").exists()
+    assert status == 2 and mentions(output, *(word.format(x, y, x + 0.02, *place) for word in words))
+    assert output.startswith("error: ") and output.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
 def test_a_truth_that_was_rounded_is_the_same(run_compare, tmp_path):
@@ -91,21 +86,22 @@ def test_what_is_no_run_or_says_nothing_is_refused_in_one_line(run_compare, tmp_
     path.write_bytes(path.read_bytes()[:-12])
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").touch()
-    for arguments, message in (
-        ([tmp_path / "nowhere"], f"{tmp_path / 'nowhere'} holds no predictions.csv; give a run that was tested"),
-        ([run, broken], f"{path}: row 25 has 7 cells, expected 8; copy the file anew"),
-        ([run / "config.json"], f"{run / 'config.json'} holds no rows"),
-        ([blind], f"{blind / 'test' / 'predictions.csv'} holds no truth, so there are no errors to compare"),
-        ([foreign], f"{foreign / 'config.json'}: expected the config.json of a run; there is no 'settings'"),
-        ([run, "--set", "test7", "--part", "all"], f"{run} holds no test set test7; choose with --set one of test"),
-        ([run, run, "--names", "x"], "--names: expected 2 different names, one for each run, found x"),
-        ([run, run, "--names", "x", "x"], "--names: expected 2 different names, one for each run, found x, x"),
-        ([run, "--part", "occluded"], f"{run / 'test' / 'predictions.csv'} marks no occluded landmarks"),
-        ([run, "--out", tmp_path / "full"], f"{tmp_path / 'full'} exists already and is not empty; choose another"),
-        ([run, "--resamples", "0"], "--resamples is 0; give a number above 0"),
+    for arguments, words in (
+        ([tmp_path / "nowhere"], [tmp_path / "nowhere", "predictions.csv"]),
+        ([run, broken], [path, "row 25", "7", "8"]),
+        ([run / "config.json"], [run / "config.json"]),
+        ([blind], [blind / "test" / "predictions.csv"]),
+        ([foreign], [foreign / "config.json", "'settings'"]),
+        ([run, "--set", "test7", "--part", "all"], [run, "test7", "--set"]),
+        ([run, run, "--names", "x"], ["--names", "2", "x"]),
+        ([run, run, "--names", "x", "x"], ["--names", "2", "x, x"]),
+        ([run, "--part", "occluded"], [run / "test" / "predictions.csv", "occluded"]),
+        ([run, "--out", tmp_path / "full"], [tmp_path / "full"]),
+        ([run, "--resamples", "0"], ["--resamples", "0"]),
     ):
         status, output = run_compare(*arguments)
-        assert status == 2 and output.startswith(f"error: {message}") and output.count("\n") == 1, output
+        assert status == 2 and output.startswith("error: ") and output.count("\n") == 1, output
+        assert mentions(output, *words), output
     assert not (tmp_path / "out").exists()
 
 
@@ -113,7 +109,7 @@ def test_a_file_of_another_test_set_than_the_one_asked_for_is_refused(run_compar
     run = write_run(tmp_path / "a", ERRORS, test_set="test1")
     for place in (run / "test1", run / "test1" / "predictions.csv"):
         status, output = run_compare(place, "--set", "test2")
-        assert status == 2 and output == f"error: {place} is of the test set test1, not test2; leave out --set\n"
+        assert status == 2 and mentions(output, place, "test1", "test2", "--set")
 
 
 def test_a_file_that_excel_has_saved_is_read(run_compare, tmp_path):
@@ -126,4 +122,4 @@ def test_a_file_that_excel_has_saved_is_read(run_compare, tmp_path):
 def test_a_place_for_the_files_that_cannot_be_made_is_refused_before_the_work(run_compare, tmp_path):
     run = write_run(tmp_path / "a", ERRORS)
     status, output = run_compare(run, run, "--out", run / "config.json" / "out")
-    assert status == 2 and output.startswith("error: --out ") and "cannot be made" in output
+    assert status == 2 and mentions(output, "--out", run / "config.json" / "out")

@@ -1,15 +1,16 @@
 import csv
 import json
 import math
+import re
 
 import numpy as np
 import pytest
 import xlrd
+from conftest import refuses
 
 from evaluate import Predictions
 from reporting.predictions import pool_predictions, read_predictions, write_predictions
 from reporting.report import summary_table, write_report
-from settings import UserError
 
 ABBREVIATIONS, NAMES = ["R1", "A", "N’"], ["Ruler 1", "A point", "Soft tissue Nasion"]
 THRESHOLDS = (2.0, 2.5, 3.0, 4.0)
@@ -60,7 +61,7 @@ def test_without_spacing_errors_are_in_px_and_say_so(tmp_path):
     assert np.allclose(read_predictions(tmp_path / "predictions.csv")[2]["error"][0], [3, 4, 10])
     summary = report_on(tmp_path, NAMES, (), THRESHOLDS, {})
     assert summary["all"]["unit"] == "px" and "MRE (px)" in sheets(tmp_path)["landmarks"][0]
-    assert "SDR at 2/2.5/3/4 px" in summary_table(summary, THRESHOLDS)
+    assert "2/2.5/3/4 px" in summary_table(summary, THRESHOLDS)
 
 
 def test_the_summary_holds_every_figure_with_its_interval_for_all_and_for_the_headline(reported):
@@ -153,8 +154,8 @@ def test_what_something_hides_has_figures_of_its_own(tmp_path):
     summary = report_on(tmp_path, NAMES, ("R1",), THRESHOLDS, {})
     assert summary["occluded"]["MRE"] == 2.0 and summary["occluded"]["n_landmarks"] == 1
     assert summary["headline"]["n_landmarks"] == 3 and summary["all"]["measures"] == {}
-    assert "occluded (what something hides): MRE 2.00" in summary_table(summary, THRESHOLDS)
-    assert any(row[1:3] == ["occluded", "what something hides"] for row in sheets(tmp_path)["landmarks"])
+    assert re.search(r"occluded.*: MRE 2\.00", summary_table(summary, THRESHOLDS))
+    assert any(row[1] == "occluded" for row in sheets(tmp_path)["landmarks"])
 
 
 def test_where_nothing_is_known_to_be_hidden_the_report_does_not_speak_of_it(tmp_path):
@@ -181,15 +182,15 @@ def test_pooled_predictions_keep_their_columns_where_only_some_have_them(tmp_pat
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda rows: [], "holds no rows"),
-        (lambda rows: rows[:1], "holds no rows"),
-        (lambda rows: [["image", "x"], ["a", "1"]], "has no column landmark"),
-        (lambda rows: [row[:-2] for row in rows], "has no column error_px"),
-        (lambda rows: rows[:-1], "image b.png, landmark B has no row"),
-        (lambda rows: [*rows, rows[1]], "image a.png, landmark A has 2 rows"),
-        (lambda rows: [*rows[:-1], rows[-1][:4]], "row 5 has 4 cells, expected 8"),
-        (lambda rows: [rows[0], [*rows[1][:2], "1,5", *rows[1][3:]], *rows[2:]], "landmark A: x is '1,5'; expected a"),
-        (lambda rows: [rows[0], [*rows[1][:2], "inf", *rows[1][3:]], *rows[2:]], "landmark A: x is 'inf'; expected a"),
+        (lambda rows: [], "rows"),
+        (lambda rows: rows[:1], "rows"),
+        (lambda rows: [["image", "x"], ["a", "1"]], "column landmark"),
+        (lambda rows: [row[:-2] for row in rows], "column error_px"),
+        (lambda rows: rows[:-1], "b.png B"),
+        (lambda rows: [*rows, rows[1]], "a.png A 2"),
+        (lambda rows: [*rows[:-1], rows[-1][:4]], "row 5 4 8"),
+        (lambda rows: [rows[0], [*rows[1][:2], "1,5", *rows[1][3:]], *rows[2:]], "a.png A x '1,5'"),
+        (lambda rows: [rows[0], [*rows[1][:2], "inf", *rows[1][3:]], *rows[2:]], "a.png A x 'inf'"),
     ],
 )
 def test_a_damaged_or_foreign_predictions_csv_ends_in_one_line(tmp_path, change, message):
@@ -200,15 +201,14 @@ def test_a_damaged_or_foreign_predictions_csv_ends_in_one_line(tmp_path, change,
     rows = [line.split(",") for line in path.read_text(encoding="utf-8").splitlines()]
     with open(path, "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(change(rows))
-    with pytest.raises(UserError) as error:
+    with refuses(path, *message.split()):
         read_predictions(path)
-    assert str(error.value).startswith(str(path)) and message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_predictions_csv_that_is_no_text_is_refused(tmp_path):
     for content in (b"\xff\xfe\x00", b'image,landmark\n"a', b"\x00"):
         (tmp_path / "predictions.csv").write_bytes(content)
-        with pytest.raises(UserError, match="predictions.csv"):
+        with refuses("predictions.csv"):
             read_predictions(tmp_path / "predictions.csv")
 
 

@@ -4,13 +4,12 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import make_records, tiny_config, write_records
+from conftest import make_records, mentions, refuses, tiny_config, write_records
 from PIL import Image
 
 from evaluate import Predictions
 from reading.splits import load_data
 from reporting.predictions import read_predictions, write_predictions
-from settings import UserError
 from tools import review
 from tools.review_source import read_source
 
@@ -130,19 +129,19 @@ def test_what_a_method_said_of_its_points_is_not_saved_as_truth(dataset):
 
 def test_without_a_spacing_one_is_told_that_the_saved_ruler_makes_the_millimetres(dataset):
     (shown,) = read_source(predicted(dataset, spacing=float("nan")), None, None)
-    assert "main.py will take it from the saved points R1 and R2, 10 mm apart" in shown.notes[0]
+    assert mentions(shown.notes[0], "R1", "R2", "10 mm")
     assert not any("spacing" in image.record for image in shown.images)
     records = make_records(dataset)
     records[2]["points"][0]["score"] = 0.5  # as tools.predict writes them
     write_records(dataset, records)
-    assert "R1 and R2" in read_source(dataset, None, None)[0].notes[0]
+    assert mentions(read_source(dataset, None, None)[0].notes[0], "R1", "R2")
 
 
 def test_without_its_data_set_a_run_is_shown_by_the_csv_alone(dataset):
     test = predicted(dataset)
     shutil.move(dataset / "json", dataset / "elsewhere")
     (shown,) = read_source(test, None, None)
-    assert "data.json does not exist: the predictions are shown without" in shown.notes[0]
+    assert "data.json" in shown.notes[0]
     assert shown.landmarks == {name: name for name in ABBREVIATIONS}
     names, _, columns, _ = read_predictions(test / "predictions.csv")
     assert [image.record["imagePath"] for image in shown.images] == names
@@ -172,7 +171,7 @@ def test_a_data_set_shows_one_split_and_keeps_the_others(dataset):
     write_records(dataset, records)
     (shown,) = read_source(dataset / "json" / "data.json", None, "train")
     assert [image.place for image in shown.images] == [1, 3, 5] and list(shown.others) == [0, 2, 4]
-    with pytest.raises(UserError, match="there is no split in .* 'val'; known: test1, train"):
+    with refuses("'val'", "test1", "train"):
         read_source(dataset, None, "val")
 
 
@@ -212,7 +211,7 @@ def test_a_data_set_of_a_run_with_half_a_character_is_left_out_with_a_note(datas
     (shown,) = read_source(test, None, None)
     write_first(dataset, patient="\ud800")
     (noted,) = read_source(test, None, None)
-    assert not shown.notes and "half a character" in noted.notes[0]
+    assert not shown.notes and "data.json" in noted.notes[0]
 
 
 def swap_lines(path):
@@ -247,29 +246,29 @@ def write_first(folder, **keys):
 @pytest.mark.parametrize(
     "break_it, words",
     [
-        (lambda folder: folder / "nowhere", "does not exist; give a run"),
-        (lambda folder: folder / "imgs", "holds neither predictions.csv nor json/data.json"),
-        (lambda folder: folder / "imgs" / "image 0 (ä).png", "is neither a predictions.csv nor a data.json"),
-        (lambda folder: (folder / "imgs" / "image 3 (ä).png").unlink() or folder, "3 (ä).png of record 4 is not in"),
-        (lambda folder: write_first(folder, imagePath="image 0 (ä)"), "image 0 (ä) of record 1 is not in"),
-        (lambda folder: move_image(folder) or folder, "image 2 (ä).png of record 3 is not in"),
-        (lambda folder: move_image(folder) or folder / "run", "csv: image 2 (ä).png is not in"),
+        (lambda folder: folder / "nowhere", "nowhere"),
+        (lambda folder: folder / "imgs", "predictions.csv json/data.json"),
+        (lambda folder: folder / "imgs" / "image 0 (ä).png", "predictions.csv data.json"),
+        (lambda folder: (folder / "imgs" / "image 3 (ä).png").unlink() or folder, "(ä).png record 4"),
+        (lambda folder: write_first(folder, imagePath="image 0 (ä)"), "(ä) record 1"),
+        (lambda folder: move_image(folder) or folder, "2 (ä).png record 3"),
+        (lambda folder: move_image(folder) or folder / "run", "csv 2 (ä).png"),
         (lambda folder: (folder / "run/test/predictions.csv").write_text("a,b\n1,2\n") and folder / "run/test",
-         "has no column image; give the predictions.csv of a run"),
+         "predictions.csv column image"),
         (lambda folder: (folder / "run/test/predictions.csv").write_text("") or folder / "run/test",
-         "holds no rows; give the predictions.csv of a run"),
-        (lambda folder: swap_lines(folder / "run/test/predictions.csv").parent, "its rows are not those of each image"),
-        (lambda folder: (folder / "run/config.json").unlink() or folder / "run", "give the folder of its images"),
-        (lambda folder: (folder / "json/data.json").write_text("[{}]") and folder, "expected an object with imagePath"),
-        (lambda folder: (folder / "imgs" / "image 3 (ä).png").write_bytes(b"no") and folder, "is not an image"),
-        (lambda folder: write_settings(folder, {"sdr_thresholds": []}), "sdr_thresholds is empty"),
-        (lambda folder: write_settings(folder, {"sdr_thresholds": "x"}), "sdr_thresholds: expected a list of numbers"),
-        (lambda folder: write_settings(folder, {"sdr_thresholds": ["x"]}), "sdr_thresholds, number 1: expected a fin"),
-        (lambda folder: write_settings(folder, [1]), "config.json: expected settings, an object"),
-        (lambda folder: write_settings(folder, {"img_dir": 5}), "img_dir is 5; expected a path"),
-        (lambda folder: write_settings(folder, {"json_path": 5}), "json_path is 5; expected a path"),
-        (lambda folder: write_first(folder, patient="\ud800"), "record 1: '\\ud800' in its text is half a character"),
-        (lambda folder: write_first(folder, spacing=10**400), "expected a data.json"),
+         "predictions.csv rows"),
+        (lambda folder: swap_lines(folder / "run/test/predictions.csv").parent, "predictions.csv rows"),
+        (lambda folder: (folder / "run/config.json").unlink() or folder / "run", "images"),
+        (lambda folder: (folder / "json/data.json").write_text("[{}]") and folder, "imagePath"),
+        (lambda folder: (folder / "imgs" / "image 3 (ä).png").write_bytes(b"no") and folder, "3 (ä).png"),
+        (lambda folder: write_settings(folder, {"sdr_thresholds": []}), "sdr_thresholds"),
+        (lambda folder: write_settings(folder, {"sdr_thresholds": "x"}), "sdr_thresholds"),
+        (lambda folder: write_settings(folder, {"sdr_thresholds": ["x"]}), "sdr_thresholds 1"),
+        (lambda folder: write_settings(folder, [1]), "config.json settings"),
+        (lambda folder: write_settings(folder, {"img_dir": 5}), "img_dir 5"),
+        (lambda folder: write_settings(folder, {"json_path": 5}), "json_path 5"),
+        (lambda folder: write_first(folder, patient="\ud800"), "1 '\\ud800'"),
+        (lambda folder: write_first(folder, spacing=10**400), "data.json"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_shown_is_refused_in_one_line(dataset, break_it, words, monkeypatch, capsys):
@@ -278,5 +277,5 @@ def test_what_cannot_be_shown_is_refused_in_one_line(dataset, break_it, words, m
     monkeypatch.setattr(sys, "argv", ["review", str(source)])
     assert review.main() == 2
     error = capsys.readouterr().err
-    assert words in error and error.count("\n") == 1 and "Traceback" not in error
+    assert mentions(error, *words.split()) and error.count("\n") == 1 and "Traceback" not in error
     assert not list(dataset.rglob("review.html*"))

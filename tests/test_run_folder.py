@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_config
+from conftest import refusal, refuses, tiny_config
 
 import run_folder
 from run_folder import (
@@ -20,23 +20,15 @@ from run_folder import (
     write_provenance,
     write_text,
 )
-from settings import UserError, read_settings
+from settings import read_settings
 
-STATE = {"method": "farnet", "epoch": 3, "model": {"weight": torch.arange(6.0)}}
-
-
-def refusal(path) -> str:
-    """The message with which a checkpoint is refused; one line."""
-    with pytest.raises(UserError) as error:
-        read_checkpoint(path)
-    assert "\n" not in str(error.value)
-    return str(error.value)
+STATE = {"method": "farnet", "settings": {}, "epoch": 3, "model": {"weight": torch.arange(6.0)}}
 
 
 def test_a_run_folder_that_exists_is_refused_and_untouched(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "last.pt").write_text("precious")
-    with pytest.raises(UserError, match=r"exists already.*--resume"):
+    with refuses(tmp_path / "run", "--resume"):
         create_run_folder(tiny_config(tmp_path, run_dir=str(tmp_path / "run")))
     assert (tmp_path / "run" / "last.pt").read_text() == "precious"
     assert len(list((tmp_path / "run").iterdir())) == 1
@@ -44,13 +36,13 @@ def test_a_run_folder_that_exists_is_refused_and_untouched(tmp_path):
 
 def test_a_run_folder_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written"):
+    with refuses(tmp_path / "file" / "run", "run_dir"):
         create_run_folder(tiny_config(tmp_path, run_dir=str(tmp_path / "file" / "run")))
 
 
 def test_a_run_folder_in_a_forbidden_folder_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "mkdir", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
-    with pytest.raises(UserError, match=r"cannot be written \(Permission denied\); choose another run_dir"):
+    with refuses(tmp_path / "run", "Permission denied", "run_dir"):
         create_run_folder(tiny_config(tmp_path, run_dir=str(tmp_path / "run")))
 
 
@@ -103,7 +95,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_whole(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match=r"No space left.*--resume"):
+    with refuses("last.pt", "No space left", "--resume"):
         save_checkpoint(tmp_path / "last.pt", STATE | {"epoch": 4})
     assert read_checkpoint(tmp_path / "last.pt")["epoch"] == 3
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
@@ -112,12 +104,12 @@ def test_a_full_disk_leaves_the_checkpoint_before_whole(tmp_path, monkeypatch):
 def test_a_text_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     write_text(tmp_path / "split.json", "old")
     monkeypatch.setattr(os, "replace", lambda *paths: (_ for _ in ()).throw(OSError(errno.EIO, "I/O error")))
-    with pytest.raises(UserError, match=r"split\.json cannot be written"):
+    with refuses("split.json", "I/O error"):
         write_text(tmp_path / "split.json", "new")
     assert (tmp_path / "split.json").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_pickle_that_is_no_checkpoint_is_refused_and_not_executed(tmp_path, monkeypatch):
+def test_a_pickle_that_is_not_a_checkpoint_is_refused_and_not_executed(tmp_path, monkeypatch):
     class Malicious:
         def __reduce__(self):
             return (builtins.open, (str(tmp_path / "executed"), "w"))
@@ -125,7 +117,7 @@ def test_a_pickle_that_is_no_checkpoint_is_refused_and_not_executed(tmp_path, mo
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(Malicious()))
     torch.save({"model": Malicious()}, tmp_path / "inside.pt")
     for name in ("plain.pt", "inside.pt"):
-        assert "is no checkpoint of this repository" in refusal(tmp_path / name)
+        assert name in refusal(read_checkpoint, tmp_path / name)
     assert not (tmp_path / "executed").exists()
 
 
@@ -134,15 +126,14 @@ def test_a_truncated_checkpoint_is_refused(tmp_path, share):
     save_checkpoint(tmp_path / "last.pt", STATE)
     content = (tmp_path / "last.pt").read_bytes()
     (tmp_path / "last.pt").write_bytes(content[: int(share * len(content))])
-    message = refusal(tmp_path / "last.pt")
-    assert "last.pt" in message and ("cut off" in message or "no checkpoint" in message)
+    assert "last.pt" in refusal(read_checkpoint, tmp_path / "last.pt")
 
 
 def test_other_files_folders_and_nothing_are_refused_as_checkpoints(tmp_path):
     torch.save({"weight": torch.zeros(2)}, tmp_path / "weights.pt")
     torch.save([1, 2], tmp_path / "list.pt")
-    (tmp_path / "text.pt").write_text("no checkpoint")
+    (tmp_path / "text.pt").write_text("not a checkpoint")
     for name in ("weights.pt", "list.pt", "text.pt"):
-        assert "no checkpoint" in refusal(tmp_path / name) or "cannot be read" in refusal(tmp_path / name)
-    assert "is a folder" in refusal(tmp_path)
-    assert "does not exist" in refusal(tmp_path / "none.pt")
+        assert name in refusal(read_checkpoint, tmp_path / name)
+    assert f"{tmp_path} " in refusal(read_checkpoint, tmp_path)
+    assert "none.pt" in refusal(read_checkpoint, tmp_path / "none.pt")

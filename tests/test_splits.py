@@ -2,10 +2,9 @@ import logging
 import shutil
 
 import pytest
-from conftest import make_records, refusal, tiny_config, write_records
+from conftest import data_refusal, make_records, mentions, refuses, tiny_config, write_records
 
 from reading.splits import load_data
-from settings import UserError
 
 
 def fingerprints(folder) -> dict[str, str]:
@@ -36,12 +35,12 @@ def test_records_that_name_train_but_no_val_lend_some_of_train_to_val(dataset):
 def test_a_split_in_some_records_only_is_refused(dataset):
     records = make_records(dataset)
     records[0]["split"] = "train"
-    assert "names no split" in refusal(dataset, records)
+    assert mentions(data_refusal(dataset, records), "image 1 (ä).png", "split")
 
 
 def test_a_split_without_training_images_is_refused(dataset):
-    assert "no training image" in refusal(dataset, [record | {"split": "test"} for record in make_records(dataset)])
-    assert "no training image" in refusal(dataset, make_records(dataset, count=2))
+    assert "train" in data_refusal(dataset, [record | {"split": "test"} for record in make_records(dataset)])
+    assert "train" in data_refusal(dataset, make_records(dataset, count=2))
 
 
 def test_drawn_splits_depend_on_the_seed_alone(dataset):
@@ -76,14 +75,14 @@ def test_equal_images_on_both_sides_of_a_split_are_named(dataset, caplog):
     write_records(dataset, records)
     logging.getLogger("farnet").propagate = True
     load_data(tiny_config(dataset))
-    assert "image 0 (ä).png (train) and image 5 (ä).png (test)" in caplog.text
+    assert mentions(caplog.text, "image 0 (ä).png (train)", "image 5 (ä).png (test)")
 
 
 def test_split_same_trains_and_tests_on_every_image_and_says_so(dataset, caplog):
     logging.getLogger("farnet").propagate = True
     data = load_data(tiny_config(dataset, split="same"))
     assert data.splits == {"train": tuple(range(6)), "test": tuple(range(6))}
-    assert "sanity check" in caplog.text
+    assert any("same" in r.message and r.levelno == logging.WARNING for r in caplog.records)
 
 
 def test_a_run_keeps_its_split_when_records_are_added(dataset):
@@ -95,7 +94,7 @@ def test_a_run_keeps_its_split_when_records_are_added(dataset):
 
 
 def test_a_run_whose_image_is_gone_from_the_json_is_refused(dataset):
-    with pytest.raises(UserError, match="image gone.png of the run's split.json has no record"):
+    with refuses("gone.png", "split.json"):
         load_data(tiny_config(dataset), splits={"train": ["gone.png"]})
 
 
@@ -118,7 +117,7 @@ def test_a_test_set_with_images_that_the_checkpoint_was_trained_on_is_named(data
     write_records(dataset, [record | {"split": "test1"} for record in make_records(dataset)])
     logging.getLogger("farnet").propagate = True
     load_data(tiny_config(dataset), seen=seen, for_training=False)
-    assert "the checkpoint was trained on 5 images of test1" in caplog.text
+    assert any(mentions(message, "5 images", "test1") for message in caplog.messages)
 
 
 @pytest.mark.parametrize("named", [False, True])
@@ -143,7 +142,7 @@ def test_every_image_is_tested_in_one_fold_and_patients_are_never_split(tmp_path
 
 def test_more_folds_than_patients_are_refused(dataset):
     records = [record | {"patient": "one"} for record in make_records(dataset)]
-    assert "has 1 patients to deal to 2 folds" in refusal(dataset, records, folds=2, fold=1)
+    assert mentions(data_refusal(dataset, records, folds=2, fold=1), "1 patient", "2 folds")
 
 
 def test_a_checkpoint_of_a_fold_is_tested_on_its_own_fold(dataset):

@@ -5,16 +5,17 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import ABBREVIATIONS, TinyDetector, make_records, tiny_config, write_records
+from conftest import ABBREVIATIONS, TinyDetector, make_records, refusal, tiny_config, write_records
 
 import train as train_module
 from config import Config
 from data import make_loader
 from evaluate import evaluate
+from machine import training_command
 from methods import load_detector
 from reading.splits import load_data
-from run_folder import read_checkpoint
-from settings import UserError
+from run_folder import read_checkpoint, save_checkpoint
+from settings import RETIRED, warn_of_retired
 from train import (
     learning_rate_factor,
     moving_average,
@@ -44,16 +45,13 @@ def assert_same(a, b) -> None:
     assert all(torch.equal(value, weights(b)[name]) for name, value in weights(a).items())
 
 
-pytestmark = pytest.mark.usefixtures("tiny_method")
-
-
 def small_config(folder, **settings):
     """Settings for the smallest method there is."""
     return tiny_config(folder, **dict(method="tiny", save_every=1) | settings)
 
 
-@pytest.fixture(params=[0.0, 0.9], ids=["weights", "average of weights"])
-def augmented(tmp_path_factory, tiny_method, request):
+@pytest.fixture(params=[0.0, 0.9], ids=["weights", "average of weights"], scope="module")
+def augmented(tmp_path_factory, request):
     """A data set, settings with every source of randomness on, and the folder of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("augmented")
     write_records(folder, make_records(folder))
@@ -173,8 +171,8 @@ def test_a_loss_that_becomes_infinite_stops_the_run_and_leaves_its_last_checkpoi
         original(optimizers, 1e30 if (dataset / "run" / "last.pt").exists() else factor)
 
     monkeypatch.setattr(train_module, "set_learning_rate", explode)
-    with pytest.raises(UserError, match="not finite in epoch 2 .*squares"):
-        run(config, dataset / "run")
+    message = refusal(run, config, dataset / "run")
+    assert "epoch 2" in message and "squares" in message and "lr" in message
     assert read_checkpoint(dataset / "run" / "last.pt")["epoch"] == 1
     assert all(value.isfinite().all() for value in weights(dataset / "run").values())
 
@@ -215,10 +213,10 @@ def test_a_crop_that_cuts_off_training_landmarks_is_warned_of_and_where_they_lie
     assert (left, top) == tuple(places.min(0)) and (right, bottom) == tuple(places.max(0))
     with caplog.at_level(logging.INFO, "farnet"):
         assert resolve_crop(config, data) == config
-        assert f"within {left:.2f},{top:.2f},{right:.2f},{bottom:.2f} of" in caplog.text
-        assert "widen it" not in caplog.text
+        assert all(f"{side:.2f}" in caplog.text for side in (left, top, right, bottom))
+        assert all(record.levelno == logging.INFO for record in caplog.records)
         resolve_crop(config.replace(crop=(0.0, 0.0, right - 0.01, 1.0)), data)
-    assert "widen it" in caplog.text
+    assert [record.levelno for record in caplog.records][-1] == logging.WARNING and "crop" in caplog.messages[-1]
 
 
 def test_a_crop_by_margin_is_settled_on_the_training_landmarks_and_kept(dataset):
@@ -237,11 +235,22 @@ def test_a_crop_by_margin_is_settled_on_the_training_landmarks_and_kept(dataset)
 
 def test_a_long_run_on_a_cpu_is_announced_with_the_way_out(caplog):
     logging.getLogger("farnet").propagate = True
-    warn_of_long_run(seconds_per_step=10, steps=45_000)
-    assert "125 hours" in caplog.text and "--preset demo" in caplog.text
+    config = Config(img_dir="my films", json_path="set.json")
+    warn_of_long_run(config, seconds_per_step=10, steps=45_000)
+    command = training_command("my films", "set.json")
+    assert "125 hours" in caplog.text and command in caplog.text and "'my films'" in command
     caplog.clear()
-    warn_of_long_run(seconds_per_step=0.1, steps=300)
+    warn_of_long_run(config, seconds_per_step=0.1, steps=300)
     assert not caplog.text
+
+
+def test_a_long_run_is_announced_also_where_an_epoch_has_few_steps(dataset, monkeypatch):
+    announced = []
+    monkeypatch.setattr(train_module, "warn_of_long_run", lambda *arguments: announced.append(arguments))
+    config = small_config(dataset, epochs=4)  # of two steps each
+    run(config, dataset / "run")
+    ((known, seconds, steps),) = announced
+    assert known == config.replace(crop=known.crop) and seconds > 0 and steps == 8
 
 
 def test_the_loss_of_an_epoch_is_the_sum_of_its_terms_and_of_no_other_figure(dataset, monkeypatch):
@@ -266,3 +275,31 @@ def test_the_optimiser_is_that_of_the_setting(dataset, name, kind):
     before = [parameter.detach().clone() for parameter in detector.parameters()]
     optimizer.step()
     assert any(not torch.equal(p, b) for p, b in zip(detector.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("named", [None, 4])
+def test_the_number_of_landmarks_is_taken_from_the_data_and_kept_in_the_checkpoint(dataset, named):
+    run(small_config(dataset, num_landmarks=named, epochs=1), dataset / "run")
+    state = read_checkpoint(dataset / "run" / "last.pt")
+    assert state["settings"]["num_landmarks"] == 4 and load_detector(state).num_landmarks == 4
+    run(small_config(dataset, num_landmarks=named, epochs=2), dataset / "run")  # it goes on
+    assert read_checkpoint(dataset / "run" / "last.pt")["epoch"] == 2
+
+
+def test_a_checkpoint_of_an_older_run_resumes_with_one_note_of_what_is_ignored(dataset, caplog):
+    logging.getLogger("farnet").propagate = True
+    config = small_config(dataset, epochs=1)
+    run(config, dataset / "run")
+    state = read_checkpoint(dataset / "run" / "last.pt")
+    older = {k: v for k, v in state.items() if k != "format"}
+    older["settings"] = state["settings"] | {name: True for name in RETIRED}
+    save_checkpoint(dataset / "run" / "last.pt", older)
+    warn_of_retired.cache_clear()
+    caplog.clear()
+    run(config.replace(epochs=2), dataset / "run")
+    (note,) = (message for message in caplog.messages if "compose_heads" in message)
+    assert all(name in note for name in RETIRED)
+    assert not set(RETIRED) & read_checkpoint(dataset / "run" / "last.pt")["settings"].keys()
+    older["settings"] |= {"unheard_of": 1}
+    save_checkpoint(dataset / "run" / "last.pt", older)
+    assert "unheard_of" in refusal(lambda: load_detector(read_checkpoint(dataset / "run" / "last.pt")))

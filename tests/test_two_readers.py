@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import mentions
 from made_runs import ABBREVIATIONS, ERRORS, IMAGES, NAMES, TRUTH, numbers, rows_of, write_run
 
 from tools.two_readers import mean_is_truth, noise_floor, reader_errors
@@ -34,7 +35,7 @@ def test_readers_stand_in_the_table_with_the_spacing_of_the_run(run_compare, tmp
     spacing = {"spacing": 0.1} if where == "settings" else {"spacing": "ruler"}
     write_run(tmp_path / "a", ERRORS, json_path=str(data), **spacing)
     status, output = run_compare(tmp_path / "a")
-    assert status == 0 and "differ surely" not in output and "one reader against their mean  0.50 (0.50" in output
+    assert status == 0 and "landmarks differ" not in output and "one reader against their mean  0.50 (0.50" in output
     rows = {row["run"]: row for row in rows_of(tmp_path / "out" / "comparison.csv")}
     names = ("MRE", "SD", "SDR_2.0", "n_landmarks")
     # half of 10 px; without the habit of 6 px, half of 8 px
@@ -50,7 +51,7 @@ def test_readers_whose_mean_is_not_the_truth_are_left_out(run_compare, tmp_path)
     data = write_data(tmp_path / "data", np.full((IMAGES, 3, 2), 4.0))
     write_run(tmp_path / "a", ERRORS, TRUTH + 0.02, json_path=str(data))
     status, output = run_compare(tmp_path / "a")
-    assert status == 0 and "their mean is not the truth of these runs" in output and "noise floor" not in output
+    assert status == 0 and "their mean" in output and "noise floor" not in output
 
 
 def test_without_readers_there_is_no_row_of_them_and_no_error(run_compare, tmp_path):
@@ -59,19 +60,19 @@ def test_without_readers_there_is_no_row_of_them_and_no_error(run_compare, tmp_p
     records = json.loads(data.read_text(encoding="utf-8"))
     data.write_text(json.dumps(records[1:]), encoding="utf-8")
     status, output = run_compare(tmp_path / "a", "--out", tmp_path / "1")
-    assert status == 0 and f"nothing is said of readers: {data} has no record of image image 0" in output
+    assert status == 0 and mentions(output, data, "image 0")
     for record in records:
         del record["readers"]
     data.write_text(json.dumps(records), encoding="utf-8")
     status, output = run_compare(tmp_path / "a", "--out", tmp_path / "2")
     assert status == 0 and "their mean" not in output and "note" not in output
     status, output = run_compare(tmp_path / "a", "--data", data, "--out", tmp_path / "3")
-    assert status == 0 and "keeps no two readers of these images" in output
+    assert status == 0 and mentions(output, data, "readers")
     data.unlink()
     status, output = run_compare(tmp_path / "a", "--out", tmp_path / "4")
     assert status == 0 and "their mean" not in output and "note" not in output
     status, output = run_compare(tmp_path / "a", "--data", data, "--out", tmp_path / "5")
-    assert status == 2 and output == f"error: {data} does not exist\n"
+    assert status == 2 and output.startswith("error: ") and str(data) in output
 
 
 def test_the_noise_floor_is_the_error_of_the_best_of_all_methods():

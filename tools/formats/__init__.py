@@ -24,7 +24,7 @@ from tools.formats import (
 )
 
 FORMATS: dict[str, ModuleType] = {
-    module.__name__.removeprefix("formats."): module
+    module.__name__.removeprefix(f"{__name__}."): module
     for module in (
         isbi2015, isbi_csv, hand, spine, cl2023, cl_csv, aariz, suh, labelme, coco, cvat, labelstudio, via, slicer,
         native,
