@@ -130,32 +130,33 @@ def describe_readers(
 def draw_sheet(abbreviations: Sequence[str], records: Sequence[Record], path: Path) -> None:
     """Draw up to MOST images, spread over the data set, each with its name and its landmarks.
 
-    An abbreviation is left out where it would cover another one or a landmark.
+    An abbreviation is left out where it would cover a landmark or another abbreviation.
     """
     chosen = sorted(set(np.linspace(0, len(records) - 1, min(MOST, len(records))).round().astype(int)))
     columns = min(len(chosen), max(3, math.ceil(math.sqrt(len(chosen)))))
     width = SHEET // max(3, columns)
     height = max(round(width * min(2.5, records[n].size[1] / records[n].size[0])) for n in chosen)
-    sheet = Image.new("RGB", (columns * width, math.ceil(len(chosen) / columns) * (height + 16)))
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=11)
+    radius, size = max(2, width // 150), max(11, width // 40)  # of a dot and of the letters, px
+    sheet = Image.new("RGB", (columns * width, math.ceil(len(chosen) / columns) * (height + size + 5)))
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size)
     for place, n in enumerate(chosen):
         record = records[n]
         image = Image.fromarray(read_image(record.path).astype(np.uint8)).convert("RGB")
         image = ImageOps.contain(image, (width, height))
-        left, top = place % columns * width, place // columns * (height + 16)
-        sheet.paste(image, (left, top + 16))
-        draw.text((left + 3, top + 1), record.name[: width // 7], fill=(255, 255, 255), font=font)
-        points = (record.landmarks + 0.5) * image.size / np.array(record.size) + (left, top + 16)
+        left, top = place % columns * width, place // columns * (height + size + 5) + size + 5
+        sheet.paste(image, (left, top))
+        draw.text((left + 3, top - 4), record.name[: 2 * width // size], font=font, anchor="ls")
+        points = (record.landmarks + 0.5) * image.size / np.array(record.size) + (left, top)
         known = np.isfinite(points).all(1)
-        taken = [(x - 2, y - 2, x + 1, y + 1) for x, y in points[known]]
+        taken = [(x - radius, y - radius, x + radius - 1, y + radius - 1) for x, y in points[known]]
         for box in taken:
             draw.ellipse(box, fill=BLUE)
         for name, (x, y) in zip(np.array(abbreviations)[known], points[known], strict=True):
-            x += 3 if x + 3 + font.getlength(name) < left + width else -3 - font.getlength(name)
+            x += radius + 1 if x + radius + font.getlength(name) < left + width else -radius - 1 - font.getlength(name)
             box = draw.textbbox((x, y), name, font, "ls")
             if not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
                 taken.append(box)
-                draw.text((x, y), name, (255, 255, 255), font, "ls", stroke_width=1, stroke_fill=(0, 0, 0))
+                draw.text((x, y), name, font=font, anchor="ls", stroke_width=1, stroke_fill="black")
     sheet.save(path, quality=88)
 
 

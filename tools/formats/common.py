@@ -211,7 +211,7 @@ def likely_misspellings(tables: Mapping[Path, Mapping[str, Any]], order: Sequenc
         for near in difflib.get_close_matches(label.casefold(), words if own else (), n=1, cutoff=0.7):
             notes.append(
                 f"the label {label!r} occurs only in {shorten(own)}, where {words[near]!r} is missing: did you mean "
-                f"{words[near]!r}? Correct it there; with --landmarks, the list of your labels, others are refused"
+                f"{words[near]!r}? Correct it, or list your labels with --landmarks, which refuses all others"
             )
     return notes
 
