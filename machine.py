@@ -4,6 +4,7 @@ A run that torchrun did not start is a single process, in which the functions on
 """
 
 import ctypes
+import math
 import os
 import platform
 import shlex
@@ -16,7 +17,7 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from config import Config
+from config import PRESETS, Config
 from settings import UserError
 
 T = TypeVar("T")
@@ -51,11 +52,21 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def training_command(img_dir: str | Path, json_path: str | Path, *options: str) -> str:
-    """Return the whole command of the best measured recipe for this machine (docs/training.md), on a data set."""
-    presets = ["modern"] if torch.cuda.is_available() else ["modern", "cpu"]
+def training_command(img_dir: str | Path, json_path: str | Path, *options: str, data_preset: str = "") -> str:
+    """Return the whole command of the best measured recipe for this machine (docs/training.md), on a data set.
+
+    data_preset: the preset that belongs to the data, e.g. spine.
+    """
+    presets, size = [*filter(None, [data_preset]), "modern"], []
+    if not torch.cuda.is_available():
+        presets.append("cpu")
+        data, cpu = PRESETS.get(data_preset, {}), PRESETS["cpu"]
+        if "height" in data:  # as many px as cpu has, but in the shape that fits the data: tall for a spine
+            scale = math.sqrt(cpu["height"] * cpu["width"] / (data["height"] * data["width"]))
+            for side in ("height", "width"):
+                size += [f"--{side}", str(32 * round(data[side] * scale / 32))]
     places = ["--img_dir", str(img_dir), "--json_path", str(json_path)]
-    return shlex.join(["python", "main.py", "--preset", *presets, *places, *options])
+    return shlex.join(["python", "main.py", "--preset", *presets, *size, *places, *options])
 
 
 def prepare_device(config: Config) -> torch.device:

@@ -2,11 +2,11 @@
 
     python -m tools.inspect_data FOLDER [--out DIR]
 
-FOLDER holds imgs/ and json/data.json. Prints what it holds, of cephalograms also how many are of which class by their
-angles (cephalometry.py), and writes into --out (FOLDER/inspection) sheet.jpg, the images with their landmarks;
-scatter.png, where each landmark lies over all images; landmarks.csv. Where records keep two readers (ISBI 2015, Aariz)
-also how far they are apart, and how far their mean is from the truth: of two readers who err alike and by themselves,
-half as far.
+FOLDER holds imgs/ and json/data.json. Prints what it holds and, for cephalograms, the number of images in each class by
+their angles (reporting/cephalometry.py). Writes three files into --out: sheet.jpg, the images with their landmarks;
+scatter.png, the position of each landmark in all images; and landmarks.csv. If the records keep two readers (ISBI 2015,
+Aariz), also reports how far these disagree and the noise of their mean: half that distance, if their errors are equal
+in size and independent.
 """
 
 import argparse
@@ -20,23 +20,24 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib import pyplot
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from config import Config
+from machine import exit_status
 from reading.annotation import Record, read_annotation, read_images, read_spacing, shorten
 from reading.images import read_image
 from reporting.cephalometry import known_measures, measure_profiles
 from reporting.pictures import BLUE
 from settings import UserError
-from tools.formats.common import read_json
+from tools.formats.files import read_json
 from tools.two_readers import read_readers, reader_errors
 from utils import finite_mean
 
-TILE, MOST = 300, 48  # px of a picture on the sheet, and how many at most
+SHEET, MOST = 2400, 48  # width of the sheet, px, and how many images it has at most
 
 
 def load(folder: Path) -> tuple[tuple[str, ...], list[Record], list[dict]]:
-    """Abbreviations, checked records, and the entries of data.json. Raises UserError."""
+    """Return abbreviations, checked records, and the entries of data.json. Raises UserError."""
     json_path = folder / "json" / "data.json"
     if not json_path.exists():
         raise UserError(f"{folder} holds no json/data.json; give the folder that tools.convert wrote")
@@ -49,7 +50,7 @@ def load(folder: Path) -> tuple[tuple[str, ...], list[Record], list[dict]]:
 
 
 def describe(abbreviations: Sequence[str], records: Sequence[Record]) -> list[str]:
-    """What a data set holds, line by line."""
+    """Return what a data set holds, line by line."""
     splits = Counter(record.split or "none" for record in records)
     sizes = Counter(record.size for record in records)
     spacings = np.array([record.spacing for record in records])
@@ -80,14 +81,14 @@ def describe(abbreviations: Sequence[str], records: Sequence[Record]) -> list[st
 def reader_distances(
     entries: Sequence[dict], abbreviations: Sequence[str], records: Sequence[Record]
 ) -> np.ndarray | None:
-    """Distances (I, N) between two readers, mm or px where the spacing is unknown; none where records keep no two."""
+    """Return distances (I, N) between two readers, mm, or px if the spacing is unknown; None without two readers."""
     found = read_readers(entries, "data.json", [record.name for record in records], abbreviations)
     spacing = np.nan_to_num([record.spacing for record in records], nan=1.0)
     return None if found is None else 2 * reader_errors(found[0], spacing)
 
 
 def describe_classes(abbreviations: Sequence[str], records: Sequence[Record]) -> list[str]:
-    """Of each measure of a cephalogram that has classes how many images are of which; nothing for other landmarks."""
+    """Return, for each measurement of a cephalogram that has classes, the number of images in each class."""
     measures = [measure for measure in known_measures(abbreviations) if measure.limits]
     if not measures:
         return []
@@ -106,7 +107,7 @@ def describe_classes(abbreviations: Sequence[str], records: Sequence[Record]) ->
 def describe_readers(
     abbreviations: Sequence[str], records: Sequence[Record], distances: np.ndarray, unit: str
 ) -> list[str]:
-    """How far two readers are apart, over each split and for the landmarks where they are most."""
+    """Return how far two readers disagree in each split, and for the landmarks with the largest distance."""
     lines = []
     for split in dict.fromkeys(record.split for record in records):
         own = distances[[record.split == split for record in records]]
@@ -120,34 +121,47 @@ def describe_readers(
     means = [finite_mean(column) for column in distances.T]
     order = np.argsort(-np.nan_to_num(means))[:5]
     worst = ", ".join(f"{abbreviations[n]} {means[n]:.2f}" for n in order)
-    return [*lines, f"readers are farthest apart at {worst} {unit}"]
+    return [*lines, f"readers disagree most on {worst} {unit}"]
 
 
 # --- Pictures and table -----------------------------------------------------------------------------
 
 
-def draw_sheet(records: Sequence[Record], path: Path) -> None:
-    """Up to MOST images, spread over the data set, each with its landmarks and its name."""
+def draw_sheet(abbreviations: Sequence[str], records: Sequence[Record], path: Path) -> None:
+    """Draw up to MOST images, spread over the data set, each with its name and its landmarks.
+
+    An abbreviation is left out where it would cover a landmark or another abbreviation.
+    """
     chosen = sorted(set(np.linspace(0, len(records) - 1, min(MOST, len(records))).round().astype(int)))
-    columns = min(8, len(chosen))
-    tile = max(round(TILE * min(2.5, records[n].size[1] / records[n].size[0])) for n in chosen)
-    sheet = Image.new("RGB", (columns * TILE, math.ceil(len(chosen) / columns) * (tile + 16)))
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
+    columns = min(len(chosen), max(3, math.ceil(math.sqrt(len(chosen)))))
+    width = SHEET // max(3, columns)
+    height = max(round(width * min(2.5, records[n].size[1] / records[n].size[0])) for n in chosen)
+    radius, size = max(2, width // 150), max(11, width // 40)  # of a dot and of the letters, px
+    sheet = Image.new("RGB", (columns * width, math.ceil(len(chosen) / columns) * (height + size + 5)))
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size)
     for place, n in enumerate(chosen):
         record = records[n]
         image = Image.fromarray(read_image(record.path).astype(np.uint8)).convert("RGB")
-        image.thumbnail((TILE, tile))
-        left, top = place % columns * TILE, place // columns * (tile + 16)
-        sheet.paste(image, (left, top + 16))
-        draw.text((left + 3, top + 1), record.name[:44], fill=(255, 255, 255), font=font)
-        points = (record.landmarks + 0.5) * image.size / np.array(record.size) + (left, top + 16)
-        for x, y in points[np.isfinite(points).all(1)]:
-            draw.ellipse([x - 2, y - 2, x + 1, y + 1], fill=BLUE)
+        image = ImageOps.contain(image, (width, height))
+        left, top = place % columns * width, place // columns * (height + size + 5) + size + 5
+        sheet.paste(image, (left, top))
+        draw.text((left + 3, top - 4), record.name[: 2 * width // size], font=font, anchor="ls")
+        points = (record.landmarks + 0.5) * image.size / np.array(record.size) + (left, top)
+        known = np.isfinite(points).all(1)
+        taken = [(x - radius, y - radius, x + radius - 1, y + radius - 1) for x, y in points[known]]
+        for box in taken:
+            draw.ellipse(box, fill=BLUE)
+        for name, (x, y) in zip(np.array(abbreviations)[known], points[known], strict=True):
+            x += radius + 1 if x + radius + font.getlength(name) < left + width else -radius - 1 - font.getlength(name)
+            box = draw.textbbox((x, y), name, font, "ls")
+            if not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
+                taken.append(box)
+                draw.text((x, y), name, font=font, anchor="ls", stroke_width=1, stroke_fill="black")
     sheet.save(path, quality=88)
 
 
 def draw_scatter(abbreviations: Sequence[str], records: Sequence[Record], path: Path) -> None:
-    """Each landmark of all images, as shares of its image's width and height; outliers among them stand out."""
+    """Draw each landmark of all images in fractions of the image's width and height, so that outliers are visible."""
     points = np.stack([record.landmarks / record.size for record in records])
     aspect = float(np.median([record.size[1] / record.size[0] for record in records]))
     figure, axis = pyplot.subplots(figsize=(7, min(12, 7 * aspect)))
@@ -156,7 +170,7 @@ def draw_scatter(abbreviations: Sequence[str], records: Sequence[Record], path: 
         axis.scatter(*points[:, n].T, s=5, color=colour, alpha=0.6, linewidths=0)
         if np.isfinite(points[:, n]).any():
             axis.annotate(name, np.nanmedian(points[:, n], axis=0), fontsize=7, ha="center", va="center")
-    axis.set(xlim=(0, 1), ylim=(1, 0), xlabel="share of the width", ylabel="share of the height", aspect=aspect)
+    axis.set(xlim=(0, 1), ylim=(1, 0), xlabel="fraction of the width", ylabel="fraction of the height", aspect=aspect)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
@@ -165,7 +179,7 @@ def draw_scatter(abbreviations: Sequence[str], records: Sequence[Record], path: 
 def write_table(
     abbreviations: Sequence[str], records: Sequence[Record], distances: np.ndarray | None, unit: str, path: Path
 ) -> None:
-    """landmarks.csv: of each landmark how often it is there, where it lies, how it scatters, how far readers differ."""
+    """Write landmarks.csv: each landmark's number, mean position and scatter, and the distance of two readers."""
     points = np.stack([record.landmarks / record.size for record in records])
     hidden = np.stack([record.occluded for record in records])
     head = ["landmark", "n", "missing", "occluded", "mean_x", "mean_y", "SD_x", "SD_y", "farthest_image"]
@@ -189,30 +203,30 @@ def write_table(
             writer.writerow(row)
 
 
-def main() -> int:
-    """Exit status 2 for a data set that cannot be read."""
+def run() -> None:
+    """Do what the command line says. Raises UserError."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--out", type=Path, help="where the pictures go")
+    parser.add_argument("--out", type=Path, help="folder for the pictures and the table; default: FOLDER/inspection")
     options = parser.parse_args()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     out = options.out or options.folder / "inspection"
-    try:
-        abbreviations, records, entries = load(options.folder)
-        unit = "mm" if math.isfinite(records[0].spacing) else "px"
-        print(*describe(abbreviations, records), *describe_classes(abbreviations, records), sep="\n")
-        distances = reader_distances(entries, abbreviations, records)
-        if distances is not None:
-            print(*describe_readers(abbreviations, records, distances, unit), sep="\n")
-        out.mkdir(parents=True, exist_ok=True)
-        draw_sheet(records, out / "sheet.jpg")
-        draw_scatter(abbreviations, records, out / "scatter.png")
-        write_table(abbreviations, records, distances, unit, out / "landmarks.csv")
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    abbreviations, records, entries = load(options.folder)
+    unit = "mm" if math.isfinite(records[0].spacing) else "px"
+    print(*describe(abbreviations, records), *describe_classes(abbreviations, records), sep="\n")
+    distances = reader_distances(entries, abbreviations, records)
+    if distances is not None:
+        print(*describe_readers(abbreviations, records, distances, unit), sep="\n")
+    out.mkdir(parents=True, exist_ok=True)
+    draw_sheet(abbreviations, records, out / "sheet.jpg")
+    draw_scatter(abbreviations, records, out / "scatter.png")
+    write_table(abbreviations, records, distances, unit, out / "landmarks.csv")
     print(f"look at {shorten([str(out / name) for name in ('sheet.jpg', 'scatter.png', 'landmarks.csv')])}")
-    return 0
+
+
+def main() -> int:
+    """Return exit status 2 for a data set that cannot be read."""
+    return exit_status(run)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 
     python -m tools.review SOURCE [--images IMGS] [--split NAME] [--out FILE.html] [--pixels 1200] [--link]
 
-SOURCE is a run, its test folder or a predictions.csv: predicted points (red) can be moved, true ones (blue) are beside
-them. Or it is a data set, a folder with imgs/ and json/data.json, or a data.json: then the true points can be moved.
-Writes review.html beside it, one file per test set, that needs no server and no network. What it saves is all
-records of the file that it shows; of predictions, those of the predicted images, with the corrected points as truth
-and the mm per px by which their errors were counted.
+SOURCE is a run, one of its test folders or a predictions.csv: predicted points (red) can be moved, true points (blue)
+are shown beside them. Or it is a data set, a folder with imgs/ and json/data.json, or a data.json: then the true points
+can be moved. Writes review.html beside it, one file per test set, which needs no server and no network. What it saves:
+for predictions, the corrected points as the truth, with the mm per px of their errors; for a data set, all records,
+untouched ones unchanged.
 """
 
 import argparse
@@ -29,24 +29,25 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from machine import exit_status, training_command
 from reading.images import read_image
 from settings import UserError
-from tools.formats.common import image_size, record_points
+from tools.formats.common import data_options, image_size, record_points
 from tools.review_source import Review, ReviewImage, is_number, read_source
 
 PAGE = Path(__file__).parent / "review_page"
-SCRIPTS = ("model.js", "view.js", "tables.js", "script.js")  # one after another, they are one script
-PLACE = ("X", "Y", "visible", "occluded")  # the keys of a point that are about its place
-SHOWN_AS_THEY_ARE = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP"}  # by a browser, if of 8 bit
+SCRIPTS = ("model.js", "view.js", "tables.js", "script.js")  # joined in this order to one script
+PLACE = ("X", "Y", "visible", "occluded")  # the keys of a point that belong to its place
+SHOWN_AS_THEY_ARE = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP"}  # by a browser, if 8-bit
 
 
 # --- Page ----------------------------------------------------------------------------------------
 
 
 def prepare_image(path: Path, pixels: int, beside: Path | None) -> tuple[tuple[int, int], str, str]:
-    """Size (w, h) of an image, its address, and where that is none its JPEG data, at most `pixels` high, in base64.
+    """Return an image's size (w, h), its address, and, if it has none, its JPEG data in base64, up to `pixels` high.
 
-    beside: the folder of the page, if an image that a browser can show is to stay where it is.
+    beside: the folder of the page, if images that a browser can show are to be linked; otherwise None.
     """
     if beside is not None and path.suffix.lower() in SHOWN_AS_THEY_ARE:
         try:
@@ -55,7 +56,7 @@ def prepare_image(path: Path, pixels: int, beside: Path | None) -> tuple[tuple[i
             if fits:
                 address = os.path.relpath(path.resolve(), beside.resolve()).replace(os.sep, "/")
                 return image_size(path), quote(address), ""
-        except (OSError, ValueError):  # read_image says what is wrong; or Windows has it on another drive
+        except (OSError, ValueError):  # read_image reports what is wrong; or it is on another drive of Windows
             pass
     image = np.clip(read_image(path), 0, 255).astype(np.uint8)
     size = (image.shape[1], image.shape[0])
@@ -71,9 +72,9 @@ def prepare_image(path: Path, pixels: int, beside: Path | None) -> tuple[tuple[i
 def describe_image(
     landmarks: Mapping[str, str], shown: ReviewImage, size: tuple[int, int], address: str
 ) -> dict[str, Any]:
-    """What the page knows of an image.
+    """Return what the page needs of an image.
 
-    What the record says is text, `keys` and of each point `entries`, since a browser would round long whole numbers.
+    The record is passed on as text, `keys` and an entry per point, because a browser would round long whole numbers.
     """
     points, order = record_points(shown.record), list(landmarks)
     return {
@@ -96,28 +97,28 @@ def describe_image(
 
 
 def record_keys(record: Mapping[str, Any]) -> str:
-    """Everything but the points of a record, as JSON without its braces."""
+    """Return everything but the points of a record, as JSON without its braces."""
     return json.dumps({key: value for key, value in record.items() if key != "points"}, ensure_ascii=False)[1:-1]
 
 
 def point_texts(point: Mapping[str, Any]) -> dict[str, Any]:
-    """A point as JSON: `whole` as it stands, `keys` without its place and without braces, for a place that changed."""
+    """Return a point as JSON: `whole` unchanged; `keys` without its place and braces, for a place that changed."""
     keys = {key: value for key, value in point.items() if key not in PLACE}
     x, y = point.get("X"), point.get("Y")
-    known = is_number(x) and is_number(y) and (x, y) != (0, 0)  # what programs write for no place
+    known = is_number(x) and is_number(y) and (x, y) != (0, 0)  # programs write (0, 0) for no place
     return {
         "whole": json.dumps(point, ensure_ascii=False),
         "keys": json.dumps(keys, ensure_ascii=False)[1:-1],
         "visible": "visible" in point,
         "occluded": json.dumps(point["occluded"]) if "occluded" in point else None,
-        "place": (x, y) if known else None,  # of a point that is not visible, too
+        "place": (x, y) if known else None,  # even if the point is not visible
     }
 
 
 def write_page(review: Review, out: Path, pixels: int, link: bool) -> None:
-    """The page as one file, whole or not at all. Raises UserError for an image that cannot be read."""
+    """Write the page as one file, completely or not at all. Raises UserError for an image that cannot be read."""
     if out.suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"--out {out} is no name of a page; give one that ends with .html")
+        raise UserError(f"--out {out} is not the name of a page; give one that ends with .html")
     pieces = re.split(r"\{\{(\w+)\}\}", (PAGE / "page.html").read_text(encoding="utf-8"))
     prepare = partial(prepare_image, pixels=pixels, beside=out.parent if link else None)
     part = out.with_name(out.name + ".partial")
@@ -125,16 +126,16 @@ def write_page(review: Review, out: Path, pixels: int, link: bool) -> None:
     described: list[dict] = []
 
     def content(name: str) -> Iterator[str]:
-        """The text for a name in page.html, piece by piece."""
+        """Yield the text for a name in page.html, piece by piece."""
         if name == "images":
-            with ThreadPoolExecutor(max_workers=4) as pool:  # decoding leaves Python's lock
+            with ThreadPoolExecutor(max_workers=4) as pool:  # decoding releases Python's lock
                 ready = pool.map(prepare, [shown.path for shown in review.images])
                 bar = tqdm(ready, "preparing images", len(review.images), leave=False, disable=None)
                 for number, (shown, (size, address, text)) in enumerate(zip(review.images, bar, strict=True)):
                     described.append(describe_image(review.landmarks, shown, size, address))
                     if text:
                         yield f'<script type="text/plain" id="image-{number}">{text}</script>\n'
-        elif name == "data":  # no "<" in it, so nothing in it can end the element that holds it
+        elif name == "data":  # without "<", nothing in it can end the element that holds it
             yield page_data(review, described).replace("<", "\\u003c")
         elif name == "sources":
             yield " file: 'self'" if link else ""
@@ -153,7 +154,7 @@ def write_page(review: Review, out: Path, pixels: int, link: bool) -> None:
 
 
 def page_data(review: Review, described: Sequence[dict]) -> str:
-    """The JSON that the page is made from."""
+    """Return the JSON that the page is made from."""
     data = {
         "title": review.title,
         "predicted": review.predicted,
@@ -170,49 +171,44 @@ def page_data(review: Review, described: Sequence[dict]) -> str:
 
 
 def next_commands(review: Review) -> list[str]:
-    """The commands that use what the page saves: to train on it, or, where its records belong to test sets, to test."""
+    """Return the commands that use the saved file: to train on it, or to test if its records belong to test sets."""
     records = [*(image.record for image in review.images), *review.others.values()]
-    places = shlex.join(["--img_dir", str(review.folder), "--json_path", "SAVED/data.json"])
-    lines = []
+    saved, lines = (review.folder, "SAVED/data.json"), []
     if {None, "train"} & {record.get("split") for record in records}:
-        words = f"python main.py {places} --num_landmarks {len(review.landmarks)}"
-        if not {"R1", "R2"} <= review.landmarks.keys():
-            words += " --report_exclude none"
-            words += "" if all(record.get("spacing") for record in records) else " --spacing none"
-        lines.append(f"train on what it saves with: {words}")
+        lines.append(f"train on the saved file with: {training_command(*saved, *data_options(records))}")
     if review.checkpoint or not lines:
-        checkpoint = shlex.quote(str(review.checkpoint or "RUN/best.pt"))
-        lines.append(f"test on what it saves with: python main.py --test {checkpoint} {places}")
+        words = ["--test", str(review.checkpoint or "RUN/best.pt"), "--img_dir", str(saved[0]), "--json_path", saved[1]]
+        lines.append(f"test on the saved file with: python main.py {shlex.join(words)}")
     return lines
 
 
-def main() -> int:
-    """Exit status 2 for a source that cannot be shown."""
+def run() -> None:
+    """Do what the command line says. Raises UserError."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path)
-    parser.add_argument("--images", type=Path, metavar="IMGS", help="the folder of the images")
-    parser.add_argument("--split", metavar="NAME", help="only the images of this split; of a run, only this test set")
+    parser.add_argument("--images", type=Path, metavar="IMGS", help="folder of the images; default: the source's")
+    parser.add_argument("--split", metavar="NAME", help="show only this split, or this test set of a run")
     parser.add_argument("--out", type=Path, metavar="FILE.html", help="default: review.html beside the source")
-    parser.add_argument("--pixels", type=int, default=1200, help="height of an embedded image at most")
-    parser.add_argument("--link", action="store_true", help="leave images that a browser can show where they are")
+    parser.add_argument("--pixels", type=int, default=1200, help="largest height of an embedded image, default 1200")
+    parser.add_argument("--link", action="store_true", help="link images that a browser can show, do not embed them")
     options = parser.parse_args()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    try:
-        if options.pixels < 1:
-            raise UserError(f"--pixels {options.pixels} is not allowed; it must be at least 1")
-        reviews = read_source(options.source, options.images, options.split)
-        if options.out and len(reviews) > 1:
-            raise UserError(f"--out is one file, {options.source} holds {len(reviews)} test sets; choose by --split")
-        for review in reviews:
-            out = options.out or review.out
-            write_page(review, out, options.pixels, options.link)
-            notes = [f"note: {note}" for note in review.notes]
-            size = f"{len(review.images)} images, {out.stat().st_size / 1e6:.1f} MB"
-            print(*notes, f"open {out} in a browser: {size}", *next_commands(review), sep="\n")
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    if options.pixels < 1:
+        raise UserError(f"--pixels {options.pixels} is not allowed; it must be at least 1")
+    reviews = read_source(options.source, options.images, options.split)
+    if options.out and len(reviews) > 1:
+        raise UserError(f"--out is one file, but {options.source} holds {len(reviews)} test sets; choose with --split")
+    for review in reviews:
+        out = options.out or review.out
+        write_page(review, out, options.pixels, options.link)
+        notes = [f"note: {note}" for note in review.notes]
+        size = f"{len(review.images)} images, {out.stat().st_size / 1e6:.1f} MB"
+        print(*notes, f"open {out} in a browser: {size}", *next_commands(review), sep="\n")
+
+
+def main() -> int:
+    """Return exit status 2 for a source that cannot be shown."""
+    return exit_status(run)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What tools.review shows, read from predictions or from a data set: images, points that can be moved, the truth."""
+"""Reading predictions or a data set for tools.review: images, points that can be moved, ground truth."""
 
 import json
 import math
@@ -11,17 +11,19 @@ import numpy as np
 from config import Config
 from reading.annotation import normal_name, read_annotation, read_points
 from reading.images import read_image
-from reporting.predictions import OWN_COLUMNS, read_predictions
+from reporting.predictions import PredictionTable, read_predictions
 from settings import UserError, check_names, read_settings
-from tools.formats.common import expecting, image_size, make_record, numbers, read_csv, read_json
+from tools.formats.common import image_size, make_record, numbers
+from tools.formats.files import expecting, read_csv, read_json
+from tools.read_runs import implied_spacing
 
 
 class ReviewImage(NamedTuple):
-    """One image of the page; points by landmark, (x, y) original px, none where missing."""
+    """One image of the page; points (x, y) original px in the order of the landmarks, None where missing."""
 
     path: Path
-    record: dict[str, Any]  # of data.json, with the points that can be moved
-    place: int  # of the record in the file that is saved
+    record: dict[str, Any]  # as in data.json, with the points that can be moved
+    place: int  # index of the record in the saved file
     truth: list[tuple[float, float] | None] | None = None
     score: list[float | None] | None = None
     spacing: float | None = None  # mm per px; 1 where errors are in px
@@ -31,23 +33,23 @@ class Review(NamedTuple):
     """What one page shows."""
 
     title: str
-    predicted: bool  # whether its points are predictions, or the truth
+    predicted: bool  # true: its points are predictions; false: they are the ground truth
     landmarks: dict[str, str]  # names by abbreviation
     images: list[ReviewImage]
-    others: dict[int, dict]  # records that are saved as they are, by their place
-    folder: Path  # of the images
-    out: Path  # the page, if nothing else is said
+    others: dict[int, dict]  # records that are saved unchanged, by their index
+    folder: Path  # the folder of the images
+    out: Path  # the page, unless --out is given
     unit: str = "mm"
-    threshold: float = 2.0  # of the SDR in the table, in that unit
+    threshold: float = 2.0  # for the SDR in the table, in that unit
     notes: Sequence[str] = ()
-    checkpoint: Path | None = None  # of the run
+    checkpoint: Path | None = None  # best.pt or last.pt of the run
 
 
-# --- What a source is ------------------------------------------------------------------------------
+# --- Sources -----------------------------------------------------------------------------------------
 
 
 def read_source(source: Path, images: Path | None, split: str | None) -> list[Review]:
-    """The pages of a source. Raises UserError for one that is neither predictions nor a data set."""
+    """Return the pages of a source. Raises UserError if it is neither predictions nor a data set."""
     if source.is_dir():
         sets = {file.parent.name: file for file in sorted(source.glob("*/predictions.csv"))}
         if (source / "predictions.csv").exists():
@@ -67,9 +69,9 @@ def read_source(source: Path, images: Path | None, split: str | None) -> list[Re
 
 
 def read_data_set(file: Path, images: Path | None, split: str | None) -> Review:
-    """A data.json; points with a score were predicted.
+    """Read a data.json; points with a score are predictions.
 
-    Raises UserError for what main.py would refuse, but for a point outside its image: here it can be mended.
+    Raises UserError for what main.py would refuse, except for a point outside its image, which can be corrected here.
     """
     home = file.parent.parent if file.parent.name == "json" else file.parent
     folder, content = images or home / "imgs", read_json(file)
@@ -78,7 +80,7 @@ def read_data_set(file: Path, images: Path | None, split: str | None) -> Review:
     check_text(file, content)
     places = choose(content, split, file)
     numbered = {content[place]["imagePath"]: place + 1 for place in places}
-    paths = find_images(file, folder, {name: f"{name} of record {n}" for name, n in numbered.items()})
+    paths = locate_images(file, folder, {name: f"{name} of record {n}" for name, n in numbered.items()})
     shown, scored = [], False
     for place, path in zip(places, paths, strict=True):
         table = {point["pointAbbreviation"]: point.get("score") for point in content[place]["points"]}
@@ -86,50 +88,49 @@ def read_data_set(file: Path, images: Path | None, split: str | None) -> Review:
         scored = scored or any(value is not None for value in score)
         shown.append(ReviewImage(path, content[place], place, score=score))
     if scored:
-        shown = [each._replace(record=without_figures(each.record)) for each in shown]
+        shown = [each._replace(record=without_extras(each.record)) for each in shown]
     others = {place: record for place, record in enumerate(content) if place not in set(places)}
     title = f"{file.parent.parent.resolve().name if file.parent.name == 'json' else file.name} {split or ''}".strip()
     landmarks = dict(zip(abbreviations, names, strict=True))
-    notes = note_of_ruler([image.record for image in shown], abbreviations) if scored else []
+    notes = note_on_ruler([image.record for image in shown], abbreviations) if scored else []
     return Review(title, scored, landmarks, shown, others, folder, home / "review.html", notes=notes)
 
 
 def read_predicted(file: Path, images: Path | None, split: str | None) -> Review:
-    """A predictions.csv; the config.json of its run says where images and data.json are. Raises UserError."""
+    """Read a predictions.csv; the config.json of its run states where images and data.json are. Raises UserError."""
     with expecting(file, "a predictions.csv, with the columns image,landmark,x,y,x_true,y_true,error_mm,score"):
-        names, abbreviations, columns, unit = read_predictions(file)
-        found, truth = (np.stack([columns[x], columns[y]], -1) for x, y in (("x", "y"), ("x_true", "y_true")))
-        score = columns["score"]
+        names, abbreviations, columns, unit = table = read_predictions(file)
+        found, truth, score = table.landmarks, table.truth, columns["score"].tolist()
     rows = [row[:2] for row in read_csv(file)[1:]]
     if rows != [[name.strip(), abbreviation.strip()] for name in names for abbreviation in abbreviations]:
-        raise UserError(f"{file}: its rows are not those of each image, one after another; write it anew by main.py")
+        raise UserError(f"{file}: its rows are not those of each image, one after another; test the run again")
     run_dir = next((folder for folder in (file.parent, file.parent.parent) if (folder / "config.json").exists()), None)
     settings = run_settings(run_dir / "config.json") if run_dir else {}
     folder = images or (Path(settings["img_dir"]) if settings.get("img_dir") else None)
     if folder is None:
         raise UserError(f"{file} has no config.json beside it; give the folder of its images with --images")
     records, landmarks, notes = known_records(file, settings, abbreviations)
-    paths = find_images(file, folder, dict(zip(names, names, strict=True)))
+    paths = locate_images(file, folder, dict(zip(names, names, strict=True)))
     stated = [has_spacing(records.get(name, {})) for name in names]
-    # images of one size share a spacing by ruler or setting; where each states its own, sizes need not be read
+    # images of one size share a spacing by ruler or setting; an image that states its own need not be opened
     sizes = [None if own or unit == "px" else size_of(path) for own, path in zip(stated, paths, strict=True)]
-    spacing = spacings(columns["error"], np.linalg.norm(found - truth, axis=-1), sizes, unit)
+    spacing = image_spacings(table, sizes)
     shown = []
     for i, (name, path) in enumerate(zip(names, paths, strict=True)):
         points = dict(zip(abbreviations, map(plain, found[i]), strict=True))
-        record = correctable(records[name], points) if name in records else make_record_of(name, points, landmarks)
-        record = without_figures(record, columns.keys() - set(OWN_COLUMNS))
-        if not stated[i]:  # else main.py would count by the distance of two predicted ruler points
+        record = records[name] if name in records else make_record(name, dict.fromkeys(points), landmarks)
+        record = without_extras(with_points(record, points), table.extras)
+        if not stated[i]:  # otherwise main.py would compute the spacing from two predicted ruler points
             record = record | {"spacing": spacing[i] if unit == "mm" else None}
             record = record if record["spacing"] else {key: record[key] for key in record if key != "spacing"}
         own = record["spacing"] if spacing[i] is None and stated[i] else spacing[i]
         true = list(map(plain, truth[i])) if np.isfinite(truth[i]).any() else None
-        scores = [None if math.isnan(value) else float(value) for value in score[i]]
+        scores = [None if math.isnan(value) else value for value in score[i]]
         shown.append(ReviewImage(path, record, i, true, scores, own))
     chosen = choose([image.record for image in shown], split, file)
     where = file.parent.resolve()
     title = f"{where.parent.name} {where.name}" if run_dir and run_dir != file.parent else where.name
-    notes += note_of_ruler([shown[i].record for i in chosen], abbreviations)
+    notes += note_on_ruler([shown[i].record for i in chosen], abbreviations)
     checkpoints = [run_dir / name for name in ("best.pt", "last.pt") if (run_dir / name).exists()] if run_dir else []
     return Review(
         title, True, landmarks, [shown[i]._replace(place=place) for place, i in enumerate(chosen)], {}, folder,
@@ -139,10 +140,8 @@ def read_predicted(file: Path, images: Path | None, split: str | None) -> Review
 
 
 def run_settings(file: Path) -> dict[str, Any]:
-    """The settings of a run, those that are used here checked. Raises UserError."""
+    """Return the settings of a run; check those that are used here. Raises UserError."""
     settings = read_settings(file)
-    if not isinstance(settings, dict):
-        raise UserError(f"{file}: expected settings, an object; restore the config.json of the run")
     for name in ("img_dir", "json_path"):
         if not isinstance(settings.get(name, ""), str):
             raise UserError(f"{file}: {name} is {settings[name]!r}; expected a path")
@@ -153,23 +152,23 @@ def run_settings(file: Path) -> dict[str, Any]:
 
 
 def check_text(file: Path, records: Sequence[Any]) -> None:
-    """Raise UserError for a record with a text that no file in UTF-8 can hold."""
+    """Raise UserError for a record with text that UTF-8 cannot encode."""
     for number, record in enumerate(records, 1):
         try:
             json.dumps(record, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             half = error.object[error.start : error.end]
             raise UserError(
-                f"{file}: record {number}: {half!a} in its text is half a character (a surrogate); write the whole one"
+                f"{file}: record {number}: {half!a} in its text is half a character (a surrogate); write all of it"
             ) from None
 
 
 def known_records(
     file: Path, settings: Mapping[str, Any], abbreviations: Sequence[str]
 ) -> tuple[dict[str, dict], dict[str, str], list[str]]:
-    """What a data.json knows of predicted images: records by image, names by abbreviation, and a note if there is none.
+    """Return the records of data.json by image, the landmarks' names by abbreviation, and a note if it is not usable.
 
-    It stands beside the predictions, or is that of the run; records with other landmarks are not taken.
+    It is the data.json beside the predictions, otherwise that of the run. Records with other landmarks are left out.
     """
     places = [file.parent / "json" / "data.json", *[Path(settings[k]) for k in ("json_path",) if settings.get(k)]]
     source = next((place for place in places if place.exists()), None)
@@ -183,7 +182,7 @@ def known_records(
         check_text(source, content)
         tables = {name: read_points(f"{source}: image {name}", record) for name, record in records.items()}
     except UserError as error:
-        return {}, names, [f"{error}: the predictions are shown without what it says of points and images"]
+        return {}, names, [f"{error}: the predictions are shown without its records"]
     fitting = {name: record for name, record in records.items() if set(tables[name]) == set(abbreviations)}
     for name in fitting:
         names |= {a: str(point.get("pointName") or "").strip() or a for a, point in tables[name].items()}
@@ -191,8 +190,8 @@ def known_records(
     return fitting, names, []
 
 
-def correctable(record: dict, points: Mapping[str, list[float] | None]) -> dict:
-    """A record with other points, everything else that it says kept."""
+def with_points(record: dict, points: Mapping[str, list[float] | None]) -> dict:
+    """Return a record with other points, everything else unchanged."""
     moved = []
     for point in record["points"]:
         x, y = points[point["pointAbbreviation"]] or (None, None)
@@ -200,66 +199,55 @@ def correctable(record: dict, points: Mapping[str, list[float] | None]) -> dict:
     return record | {"points": moved}
 
 
-def without_figures(record: dict, measures: Collection[str] = ()) -> dict:
-    """A record without what a method says of its points (score, *_spread, measures): corrected, they are truth."""
+def without_extras(record: dict, extras: Collection[str] = ()) -> dict:
+    """Return a record without a method's figures (score, *_spread, extras): corrected points are ground truth."""
     points = [
-        {key: point[key] for key in point if key != "score" and not key.endswith("_spread") and key not in measures}
+        {key: point[key] for key in point if key != "score" and not key.endswith("_spread") and key not in extras}
         for point in record["points"]
     ]
     return record | {"points": points}
 
 
-def make_record_of(name: str, points: Mapping[str, list[float] | None], landmarks: Mapping[str, str]) -> dict:
-    """A record of an image of which no data.json knows."""
-    record = make_record(name, dict.fromkeys(points), landmarks)
-    return correctable(record, points)
-
-
 def size_of(path: Path) -> tuple[int, int]:
-    """Width and height of an image, px, without decoding it where its beginning tells. Raises UserError."""
+    """Return width and height of an image, px, without decoding it if possible. Raises UserError."""
     try:
         return image_size(path)
-    except UserError:  # such as colours of 16 bit, which Pillow does not know
+    except UserError:  # such as 16-bit colours, which Pillow cannot read
         height, width = read_image(path).shape[:2]
         return width, height
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a finite number."""
+    """Return whether a value is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 def has_spacing(record: Mapping[str, Any]) -> bool:
-    """Whether a record states mm per px, so that main.py takes it."""
+    """Return whether a record states mm per px that main.py accepts."""
     return is_number(record.get("spacing")) and record["spacing"] > 0
 
 
-def note_of_ruler(records: Sequence[Mapping[str, Any]], abbreviations: Collection[str]) -> list[str]:
-    """A note where predicted ruler points would make the millimetres of a data set."""
+def note_on_ruler(records: Sequence[Mapping[str, Any]], abbreviations: Collection[str]) -> list[str]:
+    """Return a note if main.py would compute the spacing of a data set from predicted ruler points."""
     if set(Config.ruler) <= set(abbreviations) and not all(map(has_spacing, records)):
         ruler = " and ".join(Config.ruler)
         return [
-            f"no mm per px is known of some images: main.py will take it from the saved points {ruler}, "
-            f"{Config.ruler_mm:g} mm apart; look at these, or give it --spacing"
+            f"some images have no spacing: main.py will take it from the saved points {ruler}, {Config.ruler_mm:g} mm "
+            "apart; check these points, or set --spacing"
         ]
     return []
 
 
-def spacings(
-    errors: np.ndarray, distances: np.ndarray, sizes: Sequence[tuple[int, int] | None], unit: str
-) -> list[float | None]:
-    """mm per px of each image, as the report counted: errors over distances in px (I, N); 1 where errors are in px.
+def image_spacings(table: PredictionTable, sizes: Sequence[tuple[int, int] | None]) -> list[float | None]:
+    """Return mm per px of each image, as the report used it; 1 if errors are in px.
 
-    Of images of one size that agree it is their median, in six digits: the file rounds errors and points. An image
-    without error has that of its size, else that of all; none where these do not agree.
+    Images of one size that agree get their median, in six digits, because the file rounds errors and points. An image
+    without an error gets the spacing of its size, otherwise that of all; None if these do not agree.
     """
-    if unit == "px":
-        return [1.0] * len(errors)
-    known = np.isfinite(errors) & (distances > 0)
-    lengths = np.where(known, distances, 0).sum(1)
-    lengths[lengths == 0] = math.nan
-    values = np.where(known, errors, 0).sum(1) / lengths
-    slack = 1e-3 * values + known.sum(1) * (1e-4 + 2e-4 * values) / lengths  # the file keeps four decimals
+    if table.unit == "px":
+        return [1.0] * len(table.names)
+    values, slack = implied_spacing(table)
+    slack = slack + 1e-3 * values
     result = np.where(np.isfinite(values), values, common_spacing(values, slack))
     for size in set(sizes) - {None}:
         alike = np.array([other == size for other in sizes])
@@ -271,7 +259,7 @@ def spacings(
 
 
 def common_spacing(values: np.ndarray, slack: np.ndarray) -> float:
-    """The median, if no value is further from it than its slack, else nan; nan is no value."""
+    """Return the median if no value differs from it by more than its slack, otherwise nan; nan values are ignored."""
     if not np.isfinite(values).any():
         return math.nan
     median = float(np.nanmedian(values))
@@ -279,26 +267,26 @@ def common_spacing(values: np.ndarray, slack: np.ndarray) -> float:
 
 
 def plain(point: np.ndarray) -> list[float] | None:
-    """A point as numbers; none for nan."""
+    """Return a point as plain numbers, None for nan."""
     return [float(value) for value in point] if np.isfinite(point).all() else None
 
 
 def choose(records: Sequence[Mapping[str, Any]], split: str | None, file: Path) -> list[int]:
-    """Places of the records of a split, of all without one. Raises UserError if there are none."""
+    """Return the indices of the records of a split, or of all. Raises UserError if there are none."""
     known = dict.fromkeys(str(record["split"]) for record in records if record.get("split"))
     if split and not known:
-        raise UserError(f"{file}: its records name no split; leave --split out")
+        raise UserError(f"{file}: its records have no split; leave out --split")
     check_names([split] if split else [], known, f"split in {file}:")
     return [place for place, record in enumerate(records) if split in (None, record.get("split"))]
 
 
-def find_images(file: Path, folder: Path, images: Mapping[str, str]) -> list[Path]:
-    """The image files of a folder, found as main.py finds them; images: what an image is called here, by its name.
+def locate_images(file: Path, folder: Path, images: Mapping[str, str]) -> list[Path]:
+    """Return the files of images in a folder, found as main.py finds them; images: descriptions for messages, by name.
 
-    Raises UserError that names the first absent.
+    Raises UserError that names the first image that is absent.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; give that of the images with --images")
+        raise UserError(f"{folder} is not a folder; give the folder of the images with --images")
     files = {normal_name(path.name): path for path in sorted(folder.iterdir()) if path.is_file()}
     paths = {name: folder / name if (folder / name).is_file() else files.get(normal_name(name)) for name in images}
     absent = [where for name, where in images.items() if paths[name] is None]

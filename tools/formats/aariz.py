@@ -1,14 +1,14 @@
-"""Aariz, the set of the CEPHA29 challenge: 29 landmarks of two readers, one json each per image.
+"""Aariz, the set of the CEPHA29 challenge: 29 landmarks of two readers, one JSON file each per image.
 
-    .../train/Cephalograms/ID.png
-    .../train/Annotations/Cephalometric Landmarks/{Senior,Junior} Orthodontists/ID.json
-    .../cephalogram_machine_mappings.csv      cephalogram_id,...,pixel_size      mm per px, by machine
+    SOURCE/train/Cephalograms/ID.png
+    SOURCE/train/Annotations/Cephalometric Landmarks/{Senior,Junior} Orthodontists/ID.json
+    SOURCE/cephalogram_machine_mappings.csv      cephalogram_id,...,pixel_size      mm per px, by machine
 
     {"ceph_id": "ID", "dataset_name": "Aariz", "landmarks": [
        {"landmark_id": "lm-01", "title": "A-point", "symbol": "A", "value": {"x": 1315, "y": 1086}}]}
 
-Points in px, matched by symbol. Files are found by these names at any depth; a folder train, valid or test above an
-image tells its split. The published truth is the mean of both readers, rounded up.
+SOURCE is the folder of the archive; the files may lie at any depth below it. Points are in px and matched by symbol. A
+folder train, valid or test above an image sets its split. The published truth is the mean of both readers, rounded up.
 """
 
 from pathlib import Path
@@ -16,41 +16,27 @@ from pathlib import Path
 import numpy as np
 
 from settings import UserError
-from tools.formats.common import (
-    Images,
-    Reading,
-    add_point,
-    check_folder,
-    expecting,
-    make_record,
-    number,
-    numbers,
-    read_csv,
-    read_json,
-)
+from tools.formats.common import Images, Reading, add_point, make_record, note_missing, numbers, spacing_number
+from tools.formats.files import check_folder, expecting, read_csv, read_json
 
 PRESET = "aariz"
-READERS = ("mean", "ceiling", "senior", "junior")
+READERS = {"mean": ("senior", "junior"), "ceiling": ("senior", "junior"), "senior": ("senior",), "junior": ("junior",)}
 SPLITS = {"train": "train", "valid": "val", "validation": "val", "val": "val", "test": "test"}
 
 
 def read(source: Path, reader: str = "mean") -> Reading:
-    """The records of the archive. reader: mean of both, ceiling (as published), senior or junior."""
+    """Read the archive.
+
+    reader: which reader's points: mean of both, ceiling (the mean rounded up, as published), senior or junior
+    """
     if reader not in READERS:
         raise UserError(f"reader is {reader!r}; choose one of {', '.join(READERS)}")
     pictures = Images(check_folder(source, "the folder of the archive"))
     points: dict[str, dict[str, dict]] = {}
     names: dict[str, str] = {}
     for file in sorted(source.rglob("*.json")):
-        who = next(
-            (
-                w
-                for w in ("senior", "junior")
-                for part in file.relative_to(source).parts[:-1]
-                if part.lower().startswith(w)
-            ),
-            None,
-        )
+        folders = [part.lower() for part in file.relative_to(source).parts[:-1]]
+        who = next((who for who in ("senior", "junior") if any(part.startswith(who) for part in folders)), None)
         if who is None:
             continue
         with expecting(file, "an annotation of Aariz"):
@@ -65,40 +51,30 @@ def read(source: Path, reader: str = "mean") -> Reading:
                 raise UserError(f"{file}: a second {who} annotation of {content['ceph_id']}; keep one")
             readers[who] = table
     if not points:
-        raise UserError(f"{source}: there are no .json files below a folder Senior ... or Junior ...")
+        raise UserError(f"{source} holds no .json files below a folder Senior ... or Junior ...")
     spacings, notes = read_spacings(source)
     pairs, order = [], list(names)
     for id_, readers in sorted(points.items()):
-        path = pictures.find(id_)
+        path = pictures.take_if_there(id_, source, notes)
         if path is None:
-            notes.append(f"{id_}: skipped, there is no image of it")
             continue
-        absent = [who for who in needed(reader) if who not in readers]
+        absent = [who for who in READERS[reader] if who not in readers]
         if absent:
-            notes.append(f"{id_}: skipped, without the {absent[0]} reader")
+            notes.append(f"{id_}: skipped, it has no annotation of the {absent[0]} reader")
             continue
-        table = {label: combine([readers[who].get(label) for who in needed(reader)], reader) for label in order}
-        missing = [label for label, point in table.items() if point is None]
-        notes += [f"{id_}: missing {', '.join(missing)}"] if missing else []
-        split = next(
-            (SPLITS[part.lower()] for part in reversed(path.relative_to(source).parts) if part.lower() in SPLITS), None
-        )
+        table = {label: combine([readers[who].get(label) for who in READERS[reader]], reader) for label in order}
+        notes += note_missing(id_, table)
+        folders = [part.lower() for part in reversed(path.relative_to(source).parts)]
+        split = next((SPLITS[folder] for folder in folders if folder in SPLITS), None)
         if spacings and id_ not in spacings:
             notes.append(f"{id_}: no pixel size in the machine table")
         both = {who: [each.get(label) for label in order] for who, each in readers.items()}
         pairs.append((path, make_record(path.name, table, names, spacing=spacings.get(id_), split=split, readers=both)))
-    if not pairs:
-        raise UserError(f"{source}: no annotation has an image and the readers asked for")
-    return Reading(pairs, notes + pictures.unused())
-
-
-def needed(reader: str) -> tuple[str, ...]:
-    """Whose points it takes."""
-    return (reader,) if reader in ("senior", "junior") else ("senior", "junior")
+    return pictures.reading(source, pairs, notes)
 
 
 def combine(points: list, reader: str) -> list[float] | None:
-    """One point of one or two readers; none if one of them has none."""
+    """Return one point from those of one or two readers, None if one of them has none."""
     if any(point is None for point in points):
         return None
     mean = np.mean(points, axis=0)
@@ -106,7 +82,7 @@ def combine(points: list, reader: str) -> list[float] | None:
 
 
 def read_spacings(source: Path) -> tuple[dict[str, float], list[str]]:
-    """mm per px by image id, from the machine table; and a note where there is none."""
+    """Return mm per px by image id from the machine table, and a note if there is no such table."""
     files = sorted(source.rglob("cephalogram_machine_mappings.csv"))
     if not files:
         return {}, ["no cephalogram_machine_mappings.csv: errors will be in px"]
@@ -114,9 +90,6 @@ def read_spacings(source: Path) -> tuple[dict[str, float], list[str]]:
     columns = [next((i for i, name in enumerate(head) if word in name.lower()), None) for word in ("ceph", "pixel")]
     if None in columns:
         raise UserError(f"{files[0]}: expected columns cephalogram_id and pixel_size, found {', '.join(head)}")
+    id_, size = columns
     with expecting(files[0], "a row per image with cephalogram_id and pixel_size"):
-        spacings = {row[columns[0]]: number(row[columns[1]], f"{files[0]}: {row[columns[0]]}") for row in rows}
-    wrong = [id_ for id_, spacing in spacings.items() if not spacing > 0]
-    if wrong:
-        raise UserError(f"{files[0]}: the pixel size of {wrong[0]} is not above 0")
-    return spacings, []
+        return {row[id_]: spacing_number(row[size], f"{files[0]}: {row[id_]}: pixel_size") for row in rows}, []

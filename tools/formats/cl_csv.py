@@ -3,17 +3,18 @@
     file,scale,p1x,p1y,...,p38x,p38y                 2023, as its baseline writes it
     image file,spacing(mm),p1x,p1y,...,p53x,p53y     2024 (some scripts write "image path")
 
-Points in px, spacing in mm per px of that image.
+SOURCE is the .csv file. Points are in px; the second column is mm per px of that image.
 """
 
 from pathlib import Path
 
 from settings import UserError
-from tools.formats.common import Images, Reading, make_record, number, numbers, read_csv
+from tools.formats.common import Images, Reading, make_record, numbers, spacing_number
+from tools.formats.files import read_csv
 
 
 def read(source: Path, images: Path | None = None) -> Reading:
-    """The records of a .csv file; images: the folder of the images, else the file's."""
+    """Read a .csv file."""
     (head, *rows), pictures = read_csv(source) or [[]], Images(images or source.parent)
     count = (len(head) - 2) // 2
     expected = [f"p{n}{axis}" for n in range(1, count + 1) for axis in "xy"]
@@ -25,15 +26,10 @@ def read(source: Path, images: Path | None = None) -> Reading:
     for place, (name, scale, *cells) in enumerate((row if len(row) > 1 else [*row, ""] for row in rows), 2):
         where = f"{source}: line {place} ({name})"
         values = numbers(cells, where, 2 * count)
-        spacing = number(scale, f"{where}: {head[1]}")
-        if not spacing > 0:
-            raise UserError(f"{where}: {head[1]} is {scale}; expected mm per px, above 0")
-        path = pictures.take(name, where, notes)
-        if path is None:
-            continue
-        points = {str(n + 1): (values[2 * n], values[2 * n + 1]) for n in range(count)}
-        names = {label: f"Landmark {label}" for label in points}
-        pairs.append((path, make_record(path.name, points, names, spacing=spacing)))
-    if not pairs:
-        raise UserError(f"{source}: no row has an image in {pictures.folder}")
-    return Reading(pairs, notes + pictures.unused())
+        spacing = spacing_number(scale, f"{where}: {head[1]}")
+        path = pictures.take_if_there(name, where, notes)
+        if path is not None:
+            points = {str(n + 1): (values[2 * n], values[2 * n + 1]) for n in range(count)}
+            names = {label: f"Landmark {label}" for label in points}
+            pairs.append((path, make_record(path.name, points, names, spacing=spacing)))
+    return pictures.reading(source, pairs, notes)

@@ -1,111 +1,65 @@
-"""What the formats share: files read with errors in one line, numbers and names checked, records put together.
+"""What the formats share: finding images, checking numbers and labels, putting records together.
 
-Points are taken as they stand in a file; our own frame has (0, 0) at the centre of the first pixel. Programs that draw
-on a canvas may count from its corner, half a px away, and say so nowhere: `tools.convert --corner` takes that off.
+Coordinates are copied unchanged; in data.json (0, 0) is the centre of the first pixel. Programs that draw on a canvas
+may put (0, 0) at the corner of that pixel, half a px away, without saying so; `tools.convert --corner` corrects that.
 """
 
 import contextlib
-import csv
-import io
-import json
+import difflib
 import math
 import re
-import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from xml.etree import ElementTree
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from config import Config
 from reading import dicom
+from reading.annotation import normal_name, shorten
 from reading.images import ENDINGS
 from settings import UserError
+from tools.formats.files import check_folder
+from tools.formats.files import expecting as expecting  # for the other tools
+from tools.formats.files import read_json as read_json
 
 DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-Pixels = Callable[[], np.ndarray]  # draws an image that no file holds as it is
+Pixels = Callable[[], np.ndarray]  # returns an image that is not a file of its own
+OPTIONS = {  # what --help says of the parameters that several formats have; the others: the docstring of their read
+    "images": "folder of the images; default: the folder of the annotation",
+    "landmarks": "labels of the landmarks in the order you want, e.g. S,N,Me; any other label, such as a misspelt one, "
+    "is then refused; default: all labels that occur",
+}
 
 
 class Reading(NamedTuple):
-    """What a format gives."""
+    """What a format's `read` returns."""
 
-    pairs: list[tuple[Path | Pixels, dict]]  # of each image its file, or its pixels, and its record of data.json
-    notes: list[str]  # what was skipped, repaired or is odd, item by item
-
-
-# --- Files ---------------------------------------------------------------------------------------
+    pairs: list[tuple[Path | Pixels, dict]]  # for each image its file, or its pixels, and its record of data.json
+    notes: list[str]  # what was skipped, repaired or looks odd, one line each
 
 
-def read_text(file: Path) -> str:
-    """A text file in UTF-8, with or without a mark at its beginning. Raises UserError."""
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{file} does not exist") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read as text in UTF-8: {error}") from None
-
-
-def read_json(file: Path) -> Any:
-    """What a JSON file holds. Raises UserError."""
-    try:
-        return json.loads(read_text(file))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} cannot be read as JSON: {error}") from None
-
-
-def read_csv(file: Path) -> list[list[str]]:
-    """The rows of a csv file that are not blank, their cells without blanks around. Raises UserError."""
-    try:
-        rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(read_text(file)), strict=True)]
-    except csv.Error as error:
-        raise UserError(f"{file} cannot be read as csv: {error}") from None
-    return [row for row in rows if any(row)]
-
-
-def read_xml(file: Path) -> ElementTree.Element:
-    """The root of an XML file. Raises UserError; also for one that declares entities, which could be a bomb."""
-    text = read_text(file)
-    if "<!DOCTYPE" in text or "<!ENTITY" in text:
-        raise UserError(f"{file} declares a document type or entities, which annotations have no use for; remove them")
-    try:
-        return ElementTree.fromstring(text)
-    except (ElementTree.ParseError, ValueError) as error:
-        raise UserError(f"{file} cannot be read as XML: {error}") from None
-
-
-@contextlib.contextmanager
-def expecting(where: object, what: str) -> Iterator[None]:
-    """Turn the errors of code that takes a structure for granted into a UserError: where it is not `what`."""
-    try:
-        yield
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        reason = f"there is no {error}" if isinstance(error, KeyError) else str(error)
-        raise UserError(f"{where}: expected {what}; {reason}") from None
-
-
-def check_folder(folder: Path, what: str) -> Path:
-    """The folder. Raises UserError if it is none."""
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; give {what}")
-    return folder
+# --- Images --------------------------------------------------------------------------------------
 
 
 class Images:
-    """The images of a folder by name, whatever their case, with or without an ending, in subfolders too."""
+    """The images of a folder and its subfolders by name, in upper or lower case, with or without an ending."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = check_folder(folder, "the folder of the images")
         self.files: dict[str, list[Path]] = {}
-        self.taken: set[Path] = set()
+        self.taken: set[str] = set()
         for path in sorted(folder.rglob("*")):
             if path.suffix.lower() in ENDINGS and path.is_file():
                 for name in (path.name, path.stem):
                     self.files.setdefault(normal_name(name), []).append(path)
 
     def find(self, name: Any) -> Path | None:
-        """The file of a name or path; folders that both know must agree. Raises UserError if several files answer."""
+        """Return the file with this name or path; where both have folders, these must agree.
+
+        Raises UserError if several files match.
+        """
         if not isinstance(name, str) or not name.strip():
             raise UserError(f"{self.folder}: the name of an image is {name!r}; expected text")
         *folders, last = [normal_name(part) for part in re.split(r"[\\/]+", name) if part not in ("", ".")] or [""]
@@ -117,33 +71,57 @@ class Images:
                 found.append(path)
         if len(found) > 1:
             raise UserError(f"{self.folder}: {found[0]} and {found[1]} both answer to {name}; keep one")
-        self.taken.update(found)
         return found[0] if found else None
 
-    def unused(self) -> list[str]:
-        """A note of the images that nothing asked for, if there are any."""
-        unused = sorted({path.name for paths in self.files.values() for path in paths} - {p.name for p in self.taken})
-        more = f" and {len(unused) - 5} more" if len(unused) > 5 else ""
-        return [f"{len(unused)} images without annotation: {', '.join(unused[:5])}{more}"] if unused else []
-
-    def take(self, name: str, where: str, notes: list[str]) -> Path | None:
-        """The file of a row's image; a note where there is none. Raises UserError where it was taken already."""
-        before = set(self.taken)
+    def take(self, name: Any, where: object) -> Path:
+        """Return the file of an annotated image. Raises UserError if there is none, or for a second annotation."""
         path = self.find(name)
         if path is None:
-            notes.append(f"{name}: skipped, there is no image of it")
-        elif path in before:
-            raise UserError(f"{where}: {path.name} stands twice; keep one")
+            raise UserError(f"{where}: its image {name} is not in {self.folder}")
+        if path.name in self.taken:
+            raise UserError(f"{where}: a second annotation of {path.name}, or a second image of this name; keep one")
+        self.taken.add(path.name)
         return path
 
+    def take_if_there(self, name: Any, where: object, notes: list[str]) -> Path | None:
+        """Return the file of an annotated image as `take` does; add a note and return None if there is none."""
+        if self.find(name) is not None:
+            return self.take(name, where)
+        notes.append(f"{name}: skipped, there is no image of it")
+        return None
 
-def normal_name(name: str) -> str:
-    """A name for comparison: composed letters, no case."""
-    return unicodedata.normalize("NFC", name).casefold()
+    def reading(self, source: Path, pairs: list, notes: list[str]) -> Reading:
+        """Return what was read, with a note on the images that are not annotated. Raises UserError if nothing was."""
+        if not pairs:
+            raise UserError(f"{source} holds no annotation of an image in {self.folder}")
+        unused = sorted({path.name for paths in self.files.values() for path in paths} - self.taken)
+        more = [f"{len(unused)} images without annotation: {shorten(unused)}"] if unused else []
+        return Reading(pairs, notes + more)
+
+    def labelled_reading(
+        self, source: Path, tables: dict[Path, dict[str, Any]], landmarks: Sequence[str], notes: list[str],
+        occluded: Mapping[Path, Collection[str]] | None = None, **keys: Any,
+    ) -> Reading:  # fmt: skip
+        """Return what was read as labelled points (x, y) px by image, every record with the same landmarks.
+
+        The landmarks are `landmarks`, otherwise all labels that occur, in their order. occluded: the labels of
+        occluded points by image; keys: other keys of all records. Raises UserError for a label that is not allowed.
+        """
+        order = list(landmarks) or list(dict.fromkeys(label for table in tables.values() for label in table))
+        notes += likely_misspellings(tables, order)
+        pairs: list[tuple[Path, dict]] = []
+        for path, table in tables.items():
+            unknown = [label for label in table if label not in order]
+            if unknown:
+                raise UserError(f"image {path.name}: the label {unknown[0]!r} is none of {', '.join(order)}")
+            points = {label: table.get(label) for label in order}
+            notes += note_missing(path.name, points)
+            pairs.append((path, make_record(path.name, points, occluded=(occluded or {}).get(path, ()), **keys)))
+        return self.reading(source, pairs, notes)
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Width and height, px, as it is seen: turned if its EXIF says so. Raises UserError."""
+    """Return width and height, px, of an image as displayed: turned if its EXIF says so. Raises UserError."""
     if path.suffix.lower() in dicom.ENDINGS:
         return dicom.read(path).image.shape[::-1]
     try:
@@ -154,11 +132,21 @@ def image_size(path: Path) -> tuple[int, int]:
         raise UserError(f"{path} cannot be read as an image: {error}") from None
 
 
-# --- Values --------------------------------------------------------------------------------------
+def check_size(stated: tuple[Any, Any], path: Path, where: str) -> None:
+    """Raise UserError if an annotation was made on an image of another size (width, height)."""
+    size = image_size(path)
+    if tuple(numbers(stated, f"{where}: size", 2)) != size:
+        raise UserError(
+            f"{where}: annotated on {stated[0]} x {stated[1]} px, but {path} has {size[0]} x {size[1]}; give the "
+            "images that were annotated"
+        )
+
+
+# --- Values and labels ---------------------------------------------------------------------------
 
 
 def number(value: Any, where: str) -> float:
-    """A finite number, also one in plain decimal text. Raises UserError."""
+    """Return a finite number, also from decimal text. Raises UserError."""
     plain = isinstance(value, int | float) and not isinstance(value, bool)
     result = math.nan
     if plain or (isinstance(value, str) and DECIMAL.fullmatch(value.strip())):
@@ -170,7 +158,7 @@ def number(value: Any, where: str) -> float:
 
 
 def numbers(values: Sequence[Any], where: str, count: int | None = None) -> list[float]:
-    """Finite numbers, a list of so many. Raises UserError."""
+    """Return a list of finite numbers, `count` of them if given. Raises UserError."""
     if not isinstance(values, list | tuple):
         raise UserError(f"{where}: expected a list of numbers, found {values!r}")
     if count is not None and len(values) != count:
@@ -178,78 +166,85 @@ def numbers(values: Sequence[Any], where: str, count: int | None = None) -> list
     return [number(value, f"{where}, number {place}") for place, value in enumerate(values, 1)]
 
 
-def add_point(points: dict[str, Any], label: Any, point: Sequence[float] | None, where: str) -> None:
-    """One more labelled point of an image, the label without blanks around.
+def spacing_number(value: Any, where: str) -> float:
+    """Return a spacing, mm per px. Raises UserError unless it is a number above 0."""
+    spacing = number(value, where)
+    if not spacing > 0:
+        raise UserError(f"{where} is {value}; expected mm per px, above 0")
+    return spacing
 
-    Raises UserError for a label that is no text, empty, or there already, and for a point at (0, 0), which is what
-    programs write for a missing one.
+
+def add_point(points: dict[str, Any], label: Any, point: Sequence[float] | None, where: str) -> None:
+    """Add a labelled point of an image, its label stripped of white space.
+
+    Raises UserError for a label that is empty, not text or already there, and for a point at (0, 0), which programs
+    write for a missing one.
     """
     if not isinstance(label, str) or not label.strip() or not label.isprintable():
-        raise UserError(f"{where}: a point has no label, but {label!r}")
+        raise UserError(f"{where}: a point has the label {label!r}; expected text")
     label = label.strip()
-    if point is not None and tuple(point) == (0, 0):
-        raise UserError(f"{where}: {label!r} lies at (0, 0); if it is missing, leave it out")
+    check_not_origin(label, point, where)
     if label in points:
-        raise UserError(f"{where}: the label {label!r} stands twice; keep one")
+        raise UserError(f"{where}: the label {label!r} appears twice; keep one")
     points[label] = point
 
 
-def check_size(stated: tuple[Any, Any], path: Path, where: str) -> None:
-    """Raise UserError where an annotation was made on an image of another size (width, height)."""
-    size = image_size(path)
-    if tuple(numbers(stated, f"{where}: size", 2)) != size:
-        raise UserError(
-            f"{where}: annotated on {stated[0]} x {stated[1]} px, but {path} has {size[0]} x {size[1]}: it is a copy "
-            "of another size"
-        )
+def check_not_origin(label: str, point: Sequence[float] | None, where: str) -> None:
+    """Raise UserError for a point at (0, 0)."""
+    if point is not None and tuple(point) == (0, 0):
+        raise UserError(f"{where}: {label!r} lies at (0, 0); if it is missing, leave it out")
+
+
+def note_missing(image: str, points: Mapping[str, Any]) -> list[str]:
+    """Return a note that names the missing points of an image, if there are any."""
+    missing = [label for label, point in points.items() if point is None]
+    return [f"{image}: missing {', '.join(missing)}"] if missing else []
+
+
+def likely_misspellings(tables: Mapping[Path, Mapping[str, Any]], order: Sequence[str]) -> list[str]:
+    """Return a note on each label that resembles a more frequent one and never occurs together with it."""
+    images = {label: [path.name for path, table in tables.items() if label in table] for label in order}
+    notes = []
+    for label, own in images.items():
+        commoner = [other for other in order if len(images[other]) > len(own) and not set(own) & set(images[other])]
+        words = {other.casefold(): other for other in commoner}
+        for near in difflib.get_close_matches(label.casefold(), words if own else (), n=1, cutoff=0.7):
+            notes.append(
+                f"the label {label!r} occurs only in {shorten(own)}, where {words[near]!r} is missing: did you mean "
+                f"{words[near]!r}? Correct it, or list your labels with --landmarks, which refuses all others"
+            )
+    return notes
+
+
+# --- Records -------------------------------------------------------------------------------------
 
 
 def make_record(
-    image: str, points: Mapping[str, Sequence[float] | None], names: Mapping[str, str] | None = None, **keys: Any
+    image: str,
+    points: Mapping[str, Sequence[float] | None],
+    names: Mapping[str, str] | None = None,
+    occluded: Collection[str] = (),
+    **keys: Any,
 ) -> dict[str, Any]:
-    """A record of data.json: points (x, y) px by abbreviation, none where missing; other keys where they are known.
+    """Return a record of data.json: points (x, y) px by abbreviation, None where missing; other keys unless None.
 
     Raises UserError for a point at (0, 0).
     """
+    entries = []
     for abbreviation, point in points.items():
-        if point is not None and tuple(point) == (0, 0):
-            raise UserError(f"image {image}: {abbreviation!r} lies at (0, 0); if it is missing, leave it out")
-    entries = [
-        {
+        check_not_origin(abbreviation, point, f"image {image}")
+        entry = {
             "pointName": (names or {}).get(abbreviation, abbreviation),
             "pointAbbreviation": abbreviation,
             "X": None if point is None else float(point[0]),
             "Y": None if point is None else float(point[1]),
         }
-        for abbreviation, point in points.items()
-    ]
+        entries.append(entry | ({"occluded": True} if abbreviation in occluded else {}))
     return {"imagePath": image, **{key: value for key, value in keys.items() if value is not None}, "points": entries}
 
 
-def same_landmarks(
-    tables: Mapping[str, Mapping[str, Any]], landmarks: Sequence[str] = ()
-) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Labelled points of images, by image name, all with the same labels in one order, none where an image lacks one.
-
-    The labels are `landmarks`, else all that occur, in their order. Also notes of what is missing where. Raises
-    UserError for a label that is not among `landmarks`, and where there is none at all.
-    """
-    order = list(landmarks) or list(dict.fromkeys(label for table in tables.values() for label in table))
-    if not order:
-        raise UserError("no image has a labelled point")
-    notes = []
-    for image, table in tables.items():
-        unknown = [label for label in table if label not in order]
-        if unknown:
-            raise UserError(f"image {image}: the label {unknown[0]!r} is none of {', '.join(order)}")
-        missing = [label for label in order if table.get(label) is None]
-        if missing:
-            notes.append(f"{image}: missing {', '.join(missing)}")
-    return {image: {label: table.get(label) for label in order} for image, table in tables.items()}, notes
-
-
 def record_points(record: Mapping[str, Any]) -> dict[str, tuple[float, float] | None]:
-    """The points (x, y) px of a record by abbreviation; none where missing."""
+    """Return the points (x, y) px of a record by abbreviation, None where missing."""
     return {
         point["pointAbbreviation"]: None
         if point.get("X") is None or point.get("Y") is None or point.get("visible", True) in (False, 0)
@@ -258,7 +253,13 @@ def record_points(record: Mapping[str, Any]) -> dict[str, tuple[float, float] | 
     }
 
 
-def write_json(file: Path, content: Any) -> None:
-    """Indented, in UTF-8."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+def occluded_in(record: Mapping[str, Any]) -> set[str]:
+    """Return the abbreviations of the occluded points of a record."""
+    return {point["pointAbbreviation"] for point in record["points"] if point.get("occluded")}
+
+
+def data_options(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the options of main.py that records without a ruler, or without a spacing, need."""
+    if set(Config.ruler) <= record_points(records[0]).keys():
+        return []
+    return ["--report_exclude", "none", *([] if all(r.get("spacing") for r in records) else ["--spacing", "none"])]

@@ -1,10 +1,10 @@
-"""CVAT XML 1.1 (for images): one file of a data set. Read and written.
+"""CVAT XML 1.1 (for images): one file for all images.
 
     <annotations><version>1.1</version><image id="0" name="a.jpg" width="1198" height="1438">
       <points label="S" occluded="0" source="manual" points="486.45,700.10" z_order="0"/></image></annotations>
 
-Points in px, also those of a skeleton, where outside="1" is a missing one. Other shapes are skipped; a points element
-with several points, or a label twice in an image, is refused.
+SOURCE is the .xml file. Points are in px; points of a skeleton are read too, and are missing if outside="1". Other
+shapes are skipped. A points element with several points, or the same label twice in an image, is refused.
 """
 
 from collections.abc import Sequence
@@ -18,31 +18,26 @@ from tools.formats.common import (
     Reading,
     add_point,
     check_size,
-    expecting,
     image_size,
-    make_record,
     numbers,
-    read_xml,
+    occluded_in,
     record_points,
-    same_landmarks,
-)
+)  # fmt: skip
+from tools.formats.files import expecting, read_xml
 
 
-def read(source: Path, images: Path | None = None, landmarks: Sequence[str] = ()) -> Reading:
-    """The records of an .xml file; images: the folder of the images, else the file's."""
+def read(source: Path, images: Path | None = None, landmarks: tuple[str, ...] = ()) -> Reading:
+    """Read an .xml file."""
     root, pictures = read_xml(source), Images(images or source.parent)
     if root.tag != "annotations":
         raise UserError(f"{source}: expected annotations of CVAT XML 1.1, found {root.tag}")
-    tables, paths, hidden, notes = {}, {}, {}, []
+    tables: dict[Path, dict[str, Any]] = {}
+    occluded: dict[Path, set[str]] = {}
+    notes = []
     for image in root.iter("image"):
         where = f"{source}: image {image.get('name')}"
         with expecting(where, "an image of CVAT XML 1.1"):
-            path = pictures.find(image.attrib["name"])
-            if path is None:
-                raise UserError(f"{where} is not in {pictures.folder}")
-            if path.name in tables:
-                raise UserError(f"{where}: stands twice; keep one")
-            table: dict[str, Any] = {}
+            path, table = pictures.take(image.attrib["name"], source), {}
             others = [shape for shape in image if shape.tag not in ("points", "skeleton")]
             notes += [f"{path.name}: skipped {shape.get('label')!r}, a {shape.tag}" for shape in others]
             for shape in image.iter("points"):
@@ -53,37 +48,27 @@ def read(source: Path, images: Path | None = None, landmarks: Sequence[str] = ()
                     raise UserError(f"{where}: {label!r} has several points; annotate each with a label of its own")
                 add_point(table, label, numbers(text.split(","), f"{where}: {label!r}", 2), where)
                 if shape.get("occluded", "0") == "1":
-                    hidden.setdefault(path.name, set()).add(label)
+                    occluded.setdefault(path, set()).add(label)
             if not table:
                 notes.append(f"{path.name}: skipped, it has no points")
                 continue
             check_size((image.attrib["width"], image.attrib["height"]), path, where)
-            tables[path.name], paths[path.name] = table, path
-    if not tables:
-        raise UserError(f"{source}: no image has points")
-    tables, missing = same_landmarks(tables, landmarks)
-    pairs = []
-    for name, table in tables.items():
-        record = make_record(name, table)
-        for point in record["points"]:
-            if point["pointAbbreviation"] in hidden.get(name, ()):
-                point["occluded"] = True
-        pairs.append((paths[name], record))
-    return Reading(pairs, notes + missing + pictures.unused())
+            tables[path] = table
+    return pictures.labelled_reading(source, tables, landmarks, notes, occluded)
 
 
 def write(pairs: Sequence[tuple[Path, dict]], destination: Path) -> None:
-    """destination/annotations.xml."""
+    """Write destination/annotations.xml."""
     root = ElementTree.Element("annotations")
     ElementTree.SubElement(root, "version").text = "1.1"
     for place, (path, record) in enumerate(pairs):
         width, height = image_size(path)
         size = {"id": str(place), "name": record["imagePath"], "width": str(width), "height": str(height)}
         image = ElementTree.SubElement(root, "image", size)
-        hidden = {point["pointAbbreviation"] for point in record["points"] if point.get("occluded")}
+        occluded = occluded_in(record)
         for label, point in record_points(record).items():
             if point is not None:
-                known = {"label": label, "occluded": str(int(label in hidden)), "source": "manual"}
+                known = {"label": label, "occluded": str(int(label in occluded)), "source": "manual"}
                 text = f"{point[0]!r},{point[1]!r}"
                 ElementTree.SubElement(image, "points", known | {"points": text, "z_order": "0"})
     destination.mkdir(parents=True, exist_ok=True)

@@ -1,14 +1,15 @@
-"""ISBI 2014/2015 cephalograms: the official archive -> records of data.json.
+"""ISBI 2014/2015 cephalograms, the official archive: 19 landmarks of two readers.
 
-    RawImage/{TrainingData,Test1Data,Test2Data}/NNN.{bmp,jpg,png}      1935 x 2400 px, 0.1 mm per px by convention
-    AnnotationsByMD/{400_senior,400_junior}/NNN.txt                    19 lines "x,y" in px, then clinical classes
+    SOURCE/RawImage/{TrainingData,Test1Data,Test2Data}/NNN.{bmp,jpg,png}   1935 x 2400 px, 0.1 mm per px by convention
+    SOURCE/AnnotationsByMD/{400_senior,400_junior}/NNN.txt                 19 lines "x,y" in px, then clinical classes
 
     835,996
     1473,1029
 
-Wang et al., "A benchmark for comparison of dental radiography analysis algorithms", Med. Image Anal. 2016. Images
-001-150 train, 151-300 are Test1, 301-400 Test2. Known oddities: 038 = 283 and 144 = 173 are the same image on both
-sides of the official split; in Test2 five landmarks follow another convention.
+SOURCE is the folder of the archive. Wang et al., "A benchmark for comparison of dental radiography analysis
+algorithms", Med. Image Anal. 2016. Images 001-150 train, 151-300 are Test1, 301-400 Test2. Known oddities: 038 = 283
+and 144 = 173 are the same images on both sides of the official split; in Test2 five landmarks follow another
+convention.
 """
 
 from pathlib import Path
@@ -16,13 +17,14 @@ from pathlib import Path
 import numpy as np
 
 from settings import UserError
-from tools.formats.common import Reading, check_folder, make_record
+from tools.formats.common import Reading, make_record
+from tools.formats.files import check_folder
 
 PRESET = "isbi2015"
 SPACING = 0.1  # mm per px
 SETS = {"TrainingData": "train", "Test1Data": "test1", "Test2Data": "test2"}
 READERS = {"mean": ("senior", "junior"), "senior": ("senior",), "junior": ("junior",)}
-# In the archive's order; abbreviations of the 52-landmark table, so that sets can be compared by them.
+# In the archive's order, with the abbreviations of the 52-landmark table, so that data sets can be compared.
 LANDMARKS = (
     ("Sella turcica", "S"), ("Nasion", "N"), ("Orbitale", "Or"), ("Porion", "P"), ("A point", "A"), ("B point", "B"),
     ("Pogonion", "Pog"), ("Menton", "Me"), ("Gnathion", "Gn"), ("Gonion", "Go"), ("Incision inferior", "Is1l"),
@@ -33,10 +35,10 @@ LANDMARKS = (
 
 
 def read(source: Path, reader: str = "mean") -> Reading:
-    """Image files and their records, in the order of the archive's sets and numbers, with both readers' points.
+    """Read the sets of the archive that are there, in the order of their images, with both readers' points.
 
-    reader: "senior", "junior", or "mean" of both, the usual truth. Sets that are not there are left out.
     Raises UserError for a folder without images, an image without annotation, or a file that is cut off.
+    reader: which reader's points: mean of both (the usual truth), senior or junior
     """
     if reader not in READERS:
         raise UserError(f"reader is {reader!r}; choose one of {', '.join(READERS)}")
@@ -48,7 +50,7 @@ def read(source: Path, reader: str = "mean") -> Reading:
         images = sorted(p for p in (source / "RawImage").glob(f"{folder}/*") if p.suffix.lower() in endings)
         for image in images:
             both = {
-                who: read_points(source / "AnnotationsByMD" / name / f"{image.stem}.txt")
+                who: read_lines(source / "AnnotationsByMD" / name / f"{image.stem}.txt")
                 for who, name in (("senior", "400_senior"), ("junior", "400_junior"))
             }
             points = np.mean([both[who] for who in READERS[reader]], axis=0)
@@ -62,13 +64,13 @@ def read(source: Path, reader: str = "mean") -> Reading:
     return Reading(pairs, [])
 
 
-def read_points(file: Path) -> np.ndarray:
-    """The first 19 lines of a txt file as points (19, 2) px; the classes below them are left."""
+def read_lines(file: Path) -> np.ndarray:
+    """Return the first 19 lines of a txt file as points (19, 2) px; the clinical classes below are ignored."""
     try:
         lines = file.read_text(encoding="utf-8").split()[: len(LANDMARKS)]
         points = np.array([[float(value) for value in line.split(",")] for line in lines])
     except FileNotFoundError:
-        raise UserError(f"{file} does not exist: every image needs its annotation") from None
+        raise UserError(f"{file} does not exist; every image needs its annotation") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read ({error}); expected {len(LANDMARKS)} lines x,y in px") from None
     if not np.isfinite(points).all():

@@ -1,12 +1,12 @@
-"""Label Studio: the JSON export of a project with KeyPointLabels. Read and written.
+"""Label Studio: the JSON export of a project with KeyPointLabels.
 
     [{"data": {"image": "upload/a.jpg"},
       "annotations": [{"result": [{"original_width": 1198, "original_height": 1438, "image_rotation": 0,
                                    "type": "keypointlabels", "from_name": "kp", "to_name": "image",
                                    "value": {"x": 40.6, "y": 48.7, "width": 0.3, "keypointlabels": ["S"]}}]}]}]
 
-x and y are per cent of width and height. A rotated image is refused; where several people annotated one, choose one. It
-has no place for what is occluded.
+SOURCE is the JSON file. x and y are per cent of the image's width and height. An image that was rotated in the program
+is refused. Occluded points cannot be marked.
 """
 
 import re
@@ -15,31 +15,19 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from reading.images import ENDINGS
 from settings import UserError
-from tools.formats.common import (
-    ENDINGS,
-    Images,
-    Reading,
-    add_point,
-    check_size,
-    expecting,
-    image_size,
-    make_record,
-    number,
-    read_json,
-    record_points,
-    same_landmarks,
-    write_json,
-)
+from tools.formats.common import Images, Reading, add_point, check_size, image_size, number, record_points
+from tools.formats.files import expecting, read_json, write_json
 
 
-def read(source: Path, images: Path | None = None, landmarks: Sequence[str] = (), annotation: int = 0) -> Reading:
-    """The records of a .json file; images: the folder of the images, else the file's.
+def read(source: Path, images: Path | None = None, landmarks: tuple[str, ...] = (), annotation: int = 0) -> Reading:
+    """Read a .json file.
 
-    annotation: which of an image's annotations, from 1; 0: its only one.
+    annotation: which annotation of an image to read if several people annotated it, from 1; default: its only one
     """
-    content, pictures = read_json(source), Images(images or source.parent)
-    tables, paths, notes = {}, {}, []
+    content, pictures, notes = read_json(source), Images(images or source.parent), []
+    tables: dict[Path, dict[str, Any]] = {}
     with expecting(source, "a Label Studio export, a list of tasks"):
         for place, task in enumerate(content, 1):
             name = find_name(task["data"], pictures, f"{source}: task {place}")
@@ -49,15 +37,10 @@ def read(source: Path, images: Path | None = None, landmarks: Sequence[str] = ()
                 notes.append(f"{name}: skipped, it has no annotation")
                 continue
             if len(done) > 1 and not annotation:
-                raise UserError(f"{where}: has {len(done)} annotations; choose one with annotation, from 1")
-            path = pictures.find(name)
-            if path is None:
-                raise UserError(f"{where}: the image is not in {pictures.folder}")
-            if path.name in tables:
-                raise UserError(f"{where}: a second task of {path.name}; keep one")
+                raise UserError(f"{where}: has {len(done)} annotations; choose one with --annotation, from 1")
             if not 0 <= annotation <= len(done):
-                raise UserError(f"{where}: has no annotation {annotation}, but {len(done)}")
-            table: dict[str, Any] = {}
+                raise UserError(f"{where}: has {len(done)} annotations, but --annotation is {annotation}")
+            path, table = pictures.take(name, f"{source}: task {place}"), {}
             results = done[max(annotation, 1) - 1]["result"]
             if len({result.get("to_name") for result in results}) > 1:
                 raise UserError(f"{where}: its points lie on several images")
@@ -72,15 +55,12 @@ def read(source: Path, images: Path | None = None, landmarks: Sequence[str] = ()
                 check_size(size, path, where)
                 x, y = (number(result["value"][axis], f"{where}: {axis} of {label!r}") for axis in "xy")
                 add_point(table, label, (x * size[0] / 100, y * size[1] / 100), where)
-            tables[path.name], paths[path.name] = table, path
-    tables, missing = same_landmarks(tables, landmarks)
-    return Reading(
-        [(paths[name], make_record(name, table)) for name, table in tables.items()], notes + missing + pictures.unused()
-    )
+            tables[path] = table
+    return pictures.labelled_reading(source, tables, landmarks, notes)
 
 
 def find_name(data: dict, pictures: Images, where: str) -> str:
-    """The name of a task's image: its address without server, query and the prefix of an upload."""
+    """Return the name of a task's image: its address without server, query and the prefix of an upload."""
     images = {key: value for key, value in data.items() if isinstance(value, str)}
     images = {key: value for key, value in images.items() if urlsplit(value).path.lower().endswith(ENDINGS)} or images
     if "image" in images:
@@ -94,7 +74,7 @@ def find_name(data: dict, pictures: Images, where: str) -> str:
 
 
 def write(pairs: Sequence[tuple[Path, dict]], destination: Path) -> None:
-    """destination/tasks.json, for import with predictions as annotations."""
+    """Write destination/tasks.json, to be imported with its points as annotations."""
     tasks = []
     for path, record in pairs:
         width, height = image_size(path)

@@ -1,49 +1,47 @@
-"""Our own data.json, and the predictions.csv of a run: to bring them into an annotation program.
+"""Our own data.json, or the predictions.csv of a run, to bring them into an annotation program.
 
-[{"imagePath": "a.jpg", "spacing": 0.1, "points": [
-    {"pointName": "Sella turcica", "pointAbbreviation": "S", "X": 475.9, "Y": 502.1, "occluded": true}]}]
+    [{"imagePath": "a.jpg", "spacing": 0.1, "points": [
+        {"pointName": "Sella turcica", "pointAbbreviation": "S", "X": 475.9, "Y": 502.1, "occluded": true}]}]
 
-image,landmark,x,y,x_true,y_true,error_mm,score
+    image,landmark,x,y,x_true,y_true,error_mm,score
+
+SOURCE is a data.json, a folder that holds json/data.json and imgs/, or a predictions.csv (then give --images).
 """
 
 from pathlib import Path
 
 from reading.annotation import read_points, read_record
 from settings import UserError
-from tools.formats.common import Images, Reading, add_point, make_record, numbers, read_csv, read_json, record_points
+from tools.formats.common import Images, Reading, add_point, make_record, numbers, record_points
+from tools.formats.files import read_csv, read_json
 
 HEAD = ["image", "landmark", "x", "y"]
 
 
 def read(source: Path, images: Path | None = None) -> Reading:
-    """The records of a data.json, of a folder that holds json/data.json and imgs, or of a predictions.csv.
+    """Read a data.json, a folder that holds it, or a predictions.csv.
 
-    images: the folder of the images; else imgs beside the data.json's folder.
+    images: folder of the images; default: imgs beside the folder of data.json
     """
     file = source / "json" / "data.json" if source.is_dir() else source
     pictures = Images(images or file.parent.parent / "imgs")
-    records = read_predictions(file) if file.suffix == ".csv" else read_json(file)
+    records = predicted_records(file) if file.suffix == ".csv" else read_json(file)
     if not isinstance(records, list) or not records:
         raise UserError(f"{file}: expected a list of records")
     pairs, labels = [], None
     for place, record in enumerate(records, 1):
         where = f"{file}: record {place}"
-        read_record(where, record, list(read_points(where, record).values()), pictures.folder)  # its checks
-        before = set(pictures.taken)
-        path = pictures.find(record["imagePath"])
-        if path is None:
-            raise UserError(f"{where}: image {record['imagePath']} is not in {pictures.folder}")
-        if path in before:
-            raise UserError(f"{where}: image {path.name} stands twice; keep one")
+        read_record(where, record, list(read_points(where, record).values()), pictures.folder)  # checks the values
+        path = pictures.take(record["imagePath"], where)
         if labels not in (None, set(record_points(record))):
-            raise UserError(f"{where}: its points are not those of the first record")
+            raise UserError(f"{where}: its landmarks are not those of the first record")
         labels = set(record_points(record))
         pairs.append((path, record | {"imagePath": path.name}))
-    return Reading(pairs, pictures.unused())
+    return pictures.reading(source, pairs, [])
 
 
-def read_predictions(file: Path) -> list[dict]:
-    """The detected landmarks of a predictions.csv as records."""
+def predicted_records(file: Path) -> list[dict]:
+    """Return the predicted landmarks of a predictions.csv as records."""
     head, *rows = read_csv(file) or [[]]
     if head[:4] != HEAD:
         raise UserError(f"{file}: expected a predictions.csv, with the columns {','.join(HEAD)},...")

@@ -1,15 +1,15 @@
 "use strict";
-// What the page knows: images and points, every edit, the figures, and the file that is saved.
-// A point is [x, y] in px of the image file, (0, 0) the centre of its first pixel; null: missing.
+// The state of the page: images and points, all edits, the figures, and the saved file.
+// A point is [x, y] in px of the image file; (0, 0) is the centre of its first pixel; null: missing.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const landmarks = data.landmarks;
 const images = data.images;
 for (const [number, image] of images.entries()) {
   image.number = number;
-  image.source = image.points; // as the file has them
+  image.source = image.points; // as in the file
   image.points = image.points.slice();
-  image.occluded = landmarks.map(() => null); // of each point its JSON, null where the file does not say
+  image.occluded = landmarks.map(() => null); // JSON for each point, null if the file does not state it
   for (const { landmark, occluded } of image.entries) image.occluded[landmark] = occluded;
   image.occludedSource = image.occluded.slice();
 }
@@ -25,17 +25,17 @@ function insideImage(image, [x, y]) {
   return [hundredths(x, image.width), hundredths(y, image.height)];
 }
 
-// --- Edits: done, and undone ones that can come back. Each knows its image and what its points were and are;
-// points that change places also what hid them: occluded is said of a place.
+// --- Edits: those done, and those undone, which can be redone. An edit holds its image and its points before and
+// after; for swapped points also `occluded`, because that belongs to a place.
 
 const done = [];
 const undone = [];
-let saved = null; // the last edit that is in the saved file
+let saved = null; // the last edit in the saved file
 
-function commit(image, changes, words, goesOn = false) {
+function commit(image, changes, words, continues = false) {
   const last = done.at(-1);
-  if (goesOn && last && last.image === image && last.changes[0].landmark === changes[0].landmark && last !== saved) {
-    last.changes[0].after = changes[0].after; // a key that is held down is one edit
+  if (continues && last && last.image === image && last.changes[0].landmark === changes[0].landmark && last !== saved) {
+    last.changes[0].after = changes[0].after; // a key held down makes one edit
   } else {
     done.push({ image, changes, words });
   }
@@ -79,7 +79,7 @@ function countChanges(image) {
   return landmarks.reduce((count, _, landmark) => count + isChanged(image, landmark), 0);
 }
 
-// Where a landmark that is missing now was last: before its edits, or in the file as a point that is not visible.
+// The last place of a missing landmark: before it was hidden, or in the file if it is a point that is not visible.
 function lastPlace(image, landmark) {
   const changes = done.filter((edit) => edit.image === image).flatMap((edit) => edit.changes);
   const edited = changes.findLast((change) => change.landmark === landmark && change.before);
@@ -88,7 +88,7 @@ function lastPlace(image, landmark) {
   return place && !isOutside(image, place) ? place : null;
 }
 
-// --- Figures: errors in mm, in px where the spacing is unknown; null where there is none
+// --- Figures: errors in mm, or in px if the spacing is unknown; null if there is none
 
 function errorOf(image, landmark) {
   const point = image.points[landmark];
@@ -143,7 +143,7 @@ function landmarkFigures(landmark) {
   };
 }
 
-// --- The file that is saved: what was not changed stands in it as it was read
+// --- The saved file: what was not changed is written as it was read
 
 function isOutside(image, point) {
   return point !== null && (Math.min(...point) < -0.5 || point[0] > image.width - 0.5 || point[1] > image.height - 0.5);
@@ -155,7 +155,7 @@ function countOutside() {
 
 function savedPoint(image, { landmark, whole, keys, visible }) {
   const own = image.points[landmark];
-  const off = data.predicted && isOutside(image, own); // main.py would refuse it as truth
+  const off = data.predicted && isOutside(image, own); // main.py would refuse such a point as truth
   if (!off && !isChanged(image, landmark)) return whole;
   const [X, Y] = (off ? insideImage(image, own) : own) ?? [null, null];
   const parts = [keys, `"X": ${X}`, `"Y": ${Y}`];

@@ -1,4 +1,4 @@
-// The page at work: opening an image, choosing and changing points, the controls, the keys.
+// What the user does: open an image, select and change points, use the controls and the keys.
 
 const element = (id) => document.getElementById(id);
 
@@ -16,7 +16,7 @@ function openImage(image) {
   imageTable.mark(image);
   landmarkTable.show(landmarkNumbers);
   tip.hidden = true;
-  element("rename").dataset.of = ""; // a name that was chosen there was one for another image
+  element("rename").dataset.of = ""; // the choice was made for another image
   chooseLandmark(view.chosen);
   updateFigures();
   loadPicture(image).then((picture) => {
@@ -27,7 +27,7 @@ function openImage(image) {
     const next = imageTable.neighbour(1);
     if (next) loadPicture(next).catch(() => {});
   }).catch(() => {
-    if (view.image === image) say(`${image.name} cannot be shown; is the file still where it was?`);
+    if (view.image === image) say(`${image.name} cannot be shown; was the file moved?`);
   });
 }
 
@@ -38,7 +38,7 @@ function filterImages() {
   element("image-count").textContent = words ? `(${chosen.length} of ${images.length})` : `(${images.length})`;
 }
 
-// Everything that follows from where the points are.
+// Refresh everything that depends on the points.
 function updateFigures() {
   figures.delete(view.image);
   imageTable.update();
@@ -75,7 +75,7 @@ function describeChosen() {
   const { image, chosen } = view;
   element("chosen-tools").hidden = chosen === null;
   if (chosen === null) {
-    element("chosen-name").textContent = "No landmark chosen";
+    element("chosen-name").textContent = "No landmark selected";
     element("chosen-place").textContent = "Click a point or a row, or press n.";
     return;
   }
@@ -95,7 +95,7 @@ function describeChosen() {
   }
 }
 
-// Move the view, if a point of this image lies outside of it.
+// Move the view if a point of this image is outside it.
 function showPoint(landmark) {
   const point = view.image.points[landmark];
   if (!point) return;
@@ -105,10 +105,10 @@ function showPoint(landmark) {
   }
 }
 
-function changePoint(landmark, after, words, goesOn = false) {
+function changePoint(landmark, after, words, continues = false) {
   const before = view.image.points[landmark];
   if (samePoint(before, after)) return redraw("marks", "figures");
-  commit(view.image, [{ landmark, before, after }], `${landmarks[landmark].abbreviation} ${words}`, goesOn);
+  commit(view.image, [{ landmark, before, after }], `${landmarks[landmark].abbreviation} ${words}`, continues);
   const error = errorOf(view.image, landmark);
   const fact = error === null ? "" : `, error ${error.toFixed(2)} ${data.unit}`;
   say(`${landmarks[landmark].abbreviation} ${words}${fact}`);
@@ -118,10 +118,10 @@ function changePoint(landmark, after, words, goesOn = false) {
 function hideLandmark(landmark, hidden) {
   chooseLandmark(landmark);
   if (hidden) return changePoint(landmark, null, "hidden");
-  // where it was last, else in the middle of what is seen
+  // at its last place, otherwise in the middle of the view
   const before = lastPlace(view.image, landmark);
   const middle = insideImage(view.image, toImage([stage.clientWidth / 2, stage.clientHeight / 2]));
-  changePoint(landmark, before ?? middle, before ? "shown again" : "put in the middle: drag it to its place");
+  changePoint(landmark, before ?? middle, before ? "shown again" : "placed in the middle: drag it to its place");
 }
 
 function renameLandmark(landmark, other) {
@@ -130,7 +130,7 @@ function renameLandmark(landmark, other) {
   const changes = [[landmark, other], [other, landmark]].map(([to, from]) => ({
     landmark: to, before: points[to], after: points[from], occluded: [occluded[to], occluded[from]],
   }));
-  const words = `${landmarks[landmark].abbreviation} and ${landmarks[other].abbreviation} changed places`;
+  const words = `${landmarks[landmark].abbreviation} and ${landmarks[other].abbreviation} swapped`;
   commit(view.image, changes, words);
   say(words);
   chooseLandmark(other);
@@ -141,7 +141,7 @@ function nudge(x, y, event) {
   const point = view.image.points[view.chosen];
   const step = event.shiftKey ? 10 : 1;
   if (view.chosen === null) return panBy(-40 * x, -40 * y);
-  if (!point) return say(`${landmarks[view.chosen].abbreviation} is hidden; h shows it`);
+  if (!point) return say(`${landmarks[view.chosen].abbreviation} is hidden; press h to show it`);
   changePoint(view.chosen, insideImage(view.image, [point[0] + step * x, point[1] + step * y]), "moved", event.repeat);
 }
 
@@ -166,7 +166,7 @@ function save() {
   saved = done.at(-1) ?? null;
   const outside = countOutside();
   const words = data.predicted ? "saved at its edge" : "main.py will refuse them";
-  say(`data.json goes to your downloads${outside ? `; points outside their image: ${outside}, ${words}` : ""}`);
+  say(`data.json is in your downloads${outside ? `; ${outside} points outside their image: ${words}` : ""}`);
   redraw("figures");
 }
 
@@ -223,7 +223,7 @@ const keys = {
 
 function pressKey(event) {
   if (element("help").open) return;
-  if (view.drag) { // the point is not where any edit says: nothing but giving the drag up
+  if (view.drag) { // the point is between two edits: only cancelling the drag is possible
     event.preventDefault();
     if (event.key === "Escape") endPointer(false);
     return;
@@ -238,7 +238,7 @@ function pressKey(event) {
   else if (control && letter === "y" && target.id !== "filter") action = redo;
   else if (typing && event.key === "Escape") action = () => marks.focus();
   else if (!typing && !control && !event.altKey) action = keys[letter];
-  // in the list of tabs the arrows belong to the tabs
+  // on a tab, the arrow keys switch tabs
   if (target.getAttribute("role") === "tab" && ["ArrowLeft", "ArrowRight"].includes(event.key)) {
     action = () => {
       chooseTab(element("all").hidden ? "all" : "one");
@@ -264,7 +264,7 @@ function start() {
     const { abbreviation, name } = landmarks[landmark];
     return new Option(name === abbreviation ? name : `${abbreviation}  ${name}`, String(landmark));
   }));
-  // not by the list itself: from the keyboard it changes with every arrow on the way to a name
+  // the list alone must not swap: with the keyboard it changes at every arrow key on the way to a name
   element("rename").addEventListener("change", () => {
     element("swap").disabled = element("rename").value === String(view.chosen);
   });
@@ -294,7 +294,7 @@ function start() {
   });
   filterImages();
   openImage(imageTable.order[0]);
-  say("? shows the keys");
+  say("Press ? for the keys");
 }
 
 start();

@@ -1,4 +1,4 @@
-// Tables that are sorted by a click on a header, blanks last. A row is chosen by a click or from the keyboard.
+// Tables that a click on a header sorts, blanks last. Click a row, or use the keyboard, to select it.
 
 class SortableTable {
   // columns: {title, hint, kind: "name", "number" or "check", value(item), text(value, item), width, flag}
@@ -87,7 +87,7 @@ class SortableTable {
       if (column.kind === "check") {
         const box = document.createElement("input");
         box.type = "checkbox";
-        box.tabIndex = -1; // the key h does it
+        box.tabIndex = -1; // use the key h
         box.addEventListener("click", (event) => event.stopPropagation());
         box.addEventListener("change", () => column.change(item, box.checked));
         box.setAttribute("aria-label", `${column.hint}: ${this.columns[0].value(item)}`);
@@ -103,7 +103,7 @@ class SortableTable {
     return row;
   }
 
-  // The rows' text and marks as things are now, in the order that they have.
+  // Refresh the text and the marks of the rows; keep their order.
   update() {
     for (const [item, { row, cells }] of this.rows) {
       for (const [number, column] of this.columns.entries()) {
@@ -131,11 +131,11 @@ class SortableTable {
     }
     this.chosen = item;
     if (!this.rows.has(item) && this.order && this.order.length) {
-      this.rows.get(this.order[0]).row.querySelector("button").tabIndex = 0; // the table is reached by Tab all the same
+      this.rows.get(this.order[0]).row.querySelector("button").tabIndex = 0; // so that Tab still reaches the table
     }
   }
 
-  // The item so many rows after the chosen one; the first, or last, if none is chosen.
+  // The item `step` rows after the selected one; the first, or last, if none is selected.
   neighbour(step) {
     const place = this.order.indexOf(this.chosen);
     if (place < 0) return this.order.at(step > 0 ? 0 : -1);
@@ -148,7 +148,7 @@ const lowFirst = { lowFirst: true };
 const number = (title, hint, value, text, width, more) => (
   { title, hint, kind: "number", value, text, width, ...more }
 );
-const figures = new Map(); // of images: counted once until a point moves
+const figures = new Map(); // by image: computed once until a point moves
 
 function figuresOf(image) {
   if (!figures.has(image)) figures.set(image, imageFigures(image));
@@ -192,7 +192,7 @@ const landmarkTable = new SortableTable("landmarks", "Landmarks of this image", 
   showPoint(landmark);
 });
 
-let total = []; // of landmarks, over all images
+let total = []; // by landmark, over all images
 const rate = `≤${data.threshold} ${data.unit}`;
 const summaryTable = new SortableTable("summary", "Landmarks over all images", [
   { title: "Point", kind: "name", value: (landmark) => landmarks[landmark].abbreviation, width: 62 },

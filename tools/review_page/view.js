@@ -1,12 +1,12 @@
-// The radiograph: two canvases, the film below and the marks above; zoom, pan, hovering and dragging.
-// On screen a point lies at (x + 0.5) * scale: pixel centres at integers, the film's edge at -0.5.
+// The radiograph: two canvases, the film below and the marks above it; zoom, pan, hovering and dragging.
+// A point is drawn at (x + 0.5) * scale, since pixel centres are at integers and the edge of the film is at -0.5.
 
 const stage = document.getElementById("stage");
 const film = document.getElementById("film");
 const marks = document.getElementById("marks");
 const tip = document.getElementById("tip");
 const RADIUS = 4; // screen px of a dot
-const REACH = 10; // screen px from which a dot is hovered or taken
+const REACH = 10; // screen px within which a dot can be hovered or grabbed
 const view = { scale: 1, x: 0, y: 0, image: null, picture: null, chosen: null, drag: null, fitted: true };
 const colourOf = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`);
 const colours = { red: colourOf("red"), blue: colourOf("blue"), yellow: colourOf("yellow") };
@@ -24,7 +24,7 @@ function isShown(name) {
   return document.getElementById(`show-${name}`).checked;
 }
 
-// --- Pictures, decoded when they are looked at; a few are kept
+// --- Pictures, decoded when they are shown; a few are kept
 
 const pictures = new Map();
 
@@ -50,7 +50,7 @@ function redraw(...parts) {
   for (const part of parts) stale[part] = true;
 }
 
-// By the stage, and by the screen that the window is on: it can be moved to a finer one without being resized.
+// Fit the canvases to the stage and the screen: the window can move to a finer screen without being resized.
 function sizeCanvases() {
   const width = Math.round(stage.clientWidth * window.devicePixelRatio);
   const height = Math.round(stage.clientHeight * window.devicePixelRatio);
@@ -62,7 +62,7 @@ function sizeCanvases() {
   }
 }
 
-let resolution = null; // asks whether the screen is still as fine as it was
+let resolution = null; // reports when the resolution of the screen changes
 
 function watchResolution() {
   resolution = window.matchMedia(`(resolution: ${window.devicePixelRatio}dppx)`);
@@ -89,7 +89,7 @@ function drawFilm() {
   const { image, picture } = view;
   if (picture) {
     const enlarged = (ratio * view.scale * image.width) / picture.naturalWidth;
-    context.imageSmoothingEnabled = enlarged < 6; // nearer than that one wants to see the pixels
+    context.imageSmoothingEnabled = enlarged < 6; // beyond that, show the single pixels
     context.drawImage(picture, 0, 0, image.width, image.height);
   } else if (image) {
     context.fillStyle = "#2b2b2b";
@@ -154,7 +154,7 @@ function drawNames(context, points) {
   context.strokeStyle = "#000c";
   context.fillStyle = "#ffffff";
   context.lineJoin = "round";
-  const taken = []; // a name that would cover another is left out until one zooms in; the chosen one comes first
+  const taken = []; // leave out a name that would cover another; the selected landmark comes first
   const order = landmarks.map((_, landmark) => landmark).sort((a, b) => (b === view.chosen) - (a === view.chosen));
   for (const landmark of order) {
     if (!points[landmark]) continue;
@@ -195,7 +195,7 @@ function zoomBy(factor, [x, y]) {
 function panBy(x, y) {
   const { image } = view;
   if (!image) return;
-  const keep = 40; // screen px of the image that stay in sight
+  const keep = 40; // screen px of the image that stay visible
   view.x = Math.min(Math.max(view.x + x, keep - image.width * view.scale), stage.clientWidth - keep);
   view.y = Math.min(Math.max(view.y + y, keep - image.height * view.scale), stage.clientHeight - keep);
   view.fitted = false;
@@ -223,7 +223,7 @@ function nearest(place, ownOnly) {
     if (!point) return;
     const [x, y] = toScreen(point);
     const distance = Math.hypot(x - place[0], y - place[1]);
-    // where dots lie on one another the chosen one is taken, and one that can be moved before one that cannot
+    // of overlapping dots grab the selected one, otherwise prefer one that can be moved
     const rank = distance - (own ? 1 : 0) - (own && landmark === view.chosen ? REACH : 0);
     if (distance <= REACH && (!best || rank < best.rank)) best = { landmark, own, rank };
   });
@@ -272,7 +272,7 @@ function movePointer(event) {
   if (!drag) return showTip(place);
   if (event.pointerId !== drag.pointer) return; // another finger
   const [x, y] = [place[0] - drag.place[0], place[1] - drag.place[1]];
-  if (!drag.moved && Math.hypot(x, y) < 3) return; // a click that trembles moves nothing
+  if (!drag.moved && Math.hypot(x, y) < 3) return; // a click with a trembling hand moves nothing
   tip.hidden = true;
   marks.classList.add("moving");
   drag.moved = true;

@@ -1,0 +1,73 @@
+"""Annotation files: reading and writing them, with errors in one line."""
+
+import contextlib
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from settings import UserError
+
+
+def read_text(file: Path) -> str:
+    """Return the text of a file in UTF-8, with or without a byte order mark. Raises UserError."""
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{file} does not exist") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read as text in UTF-8: {error}") from None
+
+
+def read_json(file: Path) -> Any:
+    """Return the content of a JSON file. Raises UserError."""
+    try:
+        return json.loads(read_text(file))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} cannot be read as JSON: {error}") from None
+
+
+def read_csv(file: Path) -> list[list[str]]:
+    """Return the rows of a csv file that are not blank, each cell stripped of white space. Raises UserError."""
+    try:
+        rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(read_text(file)), strict=True)]
+    except csv.Error as error:
+        raise UserError(f"{file} cannot be read as csv: {error}") from None
+    return [row for row in rows if any(row)]
+
+
+def read_xml(file: Path) -> ElementTree.Element:
+    """Return the root of an XML file. Raises UserError, also for declared entities, which could be an entity bomb."""
+    text = read_text(file)
+    if "<!DOCTYPE" in text or "<!ENTITY" in text:
+        raise UserError(f"{file} declares a document type or entities, which annotations do not need; remove them")
+    try:
+        return ElementTree.fromstring(text)
+    except (ElementTree.ParseError, ValueError) as error:
+        raise UserError(f"{file} cannot be read as XML: {error}") from None
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write indented JSON in UTF-8; make the folder if needed."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def expecting(where: object, what: str) -> Iterator[None]:
+    """Raise UserError, "expected `what`", for the errors of code that reads content of another structure."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        reason = f"there is no {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"{where}: expected {what}; {reason}") from None
+
+
+def check_folder(folder: Path, what: str) -> Path:
+    """Return the folder. Raises UserError, "give `what`", if it is not a folder."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; give {what}")
+    return folder
