@@ -1,27 +1,40 @@
-"""What is measured on landmarks beside their places: angles of cephalograms; Cobb angles and scores of spines.
+"""Measure angles and distances on landmarks: those of cephalograms; Cobb angles and scores of spines.
 
-A kind of measurement, the setting `measurements`, takes landmarks in original px, the sizes of their images and mm per
-px. The angles and distances of cephalograms are defined in cephalometry.py.
+The setting `measurements` chooses the kind. Landmarks are in original px, spacing in mm per px. cephalometry.py defines
+the angles and distances of cephalograms.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from reporting.cephalometry import known_measures, measure_profiles
+from reporting.cephalometry import MEASURES, known_measures, measure_profiles
 from settings import UserError
+
+log = logging.getLogger("farnet")
+
+CLASS_RATES = {  # names in Measured.figures, and how to say them on the terminal
+    "same class (%)": "angles and distances: {:.1f} % of images fall in the class of their truth",
+    "mean over classes (%)": "the same, averaged over the true classes: {:.1f} %",
+}
 
 
 class Measured(NamedTuple):
-    """Measures of I images, and figures of the whole set."""
+    """M measures of I images, and figures of the whole set."""
 
-    names: tuple[str, ...]  # M measures, with their unit
+    names: tuple[str, ...]  # (M) with the unit
     predicted: np.ndarray  # (I, M), nan where a landmark is missing
     true: np.ndarray  # (I, M)
-    figures: dict[str, Any]  # of the set, by name: numbers, or numbers by measure
-    sources: tuple[str, ...] = ()  # definition and source of each measure
-    classes: Mapping[str, tuple[np.ndarray, np.ndarray]] = {}  # names (I,) of predicted and true class, by measure
+    figures: dict[str, Any]  # of the set, by name: a number, or numbers by measure
+    sources: tuple[str, ...] = ()  # (M) definition and source
+    classes: Mapping[str, tuple[np.ndarray, np.ndarray]] = {}  # by measure: predicted and true class (I,), or ""
+
+    @property
+    def errors(self) -> np.ndarray:
+        """(I, M) absolute differences of predicted and true, nan where either is unknown."""
+        return np.abs(self.predicted - self.true)
 
 
 def measure(
@@ -32,46 +45,53 @@ def measure(
     sizes: Sequence[tuple[int, int]],
     spacing: Sequence[float],
 ) -> Measured | None:
-    """A kind of measurement on landmarks and truth (I, N, 2) original px, mm per px (I,) or nan; none: nothing.
+    """Return the measures of landmarks and truth (I, N, 2), sizes (I,) width and height, spacing (I,) or nan.
 
-    auto: that of cephalograms, where its landmarks are there. Raises UserError for landmarks of another kind.
+    kind: auto (those of cephalograms, if the landmarks allow any; otherwise None, and the log says why), cephalogram,
+    spine or none (None). Raises UserError for landmarks that the kind cannot use.
     """
-    if kind == "none" or (kind == "auto" and not known_measures(abbreviations)):
+    if kind in ("auto", "cephalogram") and not known_measures(abbreviations):
+        known = ", ".join(dict.fromkeys(name for each in MEASURES for name in each.landmarks))
+        found = ", ".join(abbreviations[:9]) + (", ..." if len(abbreviations) > 9 else "")
+        reason = f"no angle or distance can be computed from {found}; known abbreviations: {known}"
+        if kind == "cephalogram":
+            raise UserError(f"setting measurements: {reason}; set it to none")
+        log.info(reason)
         return None
-    kind = "cephalogram" if kind == "auto" else kind
-    arrays = (np.asarray(values, float) for values in (landmarks, truth, sizes, spacing))
-    return KINDS[kind](tuple(abbreviations), *arrays)
+    if kind == "none":
+        return None
+    if kind == "spine":
+        return measure_spines(landmarks, truth, np.asarray(sizes, float))
+    return measure_cephalograms(abbreviations, landmarks, truth, np.asarray(spacing, float))
 
 
 # --- Cephalograms -----------------------------------------------------------------------------------
 
 
 def measure_cephalograms(
-    abbreviations: Sequence[str], landmarks: np.ndarray, truth: np.ndarray, sizes: np.ndarray, spacing: np.ndarray
+    abbreviations: Sequence[str], landmarks: np.ndarray, truth: np.ndarray, spacing: np.ndarray
 ) -> Measured:
-    """The measures of cephalometry.py whose landmarks are there.
+    """Return the measures of cephalometry.py that the landmarks allow.
 
-    figures: of each measure with classes how many images in 100 get the class of their truth; the same as the mean over
-    the true classes, which is the mean diagonal of the confusion matrix; and the mean of each over the measures.
+    Figures, for each measure with classes: the percentage of images in the class of their truth; the mean of these
+    percentages over the true classes, that is the mean diagonal of the confusion matrix; both averaged over measures.
     """
     measures = known_measures(abbreviations)
-    if not measures:
-        raise UserError(f"setting measurements: no angle can be made of {', '.join(abbreviations)}; set it to none")
     predicted, true = (measure_profiles(measures, abbreviations, points, spacing) for points in (landmarks, truth))
     classes, rates, diagonals = {}, {}, {}
     for column, each in enumerate(measures):
-        if each.limits:
-            pair = tuple(each.class_names(values[:, column]) for values in (predicted, true))
-            known = (pair[0] != "") & (pair[1] != "")
-            if known.any():
-                classes[each.title] = pair
-                same = pair[0] == pair[1]
-                rates[each.name] = 100 * float(np.mean(same[known]))
-                shares = [np.mean(same[known & (pair[1] == name)]) for name in np.unique(pair[1][known])]
-                diagonals[each.name] = 100 * float(np.mean(shares))
+        if not each.limits:
+            continue
+        found, real = each.class_names(predicted[:, column]), each.class_names(true[:, column])
+        known, same = (found != "") & (real != ""), found == real
+        if known.any():
+            classes[each.title] = found, real
+            rates[each.name] = 100 * float(np.mean(same[known]))
+            shares = [np.mean(same[known & (real == name)]) for name in np.unique(real[known])]
+            diagonals[each.name] = 100 * float(np.mean(shares))
     figures = {
         name: {"mean": float(np.mean(list(values.values()))), **values}
-        for name, values in (("same class (%)", rates), ("mean over classes (%)", diagonals))
+        for name, values in zip(CLASS_RATES, (rates, diagonals), strict=True)
         if values
     }
     sources = tuple(f"{each.definition} ({each.source})" for each in measures)
@@ -81,14 +101,12 @@ def measure_cephalograms(
 # --- Spines -----------------------------------------------------------------------------------------
 
 
-def measure_spines(
-    abbreviations: Sequence[str], landmarks: np.ndarray, truth: np.ndarray, sizes: np.ndarray, spacing: np.ndarray
-) -> Measured:
-    """Cobb angles, and the scores of AASCE 2019: MSE and correlation of normalised points, and SMAPE of the angles.
+def measure_spines(landmarks: np.ndarray, truth: np.ndarray, sizes: np.ndarray) -> Measured:
+    """Return the Cobb angles, and the scores of AASCE 2019 as figures.
 
-    Points are normalised by width and height. MSE: mean over points and both axes. NMSE: mean squared distance, the sum
-    over both axes, so twice that. correlation: Pearson's, over all coordinates. SMAPE: mean over images of the sum of
-    |predicted - true| over the sum of predicted + true, over the three angles, per cent.
+    With points divided by width and height: MSE, the mean over points and both axes; NMSE, the mean squared distance,
+    which is twice that; correlation, Pearson's over all coordinates. SMAPE: the sum over the three angles of
+    |predicted - true|, divided by that of predicted + true, as a mean over images in per cent.
     """
     if landmarks.shape[1] != 68:
         raise UserError(f"setting measurements: spine needs the 68 corners of 17 vertebrae, not {landmarks.shape[1]}")
@@ -111,14 +129,13 @@ def measure_spines(
 
 
 def cobb_angles(points: np.ndarray, height: float) -> tuple[float, float, float]:
-    """Main thoracic, proximal thoracic and thoracolumbar/lumbar Cobb angle of corners (68, 2) px, degrees; or nan.
+    """Return the main thoracic, proximal thoracic and thoracolumbar/lumbar Cobb angle of corners (68, 2) px, degrees.
 
-    As AASCE 2019 computes them from the lines through the middles of each vertebra's sides: the main angle is the
-    greatest between any two of them, the others those that the ends of the spine, or, where it is S-shaped, its most
-    tilted vertebra beyond, make with these two. Of the 121 images at hand the published truth, as it stands, gives the
-    published main angle in all, the proximal one in 117, the lumbar one in 114 (within 0.05 degrees): in the rest the
-    published ones take a spine for S-shaped and these do not, or the other way round. With vertebrae put in order
-    (tools/formats/spine.py) 114 and 112.
+    nan if a corner is missing. As in AASCE 2019, a line joins the midpoints of the two sides of each vertebra. The main
+    angle is the largest between any two lines. The others are between these two lines and the ends of the spine or, in
+    an S-shaped spine, the most tilted vertebra beyond. On 121 images, within 0.05 degrees, the published truth gives
+    the published main angle in all, the proximal one in 117, the lumbar one in 114 (once tools/formats/spine.py has
+    sorted the vertebrae, 114 and 112). In the others, the two disagree on whether the spine is S-shaped.
     """
     if not np.isfinite(points).all():
         return float("nan"), float("nan"), float("nan")
@@ -130,17 +147,14 @@ def cobb_angles(points: np.ndarray, height: float) -> tuple[float, float, float]
     if not is_s_shaped((left + right) / 2):
         return angles[upper, lower], angles[0, upper], angles[16, lower]
     above = int(angles[upper, : upper + 1].argmax())
-    if right[upper, 1] + right[lower, 1] < height:  # the curve lies in the upper half
+    if right[upper, 1] + right[lower, 1] < height:  # the main curve is in the upper half of the image
         return angles[upper, lower], angles[upper, above], angles[lower, lower:].max()
     return angles[upper, lower], angles[upper, above], angles[above, : above + 1].max()
 
 
 def is_s_shaped(centres: np.ndarray) -> bool:
-    """Whether a spine's centres (17, 2), but for the last two, lie on both sides of the line from first to last."""
+    """Return whether centres (17, 2), except the last two, lie on both sides of the line from the first to the last."""
     with np.errstate(divide="ignore", invalid="ignore"):
         along = (centres - centres[-1]) / (centres[0] - centres[-1])
     sides = (along[:-2, 1] - along[:-2, 0])[1:]
     return bool((sides > 0).any() and (sides < 0).any())
-
-
-KINDS = {"cephalogram": measure_cephalograms, "spine": measure_spines}

@@ -1,4 +1,4 @@
-"""predictions.csv, the record of a test, from which everything else is derived: a row per image and landmark."""
+"""Write and read predictions.csv, the record of a test: a row per image and landmark. The rest is derived from it."""
 
 import csv
 import math
@@ -10,14 +10,14 @@ import numpy as np
 
 from settings import UserError
 
-OWN_COLUMNS = ("x", "y", "x_true", "y_true", "error", "score", "occluded")  # the others are extras of a method
+OWN_COLUMNS = ("x", "y", "x_true", "y_true", "error", "score", "occluded")  # the other columns are extras
 
 
 def write_predictions(path: Path, predictions, abbreviations: Sequence[str], unit: str) -> None:
-    """Write evaluate.Predictions as columns image, landmark, x, y, x_true, y_true, error_<unit>, score, extras.
+    """Write evaluate.Predictions with the columns image, landmark, x, y, x_true, y_true, error_<unit>, score, extras.
 
-    Coordinates in original px; truth, error and an extra are blank where they are unknown. If data.json marks
-    occluded landmarks, a column occluded says which they are (1).
+    Coordinates are in original px. Unknown truth, errors and extras stay blank. If data.json marks occluded landmarks,
+    the column occluded is 1 for them and 0 for the others.
     """
     errors, further = predictions.errors(), dict(predictions.extras)
     if predictions.occluded is not None and predictions.occluded.any():
@@ -38,11 +38,11 @@ def write_predictions(path: Path, predictions, abbreviations: Sequence[str], uni
 
 
 class PredictionTable(NamedTuple):
-    """A predictions.csv of I images and N landmarks, coordinates in original px."""
+    """The contents of a predictions.csv of I images and N landmarks, coordinates in original px."""
 
     names: list[str]  # (I) imagePath of each image
     abbreviations: list[str]  # (N)
-    columns: dict[str, np.ndarray]  # (I, N) by name, nan where blank; "error" in the unit
+    columns: dict[str, np.ndarray]  # (I, N) by name, nan where blank; error_<unit> is called "error"
     unit: str  # mm, or px if the spacing is unknown
 
     @property
@@ -62,13 +62,13 @@ class PredictionTable(NamedTuple):
 
     @property
     def extras(self) -> dict[str, np.ndarray]:
-        """(I, N) by name: further figures of the method, such as Dice."""
+        """(I, N) by name: further figures of a method, such as Dice."""
         return {name: values for name, values in self.columns.items() if name not in OWN_COLUMNS}
 
     def part(self, name: str, exclude: Sequence[str]) -> np.ndarray:
-        """Return which points (I, N) a part of the report is about: bool.
+        """Return which points (I, N) a part of the report covers: bool.
 
-        name: "all"; "headline", without the landmarks in `exclude`; or "occluded", the occluded ones.
+        name: "all"; "headline", all but the landmarks in `exclude`; or "occluded".
         """
         if name == "occluded":
             return self.columns["occluded"] == 1
@@ -77,10 +77,7 @@ class PredictionTable(NamedTuple):
 
 
 def read_predictions(path: Path) -> PredictionTable:
-    """Read a predictions.csv; the order of its rows is free.
-
-    Raises UserError for a file that is cut off or is not a predictions.csv.
-    """
+    """Read a predictions.csv, in any order of rows. Raises UserError for a damaged or foreign file."""
     rows = read_rows(path)
     unit = "mm" if "error_mm" in rows[0] else "px"
     absent = [name for name in ("image", "landmark", *OWN_COLUMNS[:4], f"error_{unit}") if name not in rows[0]]
@@ -100,19 +97,19 @@ def read_predictions(path: Path) -> PredictionTable:
                 values[place] = math.inf
             if math.isinf(values[place]):
                 where = f"{path}: image {row['image']}, landmark {row['landmark']}: {name}"
-                raise UserError(f"{where} is {row[name]!r}; expected a number or a blank; copy the file anew")
+                raise UserError(f"{where} is {row[name]!r}; expected a number or a blank; copy the file again")
     for i, n in np.argwhere(grid != 1)[:1]:
         what = "no row" if grid[i, n] == 0 else f"{grid[i, n]} rows"
         where = f"{path}: image {list(images)[i]}, landmark {list(landmarks)[n]}"
-        raise UserError(f"{where} has {what}; expected one of each image and landmark; copy the file anew")
+        raise UserError(f"{where} has {what}; expected one per image and landmark; copy the file again")
     columns["error"] = columns.pop(f"error_{unit}")
     return PredictionTable(list(images), list(landmarks), columns, unit)
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a csv file, at least one, each with a cell per column. Raises UserError."""
+    """Return the rows of a csv file, each by column. Raises UserError for an empty or damaged file."""
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:  # Excel begins a file with a mark
+        with open(path, newline="", encoding="utf-8-sig") as file:  # Excel writes a byte order mark
             head, *rows = list(csv.reader(file, strict=True)) or [[]]
     except (csv.Error, ValueError) as error:
         raise UserError(f"{path} cannot be read as csv in UTF-8 ({error}); give the predictions.csv of a run") from None
@@ -120,16 +117,13 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         raise UserError(f"{path} holds no rows; give the predictions.csv of a run that was tested")
     for number, row in enumerate(rows, 2):
         if len(row) != len(head):
-            raise UserError(f"{path}: row {number} has {len(row)} cells, expected {len(head)}; copy the file anew")
+            raise UserError(f"{path}: row {number} has {len(row)} cells, expected {len(head)}; copy the file again")
     return [dict(zip(head, row, strict=True)) for row in rows]
 
 
 def pool_predictions(sources: Sequence[Path], path: Path) -> None:
-    """Join the rows of several predictions.csv in one file; blank where one has no such column."""
-    rows: list[dict[str, str]] = []
-    for source in sources:
-        with open(source, newline="", encoding="utf-8") as file:
-            rows += csv.DictReader(file)
+    """Write the rows of several predictions.csv into one file; cells stay blank where a source lacks the column."""
+    rows = [row for source in sources for row in read_rows(source)]
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)), restval="")
         writer.writeheader()
