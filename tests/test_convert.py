@@ -263,9 +263,8 @@ def test_the_command_that_convert_prints_last_loads_what_it_wrote(sources, name,
     assert words[:2] == ["python", "main.py"]
     config = main.resolve_config(*main.parse_arguments(words[2:]))
     data = load_data(config.replace(split="same") if len(convert_splits(tmp_path)) < 2 else config)
-    assert len(data.abbreviations) == config.num_landmarks and len(data.records) == len(
-        list((tmp_path / "out it" / "imgs").iterdir())
-    )
+    assert config.num_landmarks in (None, len(data.abbreviations))
+    assert len(data.records) == len(list((tmp_path / "out it" / "imgs").iterdir()))
 
 
 def convert_splits(folder: Path) -> set:

@@ -64,6 +64,7 @@ def test_every_method_can_be_explained(dataset, method, norm):  # noqa: F811
 
 
 def test_a_frozen_network_can_be_explained(dataset):
+    torch.manual_seed(0)
     detector, batch = create_detector(method_config(dataset, "noothout")).eval(), make_batch(tiny_config(dataset))
     detector.requires_grad_(False)
     assert activation_maps(detector, batch.image[:1], [0, 3]).amax() == 1

@@ -1,3 +1,4 @@
+import logging
 import math
 import re
 
@@ -147,3 +148,14 @@ def test_a_report_tells_classes_definitions_and_success_rates(tmp_path):
     anb = dict(zip(sheet.row_values(0), sheet.row_values(3), strict=True))
     assert anb["measure"] == "ANB (degrees)" and "Steiner 1953" in anb["definition"] and anb["n"] == 2
     assert anb["same class (%)"] == 50 and anb["true classes"] == "class I 1, class II 1"
+
+
+def test_auto_says_why_there_are_no_angles_and_which_abbreviations_it_knows(caplog):
+    points = np.zeros((1, 3, 2))
+    with caplog.at_level(logging.INFO, "farnet"):
+        assert measure("auto", ["Sella", "Nasion", "Menton"], points, points, [(9, 9)], [math.nan]) is None
+    assert "Sella, Nasion, Menton" in caplog.text and "S, N, A, B, Me, Go" in caplog.text
+    caplog.clear()
+    assert measure("none", ["Sella", "Nasion", "Menton"], points, points, [(9, 9)], [math.nan]) is None
+    assert measure("auto", JAWS, jaws()[None], jaws()[None], [(9, 9)], [math.nan]) is not None
+    assert not caplog.text

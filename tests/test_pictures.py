@@ -19,7 +19,7 @@ from reporting.pictures import (
     draw_rates,
     spread_of_images,
 )  # fmt: skip
-from reporting.predictions import read_predictions, write_predictions
+from reporting.predictions import PredictionTable, read_predictions, write_predictions
 
 
 def test_an_overlay_has_the_detection_red_the_truth_blue_and_a_line_between():
@@ -132,3 +132,30 @@ def test_the_rates_have_a_bar_for_each_landmark_also_where_none_is_annotated(tmp
     with Image.open(tmp_path / "rates.png") as picture:
         colours = {colour for _, colour in picture.convert("RGB").getcolors(100_000)}
     assert len([c for c in colours if c[2] > c[0] + 40]) >= 2  # two shades of blue
+
+
+def test_a_name_is_written_beside_its_point_and_covers_no_dot():
+    image, points = np.zeros((1200, 1000), np.uint8), np.array([[500.0, 600.0], [530.0, 600.0], [5.0, 5.0]])
+    plain = np.asarray(draw_overlay(image, points, points + (0, 40), "")).astype(int)
+    named = np.asarray(draw_overlay(image, points, points + (0, 40), "", ["S", "N", "Me"])).astype(int)
+    changed = np.abs(named - plain).sum(-1) > 0
+    assert changed[570:630, 450:560].any() and changed[:60, :60].any()  # also in the corner, inside the picture
+    dots = (plain[:1200] == (255, 60, 50)).all(-1) | (plain[:1200] == (60, 140, 255)).all(-1)
+    assert not (changed[:1200] & dots).any() and not changed[1200:].any()
+
+
+@pytest.mark.parametrize("count", [1, 60])
+def test_names_that_find_no_room_are_left_out(count):
+    points = np.full((count, 2), 60.0)
+    points[-1] = math.nan
+    draw_overlay(np.zeros((120, 100), np.uint8), points, points, "", [f"L{n}" for n in range(count)])
+
+
+@pytest.mark.parametrize("count", [1, 3, 52])
+def test_the_legend_of_the_rates_is_inside_the_picture(tmp_path, monkeypatch, count):
+    drawn = {}
+    monkeypatch.setattr("reporting.pictures.pyplot.close", lambda figure: drawn.update(figure=figure))
+    table = PredictionTable(["a"], [f"L{n}" for n in range(count)], {"error": np.ones((1, count))}, "mm")
+    draw_rates(tmp_path, table, (2.0, 2.5, 3.0, 4.0))
+    legend = drawn["figure"].axes[0].get_legend().get_window_extent()
+    assert legend.x0 >= 0 and legend.x1 <= drawn["figure"].bbox.width and legend.y1 <= drawn["figure"].bbox.height

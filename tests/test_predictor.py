@@ -19,8 +19,6 @@ from tools import predict
 from tools.predict import Predictor
 from train import checkpoint_state
 
-pytestmark = pytest.mark.usefixtures("tiny_method")
-
 
 def save_tiny(path: Path, folder: Path, seed: int = 0, **settings) -> Path:
     """An untrained checkpoint of the tiny detector for a folder of make_records."""

@@ -122,4 +122,4 @@ def test_a_file_that_excel_has_saved_is_read(run_compare, tmp_path):
 def test_a_place_for_the_files_that_cannot_be_made_is_refused_before_the_work(run_compare, tmp_path):
     run = write_run(tmp_path / "a", ERRORS)
     status, output = run_compare(run, run, "--out", run / "config.json" / "out")
-    assert status == 2 and mentions(output, "--out", run / "config.json" / "out")
+    assert status == 2 and mentions(output, run / "config.json" / "out")

@@ -64,18 +64,34 @@ def test_without_spacing_errors_are_in_px_and_say_so(tmp_path):
     assert "2/2.5/3/4 px" in summary_table(summary, THRESHOLDS)
 
 
-def test_the_summary_holds_every_figure_with_its_interval_for_all_and_for_the_headline(reported):
+def test_the_summary_holds_every_figure_for_all_landmarks_and_for_the_headline(reported):
     folder, summary = reported
-    assert json.loads((folder / "summary.json").read_text(encoding="utf-8")) == summary
+    plain = json.loads(json.dumps(summary).replace("NaN", "null"))  # two images have no interval
+    assert json.loads((folder / "summary.json").read_text(encoding="utf-8")) == plain
     for part in ("all", "headline"):
-        for figure in ("MRE", "SD", "median", "SDR_2.0", "SDR_2.5", "SDR_3.0", "SDR_4.0"):
-            assert summary[part][f"{figure}_low"] <= summary[part][figure] <= summary[part][f"{figure}_high"]
         assert summary[part]["unit"] == "mm" and summary[part]["n_images"] == 2
     assert summary["all"]["n_landmarks"] == 5 and summary["headline"]["n_landmarks"] == 3
     assert summary["all"]["MRE"] == pytest.approx((1.5 + 2 + 5 + 0 + 2.5) / 5)
     assert summary["headline"]["MRE"] == pytest.approx((2 + 5 + 2.5) / 3)
     assert summary["headline"]["SDR_2.0"] == pytest.approx(100 / 3)
     assert summary["headline"]["SDR_2.5"] == pytest.approx(200 / 3)
+
+
+def test_three_images_have_an_interval_around_every_figure(tmp_path):
+    one = make_predictions()
+    arrays = {name: getattr(one, name)[[0, 1, 0]] for name in ("landmarks", "truth", "score", "spacing")}
+    write_predictions(tmp_path / "predictions.csv", one._replace(names=list("abc"), **arrays), ABBREVIATIONS, "mm")
+    summary = report_on(tmp_path, NAMES, ("R1",), THRESHOLDS, {})
+    assert json.loads((tmp_path / "summary.json").read_text(encoding="utf-8")) == summary
+    for part in ("all", "headline"):
+        for figure in ("MRE", "SD", "median", "SDR_2.0", "SDR_2.5", "SDR_3.0", "SDR_4.0"):
+            assert summary[part][f"{figure}_low"] <= summary[part][figure] <= summary[part][f"{figure}_high"]
+    rows = sheets(tmp_path)["landmarks"]
+    (place,) = [place for place, row in enumerate(rows) if row[1] == "headline"]
+    columns = {"SDR_2.0": 4, "MRE": 8}
+    for offset, end in enumerate(("", "_low", "_high")):
+        for figure, column in columns.items():
+            assert rows[place + offset][column] == pytest.approx(summary["headline"][figure + end])
 
 
 def test_the_report_read_back_equals_the_predictions(reported):
@@ -95,7 +111,8 @@ def test_the_report_read_back_equals_the_predictions(reported):
     for part, three in overall.items():
         for row, end in zip(three, ("", "_low", "_high"), strict=True):
             figures = [summary[part][name + end] for name in ("SDR_2.0", "SDR_4.0", "MRE", "SD", "median")]
-            assert np.allclose([row[4], *row[7:11]], figures)
+            cells = [math.nan if cell == "" else cell for cell in (row[4], *row[7:11])]  # two images: no interval
+            assert np.allclose(cells, figures, equal_nan=True) and np.isnan(cells).all() == bool(end)
     assert set(overall) == {"all", "headline"}
 
 
@@ -222,3 +239,14 @@ def test_the_order_of_the_rows_of_predictions_is_free(tmp_path):
     names, abbreviations, columns, _ = read_predictions(path)
     assert (names, abbreviations) == (["c", "a", "b"], ["A", "B"])
     assert columns["score"].tolist() == [[4, 5], [0, 1], [2, 3]]
+
+
+def test_one_image_has_a_singular_and_no_interval(tmp_path):
+    predictions = make_predictions()
+    one = predictions._replace(**{name: getattr(predictions, name)[:1] for name in ("names", "landmarks", "truth")})
+    one = one._replace(score=predictions.score[:1], spacing=predictions.spacing[:1])
+    one.truth[:, 1:] = math.nan
+    write_predictions(tmp_path / "predictions.csv", one, ABBREVIATIONS, "mm")
+    summary = write_report(tmp_path, read_predictions(tmp_path / "predictions.csv"), NAMES, (), THRESHOLDS, {})
+    text = summary_table(summary, THRESHOLDS)
+    assert "1 image, 1 point" in text and "1 images" not in text and "needs 3 images" in text

@@ -31,7 +31,7 @@ import xlwt
 from config import Config
 from machine import exit_status
 from reporting.pictures import draw_differences, draw_error_curves
-from reporting.report import BOLD, PRECISE, part_label, write_row, write_settings_sheet
+from reporting.workbook import BOLD, PRECISE, part_label, write_row, write_settings_sheet
 from run_folder import source_commit
 from settings import UserError
 from tools.formats.common import read_json
