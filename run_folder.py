@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +174,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return state | {"settings": without_retired(state.get("settings", {}))}
 
 
-def seen_images(state: dict[str, Any]) -> dict[str, str]:
+def seen_images(state: Mapping[str, Any]) -> dict[str, str]:
     """Return the images, by fingerprint, on which a checkpoint was trained ("train") or selected ("val")."""
     if state["settings"].get("split") == "same":
         return dict.fromkeys(state["images"], "train")
