@@ -8,11 +8,9 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from config import Config
 from data import Sample
 from detector import LandmarkDetector
 from machine import broadcast_buffers, merge_shares, process_rank
-from methods import load_detector
 from reading.annotation import Record
 from utils import apply_affine, radial_errors
 
@@ -31,11 +29,6 @@ class Predictions(NamedTuple):
     def errors(self) -> np.ndarray:
         """Return radial errors (I, N) in mm, or in px where the spacing is unknown; nan where not annotated."""
         return radial_errors(self.landmarks, self.truth, np.nan_to_num(self.spacing, nan=1.0))
-
-
-def prepare_detector(state: Mapping[str, Any], config: Config, device: torch.device) -> LandmarkDetector:
-    """Return the detector of a checkpoint on a device, ready to predict as the settings say."""
-    return load_detector(state, config).to(device).for_inference()
 
 
 def evaluate(detector: LandmarkDetector, loader: DataLoader, device: torch.device, epoch: int = 0) -> Predictions:

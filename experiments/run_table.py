@@ -19,6 +19,7 @@ import numpy as np
 
 from machine import exit_status
 from reporting.predictions import read_predictions
+from reporting.report import figure_text
 from settings import UserError, check_names
 from tools.significance import paired_difference
 
@@ -99,20 +100,14 @@ def rate_names(figures: dict[str, Any]) -> list[str]:
     return [name for name in figures if name.startswith("SDR_") and not name.endswith(("_low", "_high"))]
 
 
-def value_text(figures: dict[str, Any], name: str, digits: int) -> str:
-    """Return a figure with its 95 % interval, if it has one: below three images there is none."""
-    value, low, high = (figures[name + end] for end in ("", "_low", "_high"))
-    return f"{value:.{digits}f}" + (f" ({low:.{digits}f} to {high:.{digits}f})" if low is not None else "")
-
-
 def table_row(result: dict[str, Any], part: str = "headline") -> str:
     """Return the figures of a part of a run's report as a Markdown row."""
     figures = result[part]
     first, *others = rate_names(figures)
     cells = [
         result["run"],
-        value_text(figures, "MRE", 2),
-        value_text(figures, first, 1),
+        figure_text(figures, "MRE", 2),
+        figure_text(figures, first, 1),
         " / ".join(f"{figures[name]:.1f}" for name in others),
         "–" if result["training_minutes"] is None else f"{result['training_minutes']:.0f} min",
     ]

@@ -79,6 +79,13 @@ def write_report(
     return summary
 
 
+def figure_text(figures: Mapping[str, Any], name: str, digits: int) -> str:
+    """Return a figure and its 95 % interval, "1.22 (1.18 to 1.26)"; without the interval if it is unknown."""
+    value, low, high = (figures[name + end] for end in ("", "_low", "_high"))
+    known = low is not None and math.isfinite(low)
+    return f"{value:.{digits}f}" + (f" ({low:.{digits}f} to {high:.{digits}f})" if known else "")
+
+
 def summary_table(summary: Mapping[str, Any], thresholds: Sequence[float]) -> str:
     """Return the summary as lines for the terminal."""
     lines = []

@@ -31,6 +31,7 @@ import xlwt
 from config import Config
 from machine import exit_status
 from reporting.pictures import draw_differences, draw_error_curves
+from reporting.report import figure_text
 from reporting.workbook import BOLD, PRECISE, part_label, write_row, write_settings_sheet
 from run_folder import source_commit
 from settings import UserError
@@ -153,8 +154,7 @@ def run_lines(table: Table, thresholds: Sequence[float], unit: str) -> str:
     head = ["run", f"MRE, {unit}", "SD", f"SDR {thresholds[0]:g} {unit}, %", *(f"{t:g} {unit}" for t in thresholds[1:])]
     rows = [[*head, "images", "points"]]
     for row in table:
-        cells = [row["run"], "{MRE:.2f} ({MRE_low:.2f} to {MRE_high:.2f})".format(**row), f"{row['SD']:.2f}"]
-        cells.append(f"{row[first]:.1f} ({row[first + '_low']:.1f} to {row[first + '_high']:.1f})")
+        cells = [row["run"], figure_text(row, "MRE", 2), f"{row['SD']:.2f}", figure_text(row, first, 1)]
         cells += [f"{row[f'SDR_{threshold}']:.1f}" for threshold in thresholds[1:]]
         rows.append([*cells, str(row["n_images"]), str(row["n_landmarks"])])
     return aligned(rows)

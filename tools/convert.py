@@ -32,6 +32,7 @@ from reading.annotation import normal_name, read_points, read_record
 from settings import UserError, parse_text
 from tools.formats import FORMATS
 from tools.formats.common import OPTIONS, Pixels, Reading, data_options, image_size, record_points
+from tools.output import check_out
 
 
 def write_data_set(reading: Reading, destination: Path, link: bool = False) -> list[str]:
@@ -163,8 +164,7 @@ def convert(options: argparse.Namespace) -> None:
     names = list(inspect.signature(module.read).parameters)[1:]
     reading = module.read(options.source, **{name: getattr(options, name) for name in names})
     if options.to:
-        if options.destination.exists() and any(options.destination.iterdir()):
-            raise UserError(f"{options.destination} is not empty; give another folder")
+        check_out(options.destination)
         drawn = [record["imagePath"] for image, record in reading.pairs if callable(image)]
         if drawn:
             raise UserError(

@@ -36,9 +36,9 @@ from torch.utils.data import default_collate
 from tqdm import tqdm
 
 from config import Config
-from evaluate import predict_batch, prepare_detector
+from evaluate import predict_batch
 from machine import exit_status
-from methods import method_class
+from methods import load_detector, method_class
 from reading.images import read_image
 from run_folder import read_checkpoint, source_commit
 from settings import UserError, build_config
@@ -181,7 +181,7 @@ def export(checkpoint: str, kind: str, out: Path, places: Sequence[str], most: i
     settings = dict(device="cpu", test_precision="fp32", views=1, channels_last=False)
     config = build_config(method_class(state["method"]).Config, state["settings"] | settings)
     images = read_for_check(config, places, most)
-    detector = prepare_detector(state, config, CPU)
+    detector = load_detector(state, config).for_inference()
     eager = make_eager(detector, config)
     example = torch.from_numpy(np.stack([images[0][1]] * 2))
     partial = out.with_name(f"{out.name}.partial")
