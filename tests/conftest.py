@@ -30,7 +30,7 @@ ABBREVIATIONS = ("R1", "R2", "A", "B")
 # Where CI is set, a test that is skipped for another reason than these fails the run.
 ANNOUNCED_SKIPS = ("needs CUDA", "needs OpenCV 5", "only Linux")
 
-# --- Skips, groups ---
+# --- Skips ---
 
 
 def needs(*modules: str) -> pytest.MarkDecorator:
@@ -41,10 +41,8 @@ def needs(*modules: str) -> pytest.MarkDecorator:
 
 
 def pytest_collection_modifyitems(items) -> None:
-    """Run the tests in the browser in one process, likewise those that share FARNet's run; the browser's are slow."""
+    """Mark the tests in the browser as slow."""
     for item in items:
-        for name in {"browser", "farnet_run"}.intersection(item.fixturenames):
-            item.add_marker(pytest.mark.xdist_group(name))
         if "browser" in item.fixturenames:
             item.add_marker(pytest.mark.slow)
 

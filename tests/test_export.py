@@ -21,7 +21,6 @@ from train import checkpoint_state
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("export"),
     pytest.mark.skipif(cv2.__version__ < "5", reason="needs OpenCV 5, which the graph repeats"),
     needs("onnx", "onnxscript", "onnxruntime"),
 ]
