@@ -35,7 +35,7 @@ from reporting.report import figure_text
 from reporting.workbook import BOLD, PRECISE, part_label, write_row, write_settings_sheet
 from run_folder import source_commit
 from settings import UserError
-from tools.formats.common import read_json
+from tools.formats.files import read_json
 from tools.output import check_out
 from tools.read_runs import Run, implied_spacing, read_runs
 from tools.significance import paired_tests

@@ -12,7 +12,7 @@ import numpy as np
 from config import Config
 from reporting.predictions import PredictionTable, read_predictions
 from settings import UserError
-from tools.formats.common import expecting, read_json
+from tools.formats.files import expecting, read_json
 from tools.two_readers import SAME
 
 

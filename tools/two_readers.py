@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from settings import UserError
-from tools.formats.common import expecting
+from tools.formats.files import expecting
 
 SAME = 0.01  # px, largest difference between the coordinates of one point in two files
 

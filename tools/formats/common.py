@@ -21,8 +21,6 @@ from reading.annotation import normal_name, shorten
 from reading.images import ENDINGS
 from settings import UserError
 from tools.formats.files import check_folder
-from tools.formats.files import expecting as expecting  # for the other tools
-from tools.formats.files import read_json as read_json
 
 DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 Pixels = Callable[[], np.ndarray]  # returns an image that is not a file of its own
