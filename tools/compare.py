@@ -32,11 +32,10 @@ from config import Config
 from machine import exit_status
 from reporting.pictures import draw_differences, draw_error_curves
 from reporting.report import figure_text
-from reporting.workbook import BOLD, PRECISE, part_label, write_row, write_settings_sheet
+from reporting.workbook import PRECISE, add_sheet, part_label, write_row, write_settings_sheet
 from run_folder import source_commit
 from settings import UserError
-from tools.formats.files import read_json
-from tools.output import check_out
+from tools.formats.files import check_out, read_json
 from tools.read_runs import Run, implied_spacing, read_runs
 from tools.significance import paired_tests
 from tools.two_readers import mean_is_truth, noise_floor, read_readers, reader_errors
@@ -194,14 +193,12 @@ def write_tables(out: Path, tables: Mapping[str, Table], settings: Mapping[str, 
         with open(out / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
             rows = [["" if value != value else value for value in row.values()] for row in table]
             csv.writer(file).writerows([head, *rows])
-        sheet = book.add_sheet(name)
-        write_row(sheet, 0, head, BOLD)
+        sheet = add_sheet(book, name, head, {0: 30})
         precise = [name.endswith("pairs") and title.endswith(("p", "p_corrected")) for title in head]
         for number, row in enumerate(table, 1):
             for style in (None, PRECISE):  # each writes its own columns
                 cells = zip(row.values(), precise, strict=True)
                 write_row(sheet, number, [v if (style is PRECISE) == fine else None for v, fine in cells], style)
-        sheet.col(0).width = 256 * 30
         sheet.set_panes_frozen(True)
         sheet.set_horz_split_pos(1)
     write_settings_sheet(book, settings)

@@ -32,7 +32,7 @@ from reading.annotation import normal_name, read_points, read_record
 from settings import UserError, parse_text
 from tools.formats import FORMATS
 from tools.formats.common import OPTIONS, Pixels, Reading, data_options, image_size, record_points
-from tools.output import check_out
+from tools.formats.files import check_out
 
 
 def write_data_set(reading: Reading, destination: Path, link: bool = False) -> list[str]:

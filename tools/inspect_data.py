@@ -27,11 +27,11 @@ from machine import exit_status
 from reading.annotation import Record, read_annotation, read_images, read_spacing, shorten
 from reading.images import read_image
 from reporting.cephalometry import known_measures, measure_profiles
-from reporting.pictures import BLUE
+from reporting.pictures import BLUE, write_names
 from settings import UserError
 from tools.formats.files import read_json
 from tools.two_readers import read_readers, reader_errors
-from utils import finite_mean
+from utils import apply_affine, finite_mean, resize_affine
 
 SHEET, MOST = 2400, 48  # width of the sheet, px, and how many images it has at most
 
@@ -143,20 +143,13 @@ def draw_sheet(abbreviations: Sequence[str], records: Sequence[Record], path: Pa
         record = records[n]
         image = Image.fromarray(read_image(record.path).astype(np.uint8)).convert("RGB")
         image = ImageOps.contain(image, (width, height))
+        points, marks = apply_affine(resize_affine(record.size, image.size), record.landmarks), ImageDraw.Draw(image)
+        for point in points[np.isfinite(points).all(1)]:
+            marks.ellipse([*(point - radius), *(point + radius)], fill=BLUE)
+        write_names(marks, points, points, abbreviations, radius)
         left, top = place % columns * width, place // columns * (height + size + 5) + size + 5
         sheet.paste(image, (left, top))
         draw.text((left + 3, top - 4), record.name[: 2 * width // size], font=font, anchor="ls")
-        points = (record.landmarks + 0.5) * image.size / np.array(record.size) + (left, top)
-        known = np.isfinite(points).all(1)
-        taken = [(x - radius, y - radius, x + radius - 1, y + radius - 1) for x, y in points[known]]
-        for box in taken:
-            draw.ellipse(box, fill=BLUE)
-        for name, (x, y) in zip(np.array(abbreviations)[known], points[known], strict=True):
-            x += radius + 1 if x + radius + font.getlength(name) < left + width else -radius - 1 - font.getlength(name)
-            box = draw.textbbox((x, y), name, font, "ls")
-            if not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
-                taken.append(box)
-                draw.text((x, y), name, font=font, anchor="ls", stroke_width=1, stroke_fill="black")
     sheet.save(path, quality=88)
 
 

@@ -45,7 +45,7 @@ from reporting.pictures import draw_overlays
 from reporting.predictions import read_predictions, write_predictions
 from run_folder import read_checkpoint, write_provenance, write_text
 from settings import UserError, build_config
-from tools.output import check_out
+from tools.formats.files import check_out
 from tools.unannotated import ImageFiles, UnreadableImage, find_image_files, make_views, read_pixels
 
 

@@ -14,7 +14,7 @@ from reading.images import read_image
 from reporting.predictions import PredictionTable, read_predictions
 from settings import UserError, check_names, read_settings
 from tools.formats.common import image_size, make_record, numbers
-from tools.formats.files import expecting, read_csv, read_json
+from tools.formats.files import expecting, read_json
 from tools.read_runs import implied_spacing
 
 
@@ -101,9 +101,6 @@ def read_predicted(file: Path, images: Path | None, split: str | None) -> Review
     with expecting(file, "a predictions.csv, with the columns image,landmark,x,y,x_true,y_true,error_mm,score"):
         names, abbreviations, columns, unit = table = read_predictions(file)
         found, truth, score = table.landmarks, table.truth, columns["score"].tolist()
-    rows = [row[:2] for row in read_csv(file)[1:]]
-    if rows != [[name.strip(), abbreviation.strip()] for name in names for abbreviation in abbreviations]:
-        raise UserError(f"{file}: its rows are not those of each image, one after another; test the run again")
     run_dir = next((folder for folder in (file.parent, file.parent.parent) if (folder / "config.json").exists()), None)
     settings = run_settings(run_dir / "config.json") if run_dir else {}
     folder = images or (Path(settings["img_dir"]) if settings.get("img_dir") else None)

@@ -66,6 +66,13 @@ def expecting(where: object, what: str) -> Iterator[None]:
         raise UserError(f"{where}: expected {what}; {reason}") from None
 
 
+def check_out(out: Path) -> Path:
+    """Return the folder for the files of a tool. Raises UserError if something is there already."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists already and is not empty; choose another folder")
+    return out
+
+
 def check_folder(folder: Path, what: str) -> Path:
     """Return the folder. Raises UserError, "give `what`", if it is not a folder."""
     if not folder.is_dir():
