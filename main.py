@@ -38,7 +38,7 @@ Overrides = dict[str, str | None]  # settings from the command line, as text; No
 # Settings that may change when a run is resumed: where and how long it runs, not what it trains.
 RESUMABLE = (
     "epochs", "device", "workers", "save_every", "watch_every", "overlays", "explain", "explain_landmarks", "img_dir",
-    "json_path",
+    "json_path", "report_exclude",
 )  # fmt: skip
 
 

@@ -273,6 +273,26 @@ def test_a_checkpoint_of_another_method_is_refused(tiny_run, refused):
     assert "gone" in refused(*arguments)
 
 
+def test_a_resumed_run_names_the_records_that_its_split_leaves_out(tiny_run):
+    records = make_records(tiny_run.parent, count=8)
+    write_records(tiny_run.parent, [record | {"split": "train"} for record in records])
+    main.run(["--resume", str(tiny_run), "--epochs", "2"])
+    (warning,) = [
+        line for line in (tiny_run / "log.txt").read_text(encoding="utf-8").splitlines() if "split.json" in line
+    ]
+    assert " 2 " in warning and "image 6 (ä).png" in warning and "image 7 (ä).png" in warning
+
+
+def test_an_old_run_that_excludes_an_unknown_landmark_can_be_resumed_without_it(tiny_run, refused):
+    path = tiny_run / "config.json"
+    provenance = json.loads(path.read_text(encoding="utf-8"))
+    provenance["settings"]["report_exclude"] = ["Q"]
+    path.write_text(json.dumps(provenance), encoding="utf-8")
+    message = refused("--resume", tiny_run)
+    assert "report_exclude" in message and "'Q'" in message
+    main.run(["--resume", str(tiny_run), "--report_exclude", "none"])
+
+
 @pytest.mark.parametrize("option", ["--test", "--resume"])
 def test_a_truncated_checkpoint_is_refused_and_kept(tiny_run, option, refused):
     path = tiny_run / "last.pt"
