@@ -72,6 +72,7 @@ class Page:
 
     def click(self, selector) -> None:
         self.find(selector).click()
+        self.draw()
 
     def press(self, *keys) -> None:
         ActionChains(self.browser).send_keys(*keys).perform()
