@@ -122,7 +122,7 @@ def parse_text(name: str, text: str, hint: Any) -> Any:
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if types.NoneType in options and text.lower() in ("none", "null"):
         return None
-    if options[0] in (int, float) and re.fullmatch(r"\s*[+-]?\d+,\d+\s*", text):
+    if options[0] is float and re.fullmatch(r"\s*[+-]?\d+,\d+\s*", text):
         raise UserError(f"setting {name}: {text!r} has a decimal comma; write {text.strip().replace(',', '.')}")
     for option in options:
         if typing.get_origin(option) is tuple:
@@ -153,21 +153,21 @@ def parse_settings(config_class: type[Settings], overrides: Mapping[str, str | N
     return {name: parse_text(name, "true" if text is None else text, hints[name]) for name, text in overrides.items()}
 
 
-def check_names(names: Iterable[str], allowed: Iterable[str], what: str) -> None:
-    """Refuse names that are not allowed. Raises UserError that lists the nearest name and all allowed ones."""
+def check_names(names: Iterable[str], allowed: Iterable[str], what: str, where: str = "") -> None:
+    """Refuse names that are not allowed. Raises UserError with where, the nearest name and all allowed ones."""
     allowed = list(allowed)
     for name in names:
         if name not in allowed:
             near = difflib.get_close_matches(str(name), allowed, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
-            raise UserError(f"there is no {what} {name!r}; {hint}known: {', '.join(allowed)}")
+            raise UserError(f"{where}there is no {what} {name!r}; {hint}known: {', '.join(allowed)}")
 
 
 def preset_settings(config_class: type[Settings], presets: Iterable[str]) -> dict[str, Any]:
     """Return the settings of the named presets for a method; later presets win. Raises UserError for an unknown one."""
     tables = [cls.__dict__["presets"] for cls in reversed(config_class.__mro__) if "presets" in cls.__dict__]
     settings: dict[str, Any] = {}
-    for preset in presets:
+    for preset in ",".join(presets).split(",") if presets else ():
         check_names([preset], {name: None for table in tables for name in table}, "preset")
         for table in tables:
             settings |= table.get(preset, {})

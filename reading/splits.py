@@ -60,10 +60,10 @@ def load_data(
     """
     json_path, img_dir = config.json_path, config.img_dir
     abbreviations, names, records = read_annotation(json_path, img_dir, config.num_landmarks, abbreviations)
-    check_names(config.explain_landmarks, abbreviations, "landmark for setting explain_landmarks,")
+    check_names(config.explain_landmarks, abbreviations, "landmark", "setting explain_landmarks: ")
     optional = set(config.ruler)  # report_exclude names the ruler by default, even if the data has none
     excluded = (name for name in config.report_exclude if name not in optional)
-    check_names(excluded, abbreviations, "landmark for setting report_exclude,")
+    check_names(excluded, abbreviations, "landmark", "setting report_exclude: ")
     records = read_spacing(config, abbreviations, read_images(json_path, img_dir, abbreviations, records))
     named = {record.name: index for index, record in enumerate(records)}
     if splits is None:

@@ -92,10 +92,12 @@ def summary_table(summary: Mapping[str, Any], thresholds: Sequence[float]) -> st
     for part, own in workbook.landmark_parts(summary).items():
         unit, rates = own["unit"], [f"{own[f'SDR_{threshold}']:.1f}" for threshold in map(float, thresholds)]
         images, points, known = own["n_images"], own["n_landmarks"], math.isfinite(own["MRE_low"])
-        interval = f"{own['MRE_low']:.2f} to {own['MRE_high']:.2f}" if known else "needs 3 images"
+        interval = (
+            f"95 % interval {own['MRE_low']:.2f} to {own['MRE_high']:.2f}" if known else "no interval below 3 images"
+        )
         lines.append(
             f"{part} ({workbook.part_label(part, own)}): MRE {own['MRE']:.2f} +- {own['SD']:.2f} {unit} "
-            f"(95 % interval {interval}), median {own['median']:.2f}; "
+            f"({interval}), median {own['median']:.2f}; "
             f"SDR at {'/'.join(f'{t:g}' for t in thresholds)} {unit}: {' / '.join(rates)} %; "
             f"{images} image{'' if images == 1 else 's'}, {points} point{'' if points == 1 else 's'}"
             + "".join(f"; {name} {value:.2f}" for name, value in own["measures"].items())

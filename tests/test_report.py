@@ -249,4 +249,4 @@ def test_one_image_has_a_singular_and_no_interval(tmp_path):
     write_predictions(tmp_path / "predictions.csv", one, ABBREVIATIONS, "mm")
     summary = write_report(tmp_path, read_predictions(tmp_path / "predictions.csv"), NAMES, (), THRESHOLDS, {})
     text = summary_table(summary, THRESHOLDS)
-    assert "1 image, 1 point" in text and "1 images" not in text and "needs 3 images" in text
+    assert "1 image, 1 point" in text and "1 images" not in text and "no interval" in text

@@ -42,7 +42,7 @@ def write_data_set(reading: Reading, destination: Path, link: bool = False) -> l
     """
     target, folder = destination / "json" / "data.json", destination / "imgs"
     if target.exists() or folder.exists():
-        raise UserError(f"{destination} holds a data set already; give another folder")
+        raise UserError(f"{destination} holds a data set already; delete it, or give another folder")
     names = [written_name(image, record) for image, record in reading.pairs]
     counts = Counter(map(normal_name, names))
     if doubled := [name for name in names if counts[normal_name(name)] > 1]:

@@ -19,7 +19,7 @@ from config import Config
 from reading import dicom
 from reading.annotation import normal_name, shorten
 from reading.images import ENDINGS
-from settings import UserError
+from settings import UserError, check_names
 from tools.formats.files import check_folder
 
 DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
@@ -109,9 +109,7 @@ class Images:
         notes += likely_misspellings(tables, order)
         pairs: list[tuple[Path, dict]] = []
         for path, table in tables.items():
-            unknown = [label for label in table if label not in order]
-            if unknown:
-                raise UserError(f"image {path.name}: the label {unknown[0]!r} is none of {', '.join(order)}")
+            check_names(table, order, "landmark", f"image {path.name}: ")
             points = {label: table.get(label) for label in order}
             notes += note_missing(path.name, points)
             pairs.append((path, make_record(path.name, points, occluded=(occluded or {}).get(path, ()), **keys)))
