@@ -102,10 +102,10 @@ def resolve_config(options: argparse.Namespace, overrides: Overrides) -> Config:
     return build_config(cls, settings | {"method": method})
 
 
-def describe_presets(config: Config, presets: Sequence[str]) -> str:
-    """Return the values of config.py that a run's presets replaced, as "name: old -> new, ..."."""
-    edited = type(config)()
-    pairs = [(name, getattr(edited, name), getattr(config, name)) for name in preset_settings(type(config), presets)]
+def describe_replaced(config: Config, presets: Sequence[str]) -> str:
+    """Return the values of config.py that a run's method and presets replaced, as "name: old -> new, ..."."""
+    edited, given = vars(Config(method=config.method)), vars(type(config)()) | preset_settings(type(config), presets)
+    pairs = [(name, old, given[name]) for name, old in edited.items() if given[name] == getattr(config, name)]
     return ", ".join(f"{name}: {value_text(old)} -> {value_text(new)}" for name, old, new in pairs if old != new)
 
 
@@ -240,9 +240,9 @@ def run(arguments: list[str]) -> None:
     try:
         start_log(run_dir if process_rank() == 0 else None)
         log.info("run folder %s, commit %s", run_dir, source_commit())
-        replaced = "" if options.test else describe_presets(config, options.preset)
-        if replaced:
-            log.info("preset %s replaced these values of config.py: %s", " ".join(options.preset), replaced)
+        if not (options.test or options.resume) and (replaced := describe_replaced(config, options.preset)):
+            source = " ".join(["--method", config.method, *(["--preset", *options.preset] if options.preset else [])])
+            log.info("%s replaced these values of config.py: %s", source, replaced)
         if options.test:
             run_test(config, run_dir, state)
         elif config.folds and not config.fold:

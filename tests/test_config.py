@@ -203,18 +203,20 @@ def edited_defaults(**settings) -> tuple:
     return tuple(settings.get(field.name, field.default) for field in dataclasses.fields(Config))
 
 
-def test_what_a_preset_replaces_is_told_with_both_values(monkeypatch):
+def test_what_a_preset_or_a_method_replaces_is_told_with_both_values(monkeypatch):
     config = resolve("--preset", "demo")
-    told = main.describe_presets(config, ["demo"]).split(", ")
+    told = main.describe_replaced(config, ["demo"]).split(", ")
     assert "sigma: 10.0 -> 2.5" in told and "backbone_weights: imagenet -> none" in told
     assert {text.split(":")[0] for text in told} == set(PRESETS["demo"])
     config = resolve("--preset", "demo", "--sigma", "10", "--epochs", "7")
-    told = main.describe_presets(config, ["demo"])
-    assert "sigma" not in told and "epochs: 300 -> 7" in told  # what holds in the end
+    told = main.describe_replaced(config, ["demo"])
+    assert "sigma" not in told and "epochs" not in told  # the command line replaced these
     monkeypatch.setattr(Config, "sigma", 4.0)
     monkeypatch.setattr(Config.__init__, "__defaults__", edited_defaults(sigma=4.0))
-    assert "sigma: 4.0 -> 2.5" in main.describe_presets(resolve("--preset", "demo"), ["demo"])
-    assert main.describe_presets(resolve(), []) == ""
+    assert "sigma: 4.0 -> 2.5" in main.describe_replaced(resolve("--preset", "demo"), ["demo"])
+    assert main.describe_replaced(resolve(), []) == ""
+    told = main.describe_replaced(resolve("--method", "posenet"), [])
+    assert "sigma: 4.0 -> 6.0" in told and "method" not in told and "stacks" not in told  # stacks is not in config.py
 
 
 # --- Help ---
