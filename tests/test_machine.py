@@ -60,7 +60,7 @@ def test_under_torchrun_a_process_without_a_gpu_of_its_own_is_refused(monkeypatc
     assert "2 GPUs" in message and "--nproc_per_node" in message
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak of a process's own memory")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports the peak memory of a process")
 def test_the_peak_of_memory_is_this_process_own():
     held = bytearray(1 << 30)  # and touched, being zeroed by Python or by the system on its first use
     held[:: 1 << 12] = b"\1" * (1 << 18)

@@ -150,7 +150,7 @@ print(landmarks.shape[1], peak_memory() / 2**30)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells the peak of a process's own memory")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux reports the peak memory of a process")
 def test_a_whole_cephalogram_takes_less_than_2_gb():
     root = Path(__file__).resolve().parents[1]
     done = subprocess.run([sys.executable, "-c", WHOLE], cwd=root, capture_output=True, text=True, check=True)

@@ -85,7 +85,7 @@ class Images:
         """Return the file of an annotated image as `take` does; add a note and return None if there is none."""
         if self.find(name) is not None:
             return self.take(name, where)
-        notes.append(f"{name}: skipped, there is no image of it")
+        notes.append(f"{name}: skipped, its image is missing")
         return None
 
     def reading(self, source: Path, pairs: list, notes: list[str]) -> Reading:
