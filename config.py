@@ -53,8 +53,8 @@ class Config(Settings):
     cutout: float = 0.0  # augmentation: half of the images lose a rectangle of up to this fraction of each side, 0 to 1
 
     # Network, labels and decoding
-    backbone: str = "densenet121"  # densenet121 | densenet169 | resnet101 | vgg16 | vgg19 | ...; docs/training.md
-    backbone_weights: str = "imagenet"  # imagenet: downloaded | none: random | a file with a torchvision state dict
+    backbone: str = "densenet121"  # densenet121 | resnet101 | vgg16 | efficientnet_lite0 | ...: docs/training.md
+    backbone_weights: str = "imagenet"  # imagenet: published ones | none: random | a file with a state dict
     norm: str = "instance"  # batch | instance: statistics of the batch or of each image
     sigma: float = 10.0  # standard deviation of the target heatmaps, px, above 0
     ewc_alpha: float = 40.0  # weight of the loss at a heatmap's peak, above 0; 1: mean squared error

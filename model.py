@@ -17,7 +17,7 @@ from config import Config
 from data import Sample
 from detector import LandmarkDetector
 from machine import uses_bfloat16
-from networks.backbone import Backbone
+from networks.backbone import create_backbone
 from networks.heads import ComposedHead, RefinementHead, upsample
 from networks.normalisation import use_image_statistics
 from utils import decode_heatmaps, gaussian_heatmaps, scale_landmarks
@@ -69,7 +69,7 @@ class FARNetNetwork(nn.Module):
         self, num_landmarks: int, backbone: str, backbone_weights: str, norm: str = "batch", width: int = 256
     ) -> None:
         super().__init__()
-        self.backbone = Backbone(backbone, backbone_weights)
+        self.backbone = create_backbone(backbone, backbone_weights)
         f1, f2, f3, f4, f5 = self.backbone.channels
         eighth, quarter, half, w2, w4, w8 = width // 8, width // 4, width // 2, 2 * width, 4 * width, 8 * width
         self.stem = ConvNormReLU(1, 3, eighth)

@@ -1,4 +1,4 @@
-"""Torchvision networks as extractors of feature maps, and their initial weights. Letters: data.py."""
+"""Networks as extractors of feature maps, torchvision's and efficientnet.py's, and their weights. Letters: data.py."""
 
 import re
 
@@ -6,7 +6,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from settings import UserError
+from networks.efficientnet import LITE, EfficientNetLite, find_lite_weights
+from settings import UserError, check_names
 
 # Per torchvision network: the modules of its feature part after which feature maps of stride 2, 4, 8, 16 and 32 are
 # taken, and their channels. Names of DenseNet, VGG and EfficientNet are those in `features`.
@@ -23,6 +24,22 @@ BACKBONES: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
 }
 
 
+CLASSIFIERS = ("classifier.", "fc.", "_conv_head.", "_bn1.", "_fc.")  # begin the names of what follows the feature part
+
+
+def create_backbone(name: str, weights: str) -> "Backbone | EfficientNetLite":
+    """Return a network (B, 3, H, W) -> five maps of stride 2 to 32 with its `channels`, with its initial weights.
+
+    Raises UserError for an unknown name, or for weights that cannot be read or do not fit.
+    """
+    check_names([name], [*BACKBONES, *LITE], "backbone", "setting backbone: ")
+    if name not in LITE:
+        return Backbone(name, weights)
+    network = EfficientNetLite(name)
+    load_backbone_weights(network, name, weights)
+    return network
+
+
 class Backbone(nn.Module):
     """The feature part of a torchvision network: (B, 3, H, W) -> five maps of stride 2 to 32 with self.channels.
 
@@ -31,8 +48,6 @@ class Backbone(nn.Module):
 
     def __init__(self, name: str, weights: str) -> None:
         super().__init__()
-        if name not in BACKBONES:
-            raise UserError(f"setting backbone: {name!r} is not known; choose one of {', '.join(BACKBONES)}")
         self.taps, self.channels = BACKBONES[name]
         network = torchvision.models.get_model(name, weights=None)
         load_backbone_weights(network, name, weights)
@@ -53,22 +68,36 @@ class Backbone(nn.Module):
 
 
 def load_backbone_weights(network: nn.Module, name: str, weights: str) -> None:
-    """Load the weights of setting backbone_weights into a network. Raises UserError if they do not fit."""
+    """Load the weights of setting backbone_weights into a network; a classifier may lack. Raises UserError.
+
+    network: of torchvision, of segmentation-models-pytorch with torchvision's names, or an EfficientNetLite.
+    """
+    if weights == "none":
+        return
+    state = read_backbone_weights(name, weights)
     try:
-        if weights != "none":
-            network.load_state_dict(read_backbone_weights(name, weights))
-    except (RuntimeError, KeyError):
+        own = network.state_dict()
+        # older files lack the counters of batch norms
+        needed = {key for key in own if not key.startswith(CLASSIFIERS) and not key.endswith("num_batches_tracked")}
+        fits = needed <= state.keys() and all(key in own or key.startswith(CLASSIFIERS) for key in state)
+        if fits:
+            network.load_state_dict(own | state, strict=False)
+    except RuntimeError:  # another shape
+        fits = False
+    if not fits:
         raise UserError(
-            f"setting backbone_weights: the weights in {weights} do not fit {name}; give a torchvision state dict of "
-            "that network"
-        ) from None
+            f"setting backbone_weights: the weights in {weights} do not fit {name}; give a state dict of that network "
+            "with torchvision's names, with or without its classifier"
+        )
 
 
 def read_backbone_weights(name: str, weights: str) -> dict[str, Tensor]:
-    """Read a torchvision state dict: the published ImageNet one ("imagenet"), or the one in a file.
+    """Read a state dict: the published ImageNet one ("imagenet"), or the one in a file.
 
-    Raises UserError, naming the setting to change, if the download fails or the file cannot be read.
+    Raises UserError, naming the setting to change, if the weights are not to be had or the file cannot be read.
     """
+    if weights == "imagenet" and name in LITE:
+        weights = str(find_lite_weights(name))
     if weights == "imagenet":
         published = torchvision.models.get_model_weights(name).IMAGENET1K_V1
         try:

