@@ -121,6 +121,20 @@ class LandmarkDetector(nn.Module):
             parallel = DistributedDataParallel(SharedLoss(self), device_ids=devices, gradient_as_bucket_view=True)
             self.__dict__["parallel"] = parallel  # not a submodule: the state dict does not change
 
+    def compile_loss(self) -> None:
+        """Make train_step compute loss and gradient by torch.compile; for whole batches, since a size takes minutes.
+
+        Where it cannot compile, for example without a C compiler, torch says so and computes as before.
+        """
+        torch._dynamo.config.suppress_errors = True
+        size = math.ceil(self.config.batch_size / self.config.accumulate)
+        plain, compiled = self.loss, torch.compile(self.loss)
+
+        def loss(batch, epoch: int) -> dict[str, Tensor]:
+            return (compiled if len(batch.name) == size else plain)(batch, epoch)
+
+        self.__dict__["loss"] = loss
+
     def train_step(self, batch, epoch: int, optimizers: Mapping[str, Optimizer]) -> dict[str, float]:
         """Take one optimiser step on the sum of the loss terms, in config.accumulate parts; return the terms' values.
 
@@ -130,19 +144,23 @@ class LandmarkDetector(nn.Module):
         """
         for optimizer in optimizers.values():
             optimizer.zero_grad(set_to_none=True)
-        values: dict[str, float] = {}
+        computed: list[dict[str, Tensor]] = []
         parallel = self.__dict__.get("parallel")
         parts = split_batch(batch, self.config.accumulate)
-        for number, part in enumerate(parts):
-            share = len(part.name) / len(batch.name)
+        shares = [len(part.name) / len(batch.name) for part in parts]
+        for number, (part, share) in enumerate(zip(parts, shares, strict=True)):
             last = number == len(parts) - 1  # gradients are exchanged once, after the last part
             with contextlib.nullcontext() if parallel is None or last else parallel.no_sync():
                 terms = (parallel or self.loss)(part, epoch)
-                for name, value in mean_over_processes({name: term.item() for name, term in terms.items()}).items():
-                    values[name] = values.get(name, 0.0) + share * value
-                if not all(math.isfinite(value) for value in values.values()):
-                    raise self.non_finite_loss(part, epoch, values)
                 (share * torch.stack(list(terms.values())).sum()).backward()
+            computed.append({name: term.detach() for name, term in terms.items()})
+        values: dict[str, float] = {}
+        for part, share, terms in zip(parts, shares, computed, strict=True):
+            now = mean_over_processes(read_values(terms))
+            if not all(math.isfinite(value) for value in now.values()):
+                raise self.non_finite_loss(part, epoch, now)
+            for name, value in now.items():
+                values[name] = values.get(name, 0.0) + share * value
         for optimizer in optimizers.values():
             optimizer.step()
         return values
@@ -168,6 +186,11 @@ class LandmarkDetector(nn.Module):
         """
         precision = self.config.precision if self.training else self.config.test_precision
         return torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(precision, device))
+
+
+def read_values(values: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return scalars on a device as numbers, in one copy, for which the host waits: a step does it once, at its end."""
+    return dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
 
 
 class SharedLoss(nn.Module):

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from config import Config
 from data import Sample
-from detector import LandmarkDetector, split_batch
+from detector import LandmarkDetector, read_values, split_batch
 from machine import average_gradients, mean_over_processes
 from networks.hourglass import STRIDE, Discriminator, Generator
 from networks.normalisation import use_image_statistics
@@ -298,15 +298,18 @@ class PoseNet(LandmarkDetector):
         own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         optimizer.zero_grad(set_to_none=True)
         count = sum(len(part.name) for part in parts)
+        computed = []
         for number, part in enumerate(parts):
             share, results = len(part.name) / count, play(number)
-            now = mean_over_processes({key: value.item() for key, value in results.items()})
+            objective = torch.stack([value for key, value in results.items() if is_loss_term(key)]).sum()
+            (share * objective).backward(inputs=own)  # the weights of other networks get no gradient
+            computed.append((part, share, {key: value.detach() for key, value in results.items()}))
+        for part, share, results in computed:
+            now = mean_over_processes(read_values(results))
             if not all(math.isfinite(value) for value in now.values()):
                 raise self.non_finite_loss(part, epoch, now)
             for key, value in now.items():
                 values[key] = values.get(key, 0.0) + share * value
-            objective = torch.stack([value for key, value in results.items() if is_loss_term(key)]).sum()
-            (share * objective).backward(inputs=own)  # the weights of other networks get no gradient
         average_gradients(own)
         optimizer.step()
 
