@@ -76,7 +76,8 @@ def export_onnx(graph: ImageToLandmarks, example: torch.Tensor, about: dict[str,
 def export_torchscript(graph: ImageToLandmarks, example: torch.Tensor, about: dict[str, str], path: Path) -> Predict:
     """Write a TorchScript file with extra files; return its function."""
     with quiet(), torch.no_grad():
-        traced = torch.jit.trace(graph, (example,), check_trace=False)
+        traced = torch.jit.freeze(torch.jit.trace(graph, (example,), check_trace=False))
+        follow_input_device(traced.graph)
         torch.jit.save(traced, str(path), _extra_files={name: text.encode() for name, text in about.items()})
         loaded = torch.jit.load(str(path))
 
@@ -86,6 +87,17 @@ def export_torchscript(graph: ImageToLandmarks, example: torch.Tensor, about: di
         return landmarks.numpy(), scores.numpy()
 
     return predict
+
+
+def follow_input_device(graph: torch.Graph) -> None:
+    """Make a traced graph, with all its modules inlined, compute on the device of its input; a trace fixes its own."""
+    image = list(graph.inputs())[1]  # the first is the module
+    device = graph.create("prim::device", [image], 1)
+    device.output().setType(torch._C.DeviceObjType.get())
+    graph.prependNode(device)
+    for constant in graph.findAllNodes("prim::Constant", recurse=True):
+        if isinstance(constant.output().type(), torch._C.DeviceObjType):
+            constant.output().replaceAllUsesWith(device.output())
 
 
 @contextlib.contextmanager
