@@ -22,6 +22,8 @@ from networks.heads import ComposedHead, RefinementHead, upsample
 from networks.normalisation import use_image_statistics
 from utils import decode_heatmaps, gaussian_heatmaps, scale_landmarks
 
+torch.fx.wrap("upsample")  # it has a branch on the device, which fx cannot trace
+
 # --- Network -------------------------------------------------------------------------------------
 
 
