@@ -221,9 +221,7 @@ class EpochSampler(Sampler):
             yield from ((self.epoch, int(index)) for index in own)
 
 
-def make_loader(
-    config: Config, records: Sequence[Record], train: bool, pin_memory: bool = False, views: int = 1
-) -> DataLoader:
+def make_loader(config: Config, records: Sequence[Record], train: bool, views: int = 1) -> DataLoader:
     """Return a loader of this process's share of the records, in batches of Samples.
 
     train: shuffled and augmented by `loader.sampler.epoch`; otherwise in their order, `views` samples per record.
@@ -234,7 +232,8 @@ def make_loader(
     workers = min(config.workers, math.ceil(len(dataset) / config.batch_size))
     return DataLoader(
         dataset, config.batch_size, sampler=EpochSampler(config, len(dataset)) if train else None, num_workers=workers,
-        pin_memory=pin_memory, persistent_workers=workers > 0, worker_init_fn=limit_threads,
+        pin_memory=config.device != "cpu" and torch.cuda.is_available(), persistent_workers=workers > 0,
+        worker_init_fn=limit_threads,
         generator=torch.Generator(),  # or starting workers would change the random numbers of training
     )  # fmt: skip
 

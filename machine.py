@@ -74,6 +74,7 @@ def prepare_device(config: Config) -> torch.device:
     device = resolve_device(config.device)
     keep_freed_memory(device)
     torch.backends.cudnn.benchmark = device.type == "cuda" and not config.deterministic
+    torch.backends.cudnn.benchmark_limit = 4  # of 10: trying more took longer than it saved in a short run
     if config.deterministic:  # cuBLAS reads this before its first product
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
@@ -249,7 +250,7 @@ def exit_status(work: Callable[[], int | None]) -> int:
         name = f"{error.filename}: " if error.filename is not None else ""
         message = f"{name}{error.strerror}; check path, permissions and free space, and close the file elsewhere"
     except torch.OutOfMemoryError:
-        message = "the device is out of memory: lower batch_size, or set precision to bf16"
+        message = "the device is out of memory: lower batch_size, raise accumulate, or set precision to bf16"
     except KeyboardInterrupt:
         return 130
     # the error of a loader process arrives with its traceback; the message is the last line
