@@ -4,22 +4,22 @@
 the learning rate is a function of the epoch, so a resumed run gives the same numbers as one that was never stopped.
 """
 
+import copy
 import csv
 import io
 import json
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -53,7 +53,7 @@ def train(config: Config, run_dir: Path) -> LandmarkData:
         splits = {name: [data.records[i].name for i in members] for name, members in data.splits.items()}
         write_text(run_dir / "split.json", json.dumps(splits, indent=1, ensure_ascii=False))
     rows = read_metrics(run_dir / "metrics.csv")[: state.epoch]  # a row may be ahead of its checkpoint
-    loader = make_loader(config, data.select("train"), train=True, pin_memory=state.device.type == "cuda")
+    loader = make_loader(config, data.select("train"), train=True)
     # without a val split, the first training image is watched
     val_loader = make_loader(config, data.select("val") or data.select("train")[:1], train=False)
     describe_training(state)
@@ -93,7 +93,7 @@ class TrainingState:
     run_dir: Path
     device: torch.device
     detector: LandmarkDetector  # the one that is trained
-    averaged: AveragedModel | None  # exponential moving average of its weights, if config.ema > 0
+    averaged: "MovingAverage | None"  # of its weights, if config.ema > 0
     optimizers: dict[str, Optimizer]
     epoch: int  # epochs done, which is also the number of the next one, from 0
     best_MRE: float  # lowest validation MRE so far
@@ -102,7 +102,7 @@ class TrainingState:
     @property
     def tested(self) -> LandmarkDetector:
         """The detector that is validated, tested and saved: the average if there is one."""
-        return self.detector if self.averaged is None else self.averaged.module  # type: ignore[return-value]
+        return self.detector if self.averaged is None else self.averaged.detector
 
 
 def train_epoch(state: TrainingState, loader: DataLoader, bar: tqdm) -> dict[str, float]:
@@ -118,11 +118,11 @@ def train_epoch(state: TrainingState, loader: DataLoader, bar: tqdm) -> dict[str
         batch = to_device(batch, device, config.channels_last)
         values = state.detector.train_step(batch, state.epoch, state.optimizers)
         if state.averaged is not None:
-            state.averaged.update_parameters(state.detector)
+            state.averaged.update()
         for name, value in values.items():
             terms[name] = terms.get(name, 0.0) + value / steps
+        bar.set_postfix({n: f"{v:.3g}" for n, v in values.items()} | {"memory": memory_text(device)}, refresh=False)
         bar.update()
-        bar.set_postfix(**{name: f"{value:.3g}" for name, value in values.items()}, memory=memory_text(device))
         if device.type == "cpu" and len(state.step_ends) < 5:
             state.step_ends.append(time.perf_counter())
             if len(state.step_ends) == 5:  # the first step is slower than the others
@@ -165,7 +165,7 @@ def save_epoch(state: TrainingState, row: Mapping[str, Any]) -> None:
     if state.epoch % config.save_every == 0 or state.epoch == config.epochs:
         if state.averaged is not None:
             saved["training_model"] = state.detector.state_dict()
-            saved["averaged_steps"] = int(state.averaged.n_averaged)
+            saved["averaged_steps"] = state.averaged.steps
         saved["optimizers"] = {name: optimizer.state_dict() for name, optimizer in state.optimizers.items()}
         save_checkpoint(state.run_dir / "last.pt", saved)
 
@@ -200,9 +200,8 @@ def start_or_resume(config: Config, run_dir: Path, device: torch.device) -> Trai
         detector.to(memory_format=torch.channels_last)
     averaged = None
     if config.ema > 0:
-        averaged = AveragedModel(detector, multi_avg_fn=moving_average(config.ema), use_buffers=True)
+        averaged = MovingAverage(detector, config.ema, saved.get("averaged_steps", 0))
         if "training_model" in saved:  # the checkpoint's model is the average
-            averaged.n_averaged += saved["averaged_steps"]
             detector.load_state_dict(saved["training_model"])
     if process_count() > 1 and any(isinstance(module, nn.BatchNorm2d) for module in detector.modules()):
         if device.type == "cuda":
@@ -214,6 +213,8 @@ def start_or_resume(config: Config, run_dir: Path, device: torch.device) -> Trai
         if saved:
             optimizer.load_state_dict(saved["optimizers"][name])
     detector.distribute(device)
+    if config.compile and device.type == "cuda" and not config.deterministic:
+        detector.compile_loss()
     epoch, best_MRE = saved.get("epoch", 0), saved.get("best_MRE", math.inf)
     return TrainingState(config, data, run_dir, device, detector, averaged, optimizers, epoch, best_MRE)
 
@@ -240,17 +241,32 @@ def checkpoint_state(config: Config, data: LandmarkData, detector: LandmarkDetec
     }
 
 
-def moving_average(decay: float) -> Callable:
-    """Return the update of AveragedModel for an exponential moving average; its first steps decay faster."""
+class MovingAverage:
+    """Exponential moving average of a detector's weights and of its norms' statistics, as a detector of its own.
 
-    def update(averaged: list[Tensor], current: list[Tensor], steps: Tensor) -> None:
-        if not averaged[0].is_floating_point():  # the counters of batch norm
-            torch._foreach_copy_(averaged, current)
-            return
-        now = min(decay, (1 + int(steps)) / (10 + int(steps)))
-        torch._foreach_lerp_(averaged, current, 1 - now)
+    The first update copies, the next ones decay faster than `decay` asks. torch's AveragedModel computes the same, but
+    looks up every tensor of both networks in every step, while a GPU waits.
+    """
 
-    return torch.no_grad()(update)
+    def __init__(self, detector: LandmarkDetector, decay: float, steps: int = 0) -> None:
+        self.detector, self.decay, self.steps = copy.deepcopy(detector), decay, steps
+        mine, theirs = ([*each.parameters(), *each.buffers()] for each in (self.detector, detector))
+        pairs = [(own.detach(), current.detach()) for own, current in zip(mine, theirs, strict=True)]
+        values = [pair for pair in pairs if pair[0].is_floating_point()]
+        self.values, self.current_values = [own for own, _ in values], [current for _, current in values]
+        self.counters = [pair for pair in pairs if not pair[0].is_floating_point()]  # of batch norm
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take the detector's current weights into the average."""
+        for own, current in self.counters:
+            own.copy_(current)
+        if self.steps == 0:
+            torch._foreach_copy_(self.values, self.current_values)
+        else:
+            decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+            torch._foreach_lerp_(self.values, self.current_values, 1 - decay)
+        self.steps += 1
 
 
 def learning_rate_factor(config: Config, epoch: int) -> float:

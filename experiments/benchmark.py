@@ -2,19 +2,22 @@
 
     python -m experiments.benchmark [--preset modern ...] [--<setting> VALUE ...]       settings as for main.py
     python -m experiments.benchmark --preset modern --effects --curves  and of each setting; cost over size and K
+    python -m experiments.benchmark --preset modern --batches 1,4,16    and of other batch sizes
 
-Times are medians after a warm-up, synchronised. Every recipe runs in a process of its own, with its own allocator and
-peak memory. The `reference` row is the textbook program at the same size and number of landmarks: fp32, batch 1, plain
-Adam without an average of the weights, freed memory given back to the system, and for FARNet also dense float64 targets
-drawn on the host and the convolutions of the paper. On a CPU the reference is measured a second time with
-freed memory kept, which alone is worth much. The loss's written-out gradient and the peak by rows make all rows faster.
-Inference is timed for one view of an image, whatever `views` is. The last line is the table as JSON.
+Times are medians after a warm-up, synchronised. On a CPU every recipe runs in a process of its own, with its own
+allocator and peak memory. The `reference` row is the textbook program at the same size and number of landmarks: fp32,
+batch 1, plain Adam without an average of the weights, freed memory given back to the system, and for FARNet also dense
+float64 targets drawn on the host and the convolutions of the paper. On a CPU the reference is measured a second time
+with freed memory kept, which alone is worth much; on CUDA with TF32, torch's default, and in bf16 with channels_last.
+The loss's written-out gradient and the peak by rows make all rows faster. Inference is timed for one view of an image,
+whatever `views` is. The last line is the table as JSON.
 """
 
 import argparse
 import json
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import cycle
 from multiprocessing import get_context
@@ -24,7 +27,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Adam, Optimizer
-from torch.optim.swa_utils import AveragedModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from config import Config
@@ -33,12 +35,12 @@ from evaluate import to_device
 from experiments.stopwatch import matrix_peaks, median_ms, operator_shares
 from machine import describe_hardware, exit_status, memory_text, prepare_device
 from main import parse_arguments, resolve_config
-from methods import create_detector
+from methods import method_class
 from model import FARNet
 from reading.images import read_image
 from reading.splits import load_data
 from run_folder import source_commit
-from train import moving_average
+from train import MovingAverage
 from utils import scale_landmarks
 
 REFERENCE = dict(  # the settings of the textbook program; the rest is in TextbookFARNet
@@ -102,33 +104,41 @@ def random_batch(config: Config, device: torch.device) -> Sample:
 
 
 def measure_recipe(config: Config, device: torch.device, repeats: int, **options: bool) -> dict[str, Any]:
-    """Do the same as measure_here in a fresh process; options: those of measure_here."""
+    """Do the same as measure_here, on a CPU in a fresh process; options: those of measure_here."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        row = measure_here(config, device, repeats, **options)
+        print(f"batch {config.batch_size}, {options}: {json.dumps(row)}", file=sys.stderr, flush=True)
+        return row
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         return process.submit(measure_here, config, device, repeats, **options).result()
 
 
 def measure_here(
     config: Config, device: torch.device, repeats: int, shares: bool = False, textbook: bool = False,
-    keep_memory: bool = True, compile: bool = False,
+    keep_memory: bool = True, tf32: bool = True, choose_kernels: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     """Return ms per batch of each stage of training and of inference, images per second, and operations.
 
     shares: also the operators that take most time. textbook: compute as TextbookFARNet does. keep_memory: on a CPU,
-    keep freed memory as training does. compile: use torch.compile.
+    keep freed memory as training does. tf32: on CUDA, let convolutions in fp32 round their inputs to 10 bits.
+    choose_kernels: on CUDA, let cuDNN time its algorithms for each shape and choose.
     """
     if keep_memory or device.type != "cpu":
         prepare_device(config)
+    torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark and choose_kernels
     torch.manual_seed(0)
-    create = TextbookFARNet if textbook and config.method == "farnet" else create_detector
-    detector = create(config).to(device)
+    cls = TextbookFARNet if textbook and config.method == "farnet" else method_class(config.method)
+    detector = cls(config).to(device)
     if config.channels_last:
         detector.to(memory_format=torch.channels_last)
-    if compile:
-        for network in detector.children():
-            network.compile()
+    if config.compile and device.type == "cuda":
+        detector.compile_loss()
     optimizers, batch, averaged = detector.configure_optimizers(), random_batch(config, device), None
     if config.ema > 0:
-        averaged = AveragedModel(detector, multi_avg_fn=moving_average(config.ema), use_buffers=True)
+        averaged = MovingAverage(detector, config.ema)
     row: dict[str, Any] = {"batch": config.batch_size, "precision": config.precision}
     epoch = config.epochs - 1  # by then all parts of a method are in use
     row["targets"] = median_ms(lambda: detector.labels(batch, epoch), device, repeats)
@@ -142,7 +152,7 @@ def measure_here(
 
     def average() -> None:
         if averaged is not None:
-            averaged.update_parameters(detector)
+            averaged.update()
 
     def change_weights() -> None:
         for optimizer in optimizers.values():
@@ -150,12 +160,20 @@ def measure_here(
         average()
 
     detector.train()
+    started = time.perf_counter()
+    step()
+    row["first_step_s"] = time.perf_counter() - started  # compiles, or chooses kernels, if the settings say so
     row["step"] = median_ms(step, device, repeats, warm_ups=3)  # the allocator takes two steps to settle
     row["forward"] = median_ms(forward, device, repeats)
     row["optimiser"] = median_ms(change_weights, device, repeats)
     if shares:
         row["step_shares"] = operator_shares(step, device)
     row["backward"] = max(0.0, row["step"] - row["forward"] - row["optimiser"])
+    with FlopCounterMode(display=False) as counter:
+        torch.stack(list(cls.loss(detector, batch, epoch).values())).sum().backward()  # compiled or not
+    operations = sum(count for kernel, count in counter.get_flop_counts()["Global"].items() if "conv" in str(kernel))
+    row["training_GFLOP_per_image"] = operations / config.batch_size / 1e9
+    row["training_GFLOP_per_s"] = operations / (row["forward"] + row["backward"]) / 1e6
     with torch.no_grad():  # the forward pass alone, in the precision of training
         forward_ms = median_ms(lambda: detector(batch.image), device, repeats)
         if shares:
@@ -177,11 +195,13 @@ def measure_here(
 
 def measure_effects(config: Config, device: torch.device, repeats: int) -> list[dict[str, Any]]:
     """Measure step and inference with one setting or option switched over, all others unchanged."""
-    others: dict[str, Any] = {"accumulate": config.batch_size, "ema": 0.0, "channels_last": not config.channels_last}
-    for name in ("precision", "test_precision"):
-        others[name] = "bf16" if getattr(config, name) == "fp32" else "fp32"
-    # options that are not settings: only a CPU keeps memory; compiling takes minutes on a CPU and gains nothing there
-    others |= {"keep_memory": False} if device.type == "cpu" else {"compile": True}
+    others: dict[str, Any] = {"ema": 0.0}
+    if device.type == "cuda":  # what the references do not show
+        others |= {"choose_kernels": False, "compile": not config.compile}
+    else:
+        others |= {"accumulate": config.batch_size, "channels_last": not config.channels_last, "keep_memory": False}
+        for name in ("precision", "test_precision"):
+            others[name] = "bf16" if getattr(config, name) == "fp32" else "fp32"
     rows = []
     for name, other in others.items():
         if not hasattr(config, name):
@@ -190,8 +210,22 @@ def measure_effects(config: Config, device: torch.device, repeats: int) -> list[
             row = measure_recipe(config.replace(**{name: other}), device, repeats)
         else:
             continue
-        rows.append({"setting": name, "value": other, "step": row["step"], "inference": row["inference"]})
+        rows.append(
+            {"setting": name, "value": other, **{key: row[key] for key in ("first_step_s", "step", "inference")}}
+        )
     return rows
+
+
+def measure_batches(
+    config: Config, device: torch.device, repeats: int, sizes: Sequence[int]
+) -> Iterator[dict[str, Any]]:
+    """Measure images per second and memory at other batch sizes; a size that does not fit into memory has none."""
+    for size in sizes:
+        try:
+            row = measure_recipe(config.replace(batch_size=size), device, repeats)
+        except torch.OutOfMemoryError:
+            row = {"memory": "out of memory"}
+        yield {"batch": size, **{name: row.get(name) for name in (*RATES.values(), "training_GFLOP_per_s", "memory")}}
 
 
 def measure_loading(config: Config, repeats: int) -> dict[str, float]:
@@ -256,9 +290,10 @@ def print_table(result: dict[str, Any]) -> None:
     print()
     for name, ratios in result["ratios"].items():
         print(f"training {ratios['training']:.2f} x, inference {ratios['inference']:.2f} x the {name}")
+    forward, both = (ours[f"{part}_GFLOP_per_s"] / peaks["bf16"] for part in ("forward", "training"))
     print(
-        f"matrix product: bf16 {peaks['bf16']:.0f}, fp32 {peaks['fp32']:.0f} GFLOP/s; forward pass "
-        f"{ours['forward_GFLOP_per_s']:.0f} GFLOP/s, {ours['forward_GFLOP_per_s'] / peaks['bf16']:.0%} of the bf16 peak"
+        f"matrix product: bf16 {peaks['bf16']:.0f}, fp32 {peaks['fp32']:.0f} GFLOP/s; share of the bf16 peak: forward "
+        f"{forward:.0%}, forward and backward {both:.0%} (convolutions)"
     )
     for name, words in (("forward_shares", "forward pass"), ("step_shares", "step")):
         print(f"{words}: {', '.join(f'{operator} {share:.0f} %' for operator, share in ours[name].items())}")
@@ -273,6 +308,9 @@ def print_table(result: dict[str, Any]) -> None:
     for row in result.get("effects", []):
         costs = [f"{stage} {row[stage]:.0f} ms ({row[stage] / ours[stage]:.2f} x)" for stage in ("step", "inference")]
         print(f"{row['setting']} {row['value']}: {', '.join(costs)}")
+    for row in result.get("batches", []):
+        rates = [f"{stage} {row[key]:.3g}" for stage, key in RATES.items() if row[key] is not None]
+        print(f"batch {row['batch']}: images/s {', '.join(rates)}; memory {row['memory']}")
     for row in result.get("curves", []):
         print(
             f"{row['width']} x {row['height']}, {row['num_landmarks']} landmarks: step {row['step']:.0f} ms, inference "
@@ -281,16 +319,30 @@ def print_table(result: dict[str, Any]) -> None:
     print(json.dumps(result))
 
 
-def benchmark(config: Config, effects: bool, curves: bool, repeats: int) -> dict[str, Any]:
+def measure_references(config: Config, device: torch.device, repeats: int) -> dict[str, dict[str, Any]]:
+    """Measure the textbook program, and what single steps away from it are worth."""
+    reference = config.replace(**REFERENCE)
+    if device.type == "cpu":
+        return {
+            "reference": measure_recipe(reference, device, repeats, textbook=True, keep_memory=False),
+            "reference, memory kept": measure_recipe(reference, device, repeats, textbook=True),
+        }
+    plain = dict(textbook=True, choose_kernels=False)
+    mixed = reference.replace(precision="bf16", test_precision="bf16", channels_last=True)
+    return {
+        "reference": measure_recipe(reference, device, repeats, tf32=False, **plain),
+        "reference, TF32": measure_recipe(reference, device, repeats, **plain),
+        "reference, bf16": measure_recipe(mixed, device, repeats, **plain),
+    }
+
+
+def benchmark(config: Config, effects: bool, curves: bool, batches: Sequence[int], repeats: int) -> dict[str, Any]:
     """Return all measurements of one run. Raises UserError for settings or data that cannot be used."""
     device = prepare_device(config)
     num_landmarks = config.num_landmarks or len(load_data(config, for_training=False).abbreviations)
     config = config.replace(backbone_weights="none", num_landmarks=num_landmarks)  # weights do not change the time
     ours = measure_recipe(config, device, repeats, shares=True)
-    reference = config.replace(**REFERENCE)
-    references = {"reference": measure_recipe(reference, device, repeats, textbook=True, keep_memory=False)}
-    if device.type == "cpu":
-        references["reference, memory kept"] = measure_recipe(reference, device, repeats, textbook=True)
+    references = measure_references(config, device, repeats)
     result = {
         "commit": source_commit(),
         "hardware": describe_hardware(device),
@@ -306,6 +358,8 @@ def benchmark(config: Config, effects: bool, curves: bool, repeats: int) -> dict
             for name, reference in references.items()
         },
     }
+    if batches:
+        result["batches"] = list(measure_batches(config, device, repeats, batches))
     if effects:
         result["effects"] = measure_effects(config, device, repeats)
     if curves:
@@ -318,12 +372,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--effects", action="store_true", help="also with each setting for speed switched over")
     parser.add_argument("--curves", action="store_true", help="also over image sizes and numbers of landmarks")
+    parser.add_argument("--batches", default="", help="also at these batch sizes, e.g. 1,4,16")
     parser.add_argument("--repeats", type=int, default=5, help="timed repeats of each stage")
     options, rest = parser.parse_known_args()
 
     def work() -> None:
         config = resolve_config(*parse_arguments(rest))
-        print_table(benchmark(config, options.effects, options.curves, options.repeats))
+        batches = [int(size) for size in options.batches.split(",") if size]
+        print_table(benchmark(config, options.effects, options.curves, batches, options.repeats))
 
     return exit_status(work)
 

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 def test_the_benchmark_ends_with_one_json_line_that_holds_its_table(dataset, monkeypatch, run_program):
     (dataset / "settings.json").write_text(json.dumps(tiny_config(dataset, height=64, width=64).to_dict()))
-    monkeypatch.setattr(stopwatch, "MATRIX", 64)
+    monkeypatch.setitem(stopwatch.MATRIX, "cpu", 64)
     monkeypatch.setitem(METHODS, "farnet", FARNet)  # as wide as its reference
     status, output = run_program(benchmark, "--repeats", 1, "--config", dataset / "settings.json")
     assert status == 0

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ABBREVIATIONS, TinyDetector, make_records, refusal, tiny_config, write_records
+from torch.optim.swa_utils import AveragedModel
 
 import train as train_module
 from config import Config
@@ -17,8 +18,8 @@ from reading.splits import load_data
 from run_folder import read_checkpoint, save_checkpoint
 from settings import RETIRED, warn_of_retired
 from train import (
+    MovingAverage,
     learning_rate_factor,
-    moving_average,
     read_metrics,
     resolve_crop,
     train,
@@ -139,15 +140,44 @@ def test_the_average_of_the_weights_is_what_is_tested(dataset):
 
 
 def test_the_moving_average_by_hand():
-    weights, counters = [torch.tensor([1.0])], [torch.tensor([3])]
-    update = moving_average(0.5)
-    update(weights, [torch.tensor([2.0])], torch.tensor(1))  # (1 + 1) / (10 + 1) is below the decay of 0.5
-    assert weights[0].item() == pytest.approx(2 / 11 * 1 + 9 / 11 * 2)
-    weights = [torch.tensor([1.0])]
-    update(weights, [torch.tensor([2.0])], torch.tensor(100))
-    assert weights[0].item() == pytest.approx(0.5 * 1 + 0.5 * 2)
-    update(counters, [torch.tensor([4])], torch.tensor(100))
-    assert counters[0].item() == 4
+    network = torch.nn.BatchNorm1d(1)  # weight, bias, mean and variance, and a counter
+    average = MovingAverage(network, 0.5)
+
+    def update(weight: float) -> float:
+        with torch.no_grad():
+            network.weight.fill_(weight)
+        network.running_mean.fill_(weight)
+        network.num_batches_tracked += 1
+        average.update()
+        assert average.detector.running_mean.item() == average.detector.weight.item()
+        assert average.detector.num_batches_tracked == network.num_batches_tracked
+        return average.detector.weight.item()
+
+    assert update(1.0) == 1.0  # the first is a copy
+    assert update(2.0) == pytest.approx(2 / 11 * 1 + 9 / 11 * 2)  # (1 + 1) / (10 + 1) is below the decay of 0.5
+    average.steps = 100
+    before = average.detector.weight.item()
+    assert update(4.0) == pytest.approx(0.5 * before + 0.5 * 4)
+
+
+def test_the_moving_average_equals_torchs_bit_for_bit(dataset):
+    def decayed(own, current, steps):
+        if own[0].is_floating_point():
+            torch._foreach_lerp_(own, current, 1 - min(0.9, (1 + int(steps)) / (10 + int(steps))))
+        else:
+            torch._foreach_copy_(own, current)
+
+    detector = TinyDetector(small_config(dataset))
+    ours, theirs = MovingAverage(detector, 0.9), AveragedModel(detector, multi_avg_fn=decayed, use_buffers=True)
+    for _ in range(4):
+        detector.train().network(torch.randn(2, 3, 64, 96))
+        with torch.no_grad():
+            for parameter in detector.parameters():
+                parameter += torch.randn_like(parameter)
+            ours.update()
+            theirs.update_parameters(detector)
+    for name, value in theirs.module.state_dict().items():
+        assert torch.equal(ours.detector.state_dict()[name], value)
 
 
 def test_the_best_checkpoint_is_that_of_the_lowest_validation_error(augmented):
