@@ -14,7 +14,7 @@ from torch import Tensor
 
 from reading import dicom
 from settings import UserError
-from utils import apply_affine, compose_affines, resize_affine
+from utils import compose_affines, resize_affine
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", *dicom.ENDINGS)
 IMAGENET_MEAN = np.array((0.485, 0.456, 0.406), np.float32)  # RGB, intensities in 0..1
@@ -94,11 +94,14 @@ def warp_image(
         affine = compose_affines(resize_affine(drawn_size, size), to_source)
         drawn = cv2.warpAffine(image, affine, drawn_size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
     else:
-        x, y = np.meshgrid(np.arange(drawn_size[0]), np.arange(drawn_size[1]))
-        places = apply_affine(resize_affine(drawn_size, size), np.stack([x, y], -1).astype(np.float32))
-        places += cv2.resize(displacement, drawn_size, interpolation=cv2.INTER_LINEAR)
-        points = apply_affine(to_source, places).astype(np.float32)
-        drawn = cv2.remap(image, points, None, cv2.INTER_LINEAR)  # type: ignore[call-overload]
+        affine = compose_affines(resize_affine(drawn_size, size), to_source).astype(np.float32)
+        moved = cv2.transform(displacement, to_source[:, :2])  # in px of the image
+        columns, rows = (np.arange(length, dtype=np.float32) for length in drawn_size)
+        x, y = (cv2.resize(moved[..., axis], drawn_size, interpolation=cv2.INTER_LINEAR) for axis in (0, 1))
+        for places, (by_column, by_row, start) in zip((x, y), affine, strict=True):
+            places += by_column * columns
+            places += (by_row * rows + start)[:, None]
+        drawn = cv2.remap(image, x, y, cv2.INTER_LINEAR)
     return cv2.resize(drawn, size, interpolation=cv2.INTER_AREA) if shrinks else drawn
 
 
@@ -107,9 +110,16 @@ def vary_intensities(image: np.ndarray, strength: float, generator: np.random.Ge
     gamma = math.exp(generator.uniform(-strength, strength))
     contrast = 1 + generator.uniform(-strength, strength)
     brightness = 0.5 * generator.uniform(-strength, strength)
-    varied = (np.clip(image, 0, 1) ** gamma - 0.5) * contrast + 0.5 + brightness
-    noise = generator.normal(0, 1, image.shape[:2]).astype(np.float32) * (0.1 * strength * generator.uniform())
-    return np.clip(varied + (noise if image.ndim == 2 else noise[..., None]), 0, 1).astype(np.float32)
+    varied = np.clip(image, 0, 1)
+    np.power(varied, gamma, out=varied)
+    varied -= 0.5
+    varied *= contrast
+    varied += 0.5
+    varied += brightness
+    noise = generator.normal(0, 1, image.shape[:2]).astype(np.float32)
+    noise *= 0.1 * strength * generator.uniform()
+    varied += noise if image.ndim == 2 else noise[..., None]
+    return np.clip(varied, 0, 1, out=varied)
 
 
 def blur_image(image: np.ndarray, most: float, generator: np.random.Generator) -> np.ndarray:
@@ -131,5 +141,8 @@ def cut_out(image: np.ndarray, most: float, generator: np.random.Generator) -> n
 
 def normalise_image(image: np.ndarray) -> Tensor:
     """Normalise intensities in 0..1, (H, W) grey or (H, W, 3) RGB, to (3, H, W) float32 by the ImageNet statistics."""
-    rgb = image if image.ndim == 3 else image[..., None]
-    return torch.from_numpy(np.ascontiguousarray(((rgb - IMAGENET_MEAN) / IMAGENET_SD).transpose(2, 0, 1), np.float32))
+    normalised = np.empty((3, *image.shape[:2]), np.float32)
+    for channel in range(3):  # each at once in its own memory: a fifth of the time of all three side by side
+        np.subtract(image if image.ndim == 2 else image[..., channel], IMAGENET_MEAN[channel], out=normalised[channel])
+        normalised[channel] /= IMAGENET_SD[channel]
+    return torch.from_numpy(normalised)
