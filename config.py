@@ -88,7 +88,6 @@ class Config(Settings):
     workers: int = 2  # processes that load images | 0: load them in the main process
     cache_gb: float = 0.0  # GB of memory for decoded training images in each process of a run, 0 or above
     channels_last: bool = False  # memory layout of tensors, true or false; affects the speed only
-    compile: bool = False  # true: compile the training step for a CUDA GPU, minutes at the start, then faster
     deterministic: bool = False  # true: repeats are bit-equal on CUDA too, slower (a CPU always repeats exactly)
 
     fixed_by_weights: ClassVar[tuple[str, ...]] = ("method", "num_landmarks")  # settings a checkpoint cannot change

@@ -121,20 +121,6 @@ class LandmarkDetector(nn.Module):
             parallel = DistributedDataParallel(SharedLoss(self), device_ids=devices, gradient_as_bucket_view=True)
             self.__dict__["parallel"] = parallel  # not a submodule: the state dict does not change
 
-    def compile_loss(self) -> None:
-        """Make train_step compute loss and gradient by torch.compile; for whole batches, since a size takes minutes.
-
-        Where it cannot compile, for example without a C compiler, torch says so and computes as before.
-        """
-        torch._dynamo.config.suppress_errors = True
-        size = math.ceil(self.config.batch_size / self.config.accumulate)
-        plain, compiled = self.loss, torch.compile(self.loss)
-
-        def loss(batch, epoch: int) -> dict[str, Tensor]:
-            return (compiled if len(batch.name) == size else plain)(batch, epoch)
-
-        self.__dict__["loss"] = loss
-
     def train_step(self, batch, epoch: int, optimizers: Mapping[str, Optimizer]) -> dict[str, float]:
         """Take one optimiser step on the sum of the loss terms, in config.accumulate parts; return the terms' values.
 

@@ -74,7 +74,7 @@ def prepare_device(config: Config) -> torch.device:
     device = resolve_device(config.device)
     keep_freed_memory(device)
     torch.backends.cudnn.benchmark = device.type == "cuda" and not config.deterministic
-    torch.backends.cudnn.benchmark_limit = 4  # of 10: trying more took longer than it saved in a short run
+    torch.backends.cudnn.benchmark_limit = 4  # of 10 algorithms: timing one takes seconds of every new shape
     if config.deterministic:  # cuBLAS reads this before its first product
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(config.deterministic, warn_only=True)

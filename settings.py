@@ -20,7 +20,7 @@ from typing import Any, ClassVar, TypeVar
 log = logging.getLogger("farnet")
 
 # Settings of earlier versions that no user needed. Older config.json files and checkpoints contain them.
-RETIRED = ("compose_heads", "device_targets", "fused_optimizer", "fold_norms", "keep_memory", "gif")
+RETIRED = ("compose_heads", "device_targets", "fused_optimizer", "fold_norms", "keep_memory", "compile", "gif")
 
 
 class UserError(Exception):

@@ -213,8 +213,6 @@ def start_or_resume(config: Config, run_dir: Path, device: torch.device) -> Trai
         if saved:
             optimizer.load_state_dict(saved["optimizers"][name])
     detector.distribute(device)
-    if config.compile and device.type == "cuda" and not config.deterministic:
-        detector.compile_loss()
     epoch, best_MRE = saved.get("epoch", 0), saved.get("best_MRE", math.inf)
     return TrainingState(config, data, run_dir, device, detector, averaged, optimizers, epoch, best_MRE)
 

@@ -117,13 +117,13 @@ def measure_recipe(config: Config, device: torch.device, repeats: int, **options
 
 def measure_here(
     config: Config, device: torch.device, repeats: int, shares: bool = False, textbook: bool = False,
-    keep_memory: bool = True, tf32: bool = True, choose_kernels: bool = True,
+    keep_memory: bool = True, tf32: bool = True, choose_kernels: bool = True, compile: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Return ms per batch of each stage of training and of inference, images per second, and operations.
 
     shares: also the operators that take most time. textbook: compute as TextbookFARNet does. keep_memory: on a CPU,
     keep freed memory as training does. tf32: on CUDA, let convolutions in fp32 round their inputs to 10 bits.
-    choose_kernels: on CUDA, let cuDNN time its algorithms for each shape and choose.
+    choose_kernels: on CUDA, let cuDNN time its algorithms for each shape. compile: the loss by torch.compile.
     """
     if keep_memory or device.type != "cpu":
         prepare_device(config)
@@ -134,8 +134,8 @@ def measure_here(
     detector = cls(config).to(device)
     if config.channels_last:
         detector.to(memory_format=torch.channels_last)
-    if config.compile and device.type == "cuda":
-        detector.compile_loss()
+    if compile:
+        detector.__dict__["loss"] = torch.compile(detector.loss)
     optimizers, batch, averaged = detector.configure_optimizers(), random_batch(config, device), None
     if config.ema > 0:
         averaged = MovingAverage(detector, config.ema)
@@ -197,7 +197,7 @@ def measure_effects(config: Config, device: torch.device, repeats: int) -> list[
     """Measure step and inference with one setting or option switched over, all others unchanged."""
     others: dict[str, Any] = {"ema": 0.0}
     if device.type == "cuda":  # what the references do not show
-        others |= {"choose_kernels": False, "compile": not config.compile}
+        others |= {"choose_kernels": False, "compile": True}
     else:
         others |= {"accumulate": config.batch_size, "channels_last": not config.channels_last, "keep_memory": False}
         for name in ("precision", "test_precision"):

@@ -180,7 +180,7 @@ def test_a_config_json_of_an_older_run_loads_with_one_note_of_what_is_ignored(tm
     for _ in range(3):
         assert build_config(Config, read_settings(tmp_path / "config.json")) == Config(epochs=7)
     (note,) = caplog.messages
-    assert len(RETIRED) == 6 and all(name in note for name in RETIRED)
+    assert len(RETIRED) == 7 and all(name in note for name in RETIRED)
     assert resolve("--config", str(tmp_path / "config.json")).epochs == 7
     (tmp_path / "config.json").write_text(json.dumps({"settings": older | {"compose_head": True}}), encoding="utf-8")
     assert "compose_head" in refusal(resolve, "--config", str(tmp_path / "config.json"))

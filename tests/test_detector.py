@@ -33,26 +33,6 @@ def test_a_batch_computed_in_parts_takes_the_same_step(tmp_path, precision):
         assert (other - gradients[0]).norm() < tolerance * gradients[0].norm()
 
 
-def test_a_compiled_loss_takes_whole_batches_and_a_smaller_last_one_is_computed_as_before(tmp_path, monkeypatch):
-    compiled = []
-
-    def count(loss):
-        return lambda batch, epoch: [compiled.append(len(batch.name)), loss(batch, epoch)][1]
-
-    monkeypatch.setattr(torch, "compile", count)
-    values = []
-    for compiles in (False, True):
-        torch.manual_seed(0)
-        detector = NarrowFARNet(tiny_config(tmp_path, height=64, width=64, batch_size=4, accumulate=2))
-        if compiles:
-            detector.compile_loss()
-        for images in (4, 1):
-            torch.manual_seed(images)
-            values.append(detector.train_step(noise_batch(torch.rand(images, 4, 2) * 60, (64, 64)), 0, {}))
-    assert compiled == [2, 2] and values[2:] == values[:2]
-    assert detector.state_dict().keys() == NarrowFARNet(detector.config).state_dict().keys()
-
-
 @pytest.mark.slow
 def test_the_loss_of_farnet_is_one_graph_that_can_be_compiled(tmp_path):
     detector = NarrowFARNet(tiny_config(tmp_path, height=64, width=64))
