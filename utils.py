@@ -107,7 +107,9 @@ def fit_gaussian(heatmaps: Tensor, peak: Tensor, sigma: float) -> Tensor:
     u, v = x.double() / radius, y.double() / radius
     basis = torch.stack([torch.ones_like(u), u, v, u**2 + v**2], -1)
     weights = values**2
-    normal = torch.einsum("bnp,pi,pj->bnij", weights, basis, basis)
+    # two factors at a time: with three, torch lets opt_einsum choose the order where that is installed, which rounds
+    # differently and fixes the batch size of an exported graph
+    normal = torch.einsum("bnpi,pj->bnij", weights[..., None] * basis, basis)
     right = torch.einsum("bnp,pi->bni", weights * values.clamp(min=1e-30).log(), basis)
     ridge = 1e-12 * normal.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None] + 1e-30
     a_b_c_d = solve_positive(normal + ridge * torch.eye(4, device=heatmaps.device, dtype=torch.double), right)

@@ -172,7 +172,8 @@ def refine_by_phases(full: Tensor, half: Tensor, coarse: Tensor, weight: Tensor,
     filling = torch.zeros_like(half[:, : -(half.shape[1] + coarse.shape[1]) % 8])
     small = torch.cat([half, coarse], 1)
     with torch.autocast(weight.device.type, enabled=False):
-        kernels = torch.einsum("pot,qux,kctx->pqkcou", spread, spread, weight.float()).flatten(0, 2)
+        kernels = torch.einsum("pot,kctx->pkcox", spread, weight.float())
+        kernels = torch.einsum("qux,pkcox->pqkcou", spread, kernels).flatten(0, 2)
         kernels = F.pad(kernels, (0, 0, 0, 0, 0, filling.shape[1]))
     phases = F.conv2d(torch.cat([small, filling], 1), kernels, padding=1)
     rows, columns = correct_rows(small, weight, spread), correct_columns(small, weight)

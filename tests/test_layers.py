@@ -66,3 +66,11 @@ def test_importing_a_file_starts_nothing(name, tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert not list(tmp_path.iterdir())
+
+
+def test_no_einsum_has_more_than_two_factors():
+    """With more, the optional package opt_einsum chooses their order where it is installed: other numbers there."""
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "einsum":
+                assert len(node.args) <= 3, f"{path}:{node.lineno}"
