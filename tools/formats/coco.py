@@ -57,7 +57,8 @@ def read(source: Path, images: Path | None = None, category: str = "") -> Readin
         split = folder_split(file, source) if source.is_dir() else None
         for place, image in enumerate(described, 1):
             with expecting(f"{file}: image {place}", "an image of COCO with id and file_name"):
-                name = f"{file.parent.relative_to(folder).as_posix()}/{image['file_name']}"
+                inside = "" if file.parent == folder else f"{file.parent.relative_to(folder).as_posix()}/"
+                name = f"{inside}{image['file_name']}"
                 where = f"{file}: image {image['file_name']}"
                 annotation = annotations.pop(image["id"], None)
                 if annotation is None:

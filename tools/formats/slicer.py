@@ -152,7 +152,7 @@ def read_markups(file: Path, notes: list[str]) -> tuple[str, float, list[tuple[s
             markup["coordinateSystem"],
             MM[unit],
             [
-                (point["label"], point["position"] if point.get("positionStatus", "defined") == "defined" else None)
+                (point.get("label"), point["position"] if point.get("positionStatus", "defined") == "defined" else None)
                 for point in markup["controlPoints"]
             ],
         )

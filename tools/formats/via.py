@@ -37,7 +37,7 @@ def read(source: Path, images: Path | None = None, landmarks: tuple[str, ...] = 
             for place, region in enumerate(regions, 1):
                 shape, label = region["shape_attributes"], attributes(region).get(label_of)
                 if not is_point(region):
-                    notes.append(f"{name}: skipped {'' if label is None else f'{label!r}, '}a {shape['name']}")
+                    notes.append(f"{name}: skipped {'' if label is None else f'{label!r}, '}a {shape.get('name')}")
                 elif is_unlabelled(label):
                     notes.append(f"{name}: skipped region {place}, a point without a label")
                 else:
@@ -51,7 +51,7 @@ def read(source: Path, images: Path | None = None, landmarks: tuple[str, ...] = 
 
 def is_point(region: dict) -> bool:
     """Return whether a region is a point."""
-    return region["shape_attributes"]["name"] == "point"
+    return region["shape_attributes"].get("name") == "point"
 
 
 def attributes(region: dict) -> dict:
