@@ -7,7 +7,6 @@ import hashlib
 import json
 import logging
 import math
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from tqdm import tqdm
 
 from config import Config
 from reading.images import ENDINGS, read_image
+from reading.paths import find_file
 from settings import UserError
 
 log = logging.getLogger("farnet")
@@ -173,11 +173,9 @@ def read_images(
     folder = Path(img_dir)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; set img_dir to the folder of your images")
-    # a name may differ from the file's name in case, or in how the file system composes its letters
-    files = {normal_name(path.name): path for path in sorted(folder.iterdir())}
 
     def inspect(record: Record) -> Record:
-        path = record.path if record.path.is_file() else files.get(normal_name(record.name), record.path)
+        path = find_file(folder, record.name) or record.path
         image = read_image(path)
         digest = hashlib.blake2b(repr(image.shape).encode() + image.tobytes(), digest_size=16).hexdigest()
         return replace(record, path=path, size=(image.shape[1], image.shape[0]), fingerprint=digest)
@@ -194,16 +192,15 @@ def read_images(
                 f"{json_path}: record {number} ({record.name}): point {abbreviations[row]!r} at "
                 f"({x:g}, {y:g}) lies outside its image of {record.size[0]} x {record.size[1]} px"
             )
-    used = {normal_name(record.path.name) for record in records}
-    unused = [path.name for name, path in files.items() if name not in used and name.endswith(ENDINGS)]
+    used = {record.path.resolve() for record in records}
+    unused = [
+        path.name
+        for path in sorted(folder.iterdir())
+        if path.suffix.lower() in ENDINGS and not path.name.startswith(".") and path.resolve() not in used
+    ]
     if unused:
         log.warning("%d images in %s have no record and are not used: %s", len(unused), folder, shorten(unused))
     return records
-
-
-def normal_name(name: str) -> str:
-    """Return a file name for comparison: composed letters, lower case."""
-    return unicodedata.normalize("NFC", name).casefold()
 
 
 def shorten(names: Sequence[str], most: int = 5) -> str:

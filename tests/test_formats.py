@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -136,7 +137,9 @@ def test_folders_that_both_know_must_agree(tmp_path):
 )
 def test_label_studios_addresses_become_names(tmp_path, data, found):
     draw_images(tmp_path)
-    assert labelstudio.find_name(data, Images(tmp_path), "task 1") == found
+    images = Images(tmp_path)
+    name = labelstudio.find_name(data, images, "task 1")
+    assert (images.find(name) or Path(name)).name == found
 
 
 def test_slicer_would_take_dots_per_inch_for_a_spacing_so_they_are_asked_for(tmp_path):

@@ -28,10 +28,11 @@ from tqdm import tqdm
 from config import PRESETS
 from machine import exit_status, training_command
 from reading import dicom
-from reading.annotation import normal_name, read_points, read_record
+from reading.annotation import read_points, read_record, shorten
+from reading.paths import normal_name
 from settings import UserError, parse_text
 from tools.formats import FORMATS
-from tools.formats.common import OPTIONS, Pixels, Reading, data_options, image_size, record_points
+from tools.formats.common import OPTIONS, Pixels, Reading, data_options, image_size, record_points, spacing_number
 from tools.formats.files import check_out
 
 
@@ -43,16 +44,18 @@ def write_data_set(reading: Reading, destination: Path, link: bool = False) -> l
     target, folder = destination / "json" / "data.json", destination / "imgs"
     if target.exists() or folder.exists():
         raise UserError(f"{destination} holds a data set already; delete it, or give another folder")
-    names = [written_name(image, record) for image, record in reading.pairs]
-    counts = Counter(map(normal_name, names))
-    if doubled := [name for name in names if counts[normal_name(name)] > 1]:
-        raise UserError(f"two images would be called {doubled[0]}; rename one")
+    names = [Path(written_name(image, record)).name for image, record in reading.pairs]
+    if doubled_name(names):  # such as lateral.png of each patient
+        names = [written_name(image, record) for image, record in reading.pairs]
+    if (doubled := doubled_name(names)) is not None:
+        raise UserError(f"two images would be called {doubled}; rename one")
     partial_folder, notes, records = destination / "imgs.partial", [], []
     shutil.rmtree(partial_folder, ignore_errors=True)
     partial_folder.mkdir(parents=True)
     try:
         bar = tqdm(zip(names, reading.pairs, strict=True), "writing", len(names), disable=None)
         for name, (image, record) in bar:
+            (partial_folder / name).parent.mkdir(parents=True, exist_ok=True)
             spacing, more = write_image(image, partial_folder / name, link)
             record = ({"spacing": spacing} if spacing is not None else {}) | record | {"imagePath": name}
             check_record(record, partial_folder / name)
@@ -70,16 +73,24 @@ def write_data_set(reading: Reading, destination: Path, link: bool = False) -> l
 
 
 def written_name(image: Path | Pixels, record: dict) -> str:
-    """Return the name of an image in imgs: its file's, or its record's if it is not a file; .png for DICOM."""
-    name = Path(record["imagePath"]).name if callable(image) else image.name
-    return f"{Path(name).stem}.png" if Path(name).suffix.lower() in dicom.ENDINGS else name
+    """Return the path of an image in imgs, with its folders; .png for DICOM."""
+    name = Path(record["imagePath"])
+    if callable(image) or not dicom.is_dicom(image):
+        return name.as_posix()
+    return name.with_name((name.stem if name.suffix.lower() in dicom.ENDINGS else name.name) + ".png").as_posix()
+
+
+def doubled_name(names: Sequence[str]) -> str | None:
+    """Return the first name that two files cannot have in a folder, None if there is none."""
+    counts = Counter(map(normal_name, names))
+    return next((name for name in names if counts[normal_name(name)] > 1), None)
 
 
 def write_image(image: Path | Pixels, path: Path, link: bool) -> tuple[float | None, list[str]]:
     """Write one image; return the spacing, mm per px, if its DICOM file states one, and notes."""
     if callable(image):
         Image.fromarray(image()).save(path)
-    elif image.suffix.lower() in dicom.ENDINGS:
+    elif dicom.is_dicom(image):
         read = dicom.read(image)
         Image.fromarray(read.image).save(path)
         return read.spacing, read.notes
@@ -114,6 +125,19 @@ def shift_points(reading: Reading, by: float) -> Reading:
     return reading._replace(pairs=pairs)
 
 
+def add_spacing(reading: Reading, spacing: float) -> Reading:
+    """Return the same with a spacing, mm per px, for all images that state none, and a note on those that do."""
+    own, pairs = [], []
+    for image, record in reading.pairs:
+        if record.get("spacing") or (isinstance(image, Path) and dicom.is_dicom(image) and dicom.read(image).spacing):
+            own.append(record["imagePath"])
+        else:
+            record = record | {"spacing": spacing}
+        pairs.append((image, record))
+    notes = [f"--spacing is not used for {len(own)} images that state their own: {shorten(own)}"] if own else []
+    return Reading(pairs, [*reading.notes, *notes])
+
+
 def print_findings(reading: Reading, notes: Sequence[str]) -> None:
     """Print what was found, skipped and repaired, one line each."""
     for note in (*reading.notes, *notes):
@@ -146,6 +170,12 @@ def make_parser() -> argparse.ArgumentParser:
         writable = [name for name, module in FORMATS.items() if hasattr(module, "write")]
         command.add_argument("--to", choices=writable, help="write the annotation of this program instead")
         hints = typing.get_type_hints(module.read)
+        command.add_argument(
+            "--spacing",
+            metavar="MM",
+            type=partial(spacing_number, where="--spacing"),
+            help="mm per px, written into the records that have no spacing",
+        )
         for option, parameter in list(inspect.signature(module.read).parameters.items())[1:]:
             own = re.search(rf"^ *{option}: (.*)", module.read.__doc__, re.MULTILINE)
             meaning = own[1] if own else OPTIONS[option]
@@ -163,6 +193,8 @@ def convert(options: argparse.Namespace) -> None:
     module = FORMATS[options.format]
     names = list(inspect.signature(module.read).parameters)[1:]
     reading = module.read(options.source, **{name: getattr(options, name) for name in names})
+    if options.spacing is not None:
+        reading = add_spacing(reading, options.spacing)
     if options.to:
         check_out(options.destination)
         drawn = [record["imagePath"] for image, record in reading.pairs if callable(image)]

@@ -1,6 +1,6 @@
 """Look at a data set before training on it.
 
-    python -m tools.inspect_data FOLDER [--out DIR]
+    python -m tools.inspect_data FOLDER [--out DIR] [--spacing MM]
 
 FOLDER holds imgs/ and json/data.json. Prints what it holds and, for cephalograms, the number of images in each class by
 their angles (reporting/cephalometry.py). Writes three files into --out: sheet.jpg, the images with their landmarks;
@@ -16,6 +16,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from reading.images import read_image
 from reporting.cephalometry import known_measures, measure_profiles
 from reporting.pictures import BLUE, write_names
 from settings import UserError
+from tools.formats.common import spacing_number
 from tools.formats.files import read_json
 from tools.two_readers import read_readers, reader_errors
 from utils import apply_affine, finite_mean, resize_affine
@@ -36,15 +38,18 @@ from utils import apply_affine, finite_mean, resize_affine
 SHEET, MOST = 2400, 48  # width of the sheet, px, and how many images it has at most
 
 
-def load(folder: Path) -> tuple[tuple[str, ...], list[Record], list[dict]]:
-    """Return abbreviations, checked records, and the entries of data.json. Raises UserError."""
+def load(folder: Path, spacing: float | None = None) -> tuple[tuple[str, ...], list[Record], list[dict]]:
+    """Return abbreviations, checked records, and the entries of data.json. Raises UserError.
+
+    spacing: mm per px of the images whose records state none; default: by the ruler, if there is one.
+    """
     json_path = folder / "json" / "data.json"
     if not json_path.exists():
         raise UserError(f"{folder} holds no json/data.json; give the folder that tools.convert wrote")
     content = read_json(json_path)
     abbreviations, _, records = read_annotation(json_path, folder / "imgs")
     ruler = set(Config.ruler) <= set(abbreviations)
-    config = Config(json_path=str(json_path), spacing="ruler" if ruler else None)
+    config = Config(json_path=str(json_path), spacing=spacing or ("ruler" if ruler else None))
     records = read_images(json_path, folder / "imgs", abbreviations, records)
     return abbreviations, read_spacing(config, abbreviations, records), content
 
@@ -201,10 +206,16 @@ def run() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path, help="folder for the pictures and the table; default: FOLDER/inspection")
+    parser.add_argument(
+        "--spacing",
+        metavar="MM",
+        type=partial(spacing_number, where="--spacing"),
+        help="mm per px of the images that state no spacing",
+    )
     options = parser.parse_args()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     out = options.out or options.folder / "inspection"
-    abbreviations, records, entries = load(options.folder)
+    abbreviations, records, entries = load(options.folder, options.spacing)
     unit = "mm" if math.isfinite(records[0].spacing) else "px"
     print(*describe(abbreviations, records), *describe_classes(abbreviations, records), sep="\n")
     distances = reader_distances(entries, abbreviations, records)

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from config import Config
-from reading.annotation import normal_name, read_annotation, read_points
+from reading.annotation import read_annotation, read_points
 from reading.images import read_image
+from reading.paths import find_file
 from reporting.predictions import PredictionTable, read_predictions
 from settings import UserError, check_names, read_settings
 from tools.formats.common import image_size, make_record, numbers
@@ -284,8 +285,7 @@ def locate_images(file: Path, folder: Path, images: Mapping[str, str]) -> list[P
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give the folder of the images with --images")
-    files = {normal_name(path.name): path for path in sorted(folder.iterdir()) if path.is_file()}
-    paths = {name: folder / name if (folder / name).is_file() else files.get(normal_name(name)) for name in images}
+    paths = {name: find_file(folder, name) for name in images}
     absent = [where for name, where in images.items() if paths[name] is None]
     if absent:
         more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""

@@ -15,13 +15,22 @@ from pathlib import Path
 
 import numpy as np
 
+from reading.paths import visible_files
 from settings import UserError
-from tools.formats.common import Images, Reading, add_point, make_record, note_missing, numbers, spacing_number
+from tools.formats.common import (
+    Images,
+    Reading,
+    add_point,
+    folder_split,
+    make_record,
+    note_missing,
+    numbers,
+    spacing_number,
+)  # fmt: skip
 from tools.formats.files import check_folder, expecting, read_csv, read_json
 
 PRESET = "aariz"
 READERS = {"mean": ("senior", "junior"), "ceiling": ("senior", "junior"), "senior": ("senior",), "junior": ("junior",)}
-SPLITS = {"train": "train", "valid": "val", "validation": "val", "val": "val", "test": "test"}
 
 
 def read(source: Path, reader: str = "mean") -> Reading:
@@ -34,7 +43,7 @@ def read(source: Path, reader: str = "mean") -> Reading:
     pictures = Images(check_folder(source, "the folder of the archive"))
     points: dict[str, dict[str, dict]] = {}
     names: dict[str, str] = {}
-    for file in sorted(source.rglob("*.json")):
+    for file in visible_files(source, "*.json"):
         folders = [part.lower() for part in file.relative_to(source).parts[:-1]]
         who = next((who for who in ("senior", "junior") if any(part.startswith(who) for part in folders)), None)
         if who is None:
@@ -64,8 +73,7 @@ def read(source: Path, reader: str = "mean") -> Reading:
             continue
         table = {label: combine([readers[who].get(label) for who in READERS[reader]], reader) for label in order}
         notes += note_missing(id_, table)
-        folders = [part.lower() for part in reversed(path.relative_to(source).parts)]
-        split = next((SPLITS[folder] for folder in folders if folder in SPLITS), None)
+        split = folder_split(path, source)
         if spacings and id_ not in spacings:
             notes.append(f"{id_}: no pixel size in the machine table")
         both = {who: [each.get(label) for label in order] for who, each in readers.items()}
@@ -83,7 +91,7 @@ def combine(points: list, reader: str) -> list[float] | None:
 
 def read_spacings(source: Path) -> tuple[dict[str, float], list[str]]:
     """Return mm per px by image id from the machine table, and a note if there is no such table."""
-    files = sorted(source.rglob("cephalogram_machine_mappings.csv"))
+    files = visible_files(source, "cephalogram_machine_mappings.csv")
     if not files:
         return {}, ["no cephalogram_machine_mappings.csv: errors will be in px"]
     head, *rows = read_csv(files[0]) or [[]]

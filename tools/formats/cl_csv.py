@@ -31,5 +31,5 @@ def read(source: Path, images: Path | None = None) -> Reading:
         if path is not None:
             points = {str(n + 1): (values[2 * n], values[2 * n + 1]) for n in range(count)}
             names = {label: f"Landmark {label}" for label in points}
-            pairs.append((path, make_record(path.name, points, names, spacing=spacing)))
+            pairs.append((path, make_record(pictures.name(path), points, names, spacing=spacing)))
     return pictures.reading(source, pairs, notes)

@@ -7,6 +7,7 @@ may put (0, 0) at the corner of that pixel, half a px away, without saying so; `
 import contextlib
 import difflib
 import math
+import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -17,13 +18,15 @@ from PIL import Image, UnidentifiedImageError
 
 from config import Config
 from reading import dicom
-from reading.annotation import normal_name, shorten
+from reading.annotation import shorten
 from reading.images import ENDINGS
+from reading.paths import normal_name, path_parts, visible_files
 from settings import UserError, check_names
 from tools.formats.files import check_folder
 
 DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 Pixels = Callable[[], np.ndarray]  # returns an image that is not a file of its own
+SPLITS = {"train": "train", "valid": "val", "validation": "val", "val": "val", "test": "test"}  # by a folder's name
 OPTIONS = {  # what --help says of the parameters that several formats have; the others: the docstring of their read
     "images": "folder of the images; default: the folder of the annotation",
     "landmarks": "labels of the landmarks in the order you want, e.g. S,N,Me; any other label, such as a misspelt one, "
@@ -42,43 +45,83 @@ class Reading(NamedTuple):
 
 
 class Images:
-    """The images of a folder and its subfolders by name, in upper or lower case, with or without an ending."""
+    """The images of a folder and its subfolders by path, in upper or lower case, with or without an ending."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = check_folder(folder, "the folder of the images")
-        self.files: dict[str, list[Path]] = {}
+        self.files: dict[str, list[Path]] = {}  # by the last part of the path
         self.taken: set[str] = set()
-        for path in sorted(folder.rglob("*")):
-            if path.suffix.lower() in ENDINGS and path.is_file():
-                for name in (path.name, path.stem):
+        self.elsewhere: dict[str, tuple[list[str], str, str]] = {}  # see check_namesake, by the last part of the name
+        for path in visible_files(folder):
+            if path.suffix.lower() in ENDINGS or dicom.is_dicom(path):
+                for name in {path.name, path.stem}:
                     self.files.setdefault(normal_name(name), []).append(path)
 
-    def find(self, name: Any) -> Path | None:
-        """Return the file with this name or path; where both have folders, these must agree.
+    def name(self, path: Path) -> str:
+        """Return the path of an image relative to the folder, with slashes, by which it is called in data.json."""
+        return "/".join(part for part in Path(os.path.relpath(path, self.folder)).parts if part != "..")
 
-        Raises UserError if several files match.
+    def find(self, name: Any, exact: bool = False, size: Any = None) -> Path | None:
+        """Return the file with this path relative to the folder.
+
+        Unless `exact`, name or path may have further folders in front, if no file has the very path. Of several files
+        the one of `size` bytes is taken. Raises UserError if several files match.
         """
         if not isinstance(name, str) or not name.strip():
             raise UserError(f"{self.folder}: the name of an image is {name!r}; expected text")
-        *folders, last = [normal_name(part) for part in re.split(r"[\\/]+", name) if part not in ("", ".")] or [""]
-        found = []
+        *folders, last = [part for part in path_parts(name) if part != ".."] or [""]
+        found: dict[int, list[Path]] = {}  # by the number of folders that agree
         for path in self.files.get(last, []):
-            own = [normal_name(part) for part in path.relative_to(self.folder).parts[:-1]]
+            own = path_parts(self.name(path))[:-1]
             both = min(len(own), len(folders))
-            if own[len(own) - both :] == folders[len(folders) - both :]:
-                found.append(path)
-        if len(found) > 1:
-            raise UserError(f"{self.folder}: {found[0]} and {found[1]} both answer to {name}; keep one")
-        return found[0] if found else None
+            if own == folders:
+                found.setdefault(len(path_parts(name)) + 1, []).append(path)
+            elif not exact and own[len(own) - both :] == folders[len(folders) - both :]:
+                found.setdefault(both, []).append(path)
+        best = found[max(found)] if found else []
+        if len(best) > 1:
+            best = [path for path in best if path.stat().st_size == size] or best
+        if len(best) > 1:
+            raise UserError(
+                f"{self.folder}: {best[0]} and {best[1]} both answer to {name}; keep one, or name it with its folder"
+            )
+        return best[0] if best else None
 
-    def take(self, name: Any, where: object) -> Path:
-        """Return the file of an annotated image. Raises UserError if there is none, or for a second annotation."""
-        path = self.find(name)
+    def take(self, name: Any, where: object, exact: bool = False, size: Any = None) -> Path:
+        """Return the file of an annotated image.
+
+        Raises UserError if there is none, if it may be another's namesake, or for a second annotation.
+        """
+        path = self.find(name, exact, size)
         if path is None:
-            raise UserError(f"{where}: its image {name} is not in {self.folder}")
-        if path.name in self.taken:
-            raise UserError(f"{where}: a second annotation of {path.name}, or a second image of this name; keep one")
-        self.taken.add(path.name)
+            hint = "; give the folder of the images with --images" if exact else ""
+            raise UserError(f"{where}: its image {name} is not in {self.folder}{hint}")
+        if path.stat().st_size != size:
+            self.check_namesake(name, path, where)
+        return self.claim(path, where)
+
+    def check_namesake(self, name: str, path: Path, where: object) -> None:
+        """Raise UserError if a path found for a name has other folders in front than for another image of that name.
+
+        Names may have folders in front that the images lack, and the other way round, but then the same ones.
+        """
+        *folders, last = [part for part in path_parts(name) if part != ".."]
+        own = path_parts(self.name(path))[:-1]
+        apart = (
+            ["+", *own[: len(own) - len(folders)]] if len(own) > len(folders) else folders[: len(folders) - len(own)]
+        )
+        other, other_name, other_path = self.elsewhere.setdefault(last, (apart, name, self.name(path)))
+        if other != apart and other_path != self.name(path):
+            raise UserError(
+                f"{where}: {other_name} and {name} would be {other_path} and {self.name(path)} in {self.folder}, so an "
+                "image is missing: put each into its own folder"
+            )
+
+    def claim(self, path: Path, where: object) -> Path:
+        """Return the file of an annotated image. Raises UserError for a second annotation."""
+        if self.name(path) in self.taken:
+            raise UserError(f"{where}: a second annotation of {self.name(path)}; keep one")
+        self.taken.add(self.name(path))
         return path
 
     def take_if_there(self, name: Any, where: object, notes: list[str]) -> Path | None:
@@ -92,7 +135,7 @@ class Images:
         """Return what was read, with a note on the images that are not annotated. Raises UserError if nothing was."""
         if not pairs:
             raise UserError(f"{source} holds no annotation of an image in {self.folder}")
-        unused = sorted({path.name for paths in self.files.values() for path in paths} - self.taken)
+        unused = sorted({self.name(path) for paths in self.files.values() for path in paths} - self.taken)
         more = [f"{len(unused)} images without annotation: {shorten(unused)}"] if unused else []
         return Reading(pairs, notes + more)
 
@@ -106,21 +149,28 @@ class Images:
         occluded points by image; keys: other keys of all records. Raises UserError for a label that is not allowed.
         """
         order = list(landmarks) or list(dict.fromkeys(label for table in tables.values() for label in table))
-        notes += likely_misspellings(tables, order)
+        notes += likely_misspellings({self.name(path): table for path, table in tables.items()}, order)
         pairs: list[tuple[Path, dict]] = []
         for path, table in tables.items():
-            check_names(table, order, "landmark", f"image {path.name}: ")
+            name = self.name(path)
+            check_names(table, order, "landmark", f"image {name}: ")
             points = {label: table.get(label) for label in order}
-            notes += note_missing(path.name, points)
-            pairs.append((path, make_record(path.name, points, occluded=(occluded or {}).get(path, ()), **keys)))
+            notes += note_missing(name, points)
+            pairs.append((path, make_record(name, points, occluded=(occluded or {}).get(path, ()), **keys)))
         return self.reading(source, pairs, notes)
+
+
+def folder_split(path: Path, source: Path) -> str | None:
+    """Return the split that the innermost folder train, valid, val, validation or test above a file sets."""
+    folders = [part.lower() for part in reversed(path.relative_to(source).parts[:-1])]
+    return next((SPLITS[folder] for folder in folders if folder in SPLITS), None)
 
 
 def image_size(path: Path) -> tuple[int, int]:
     """Return width and height, px, of an image as displayed: turned if its EXIF says so. Raises UserError."""
-    if path.suffix.lower() in dicom.ENDINGS:
-        return dicom.read(path).image.shape[::-1]
     try:
+        if dicom.is_dicom(path):
+            return dicom.read(path).image.shape[::-1]
         with Image.open(path) as image:
             turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
             return image.size[::-1] if turned else image.size
@@ -130,7 +180,11 @@ def image_size(path: Path) -> tuple[int, int]:
 
 def check_size(stated: tuple[Any, Any], path: Path, where: str) -> None:
     """Raise UserError if an annotation was made on an image of another size (width, height)."""
-    size = image_size(path)
+    check_same_size(stated, image_size(path), path, where)
+
+
+def check_same_size(stated: tuple[Any, Any], size: tuple[int, int], path: Path, where: str) -> None:
+    """Raise UserError if an annotation was made on an image of another size than that of path."""
     if tuple(numbers(stated, f"{where}: size", 2)) != size:
         raise UserError(
             f"{where}: annotated on {stated[0]} x {stated[1]} px, but {path} has {size[0]} x {size[1]}; give the "
@@ -197,19 +251,34 @@ def note_missing(image: str, points: Mapping[str, Any]) -> list[str]:
     return [f"{image}: missing {', '.join(missing)}"] if missing else []
 
 
-def likely_misspellings(tables: Mapping[Path, Mapping[str, Any]], order: Sequence[str]) -> list[str]:
+def likely_misspellings(tables: Mapping[str, Mapping[str, Any]], order: Sequence[str]) -> list[str]:
     """Return a note on each label that resembles a more frequent one and never occurs together with it."""
-    images = {label: [path.name for path, table in tables.items() if label in table] for label in order}
+    images = {label: [name for name, table in tables.items() if label in table] for label in order}
     notes = []
     for label, own in images.items():
-        commoner = [other for other in order if len(images[other]) > len(own) and not set(own) & set(images[other])]
-        words = {other.casefold(): other for other in commoner}
-        for near in difflib.get_close_matches(label.casefold(), words if own else (), n=1, cutoff=0.7):
+        earlier = order[: order.index(label)]  # of two labels that are equally frequent, the later one is noted
+        commoner = [
+            other
+            for other in order
+            if len(images[other]) >= len(own) + (other not in earlier) and not set(own) & set(images[other])
+        ]
+        words = {plain_label(other): other for other in commoner}
+        for near in difflib.get_close_matches(plain_label(label), words if own else (), n=1, cutoff=0.7):
             notes.append(
                 f"the label {label!r} occurs only in {shorten(own)}, where {words[near]!r} is missing: did you mean "
                 f"{words[near]!r}? Correct it, or list your labels with --landmarks, which refuses all others"
             )
     return notes
+
+
+def plain_label(label: str) -> str:
+    """Return a label for comparison: lower case, without blanks and hyphens, every apostrophe the same."""
+    return re.sub(r"[\s_-]", "", re.sub("[’‘´`′]", "'", label)).casefold()
+
+
+def is_unlabelled(label: Any) -> bool:
+    """Return whether an annotator gave a shape no label."""
+    return label is None or (isinstance(label, str) and not label.strip())
 
 
 # --- Records -------------------------------------------------------------------------------------

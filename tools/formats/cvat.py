@@ -19,6 +19,7 @@ from tools.formats.common import (
     add_point,
     check_size,
     image_size,
+    is_unlabelled,
     numbers,
     occluded_in,
     record_points,
@@ -37,23 +38,28 @@ def read(source: Path, images: Path | None = None, landmarks: tuple[str, ...] = 
     for image in root.iter("image"):
         where = f"{source}: image {image.get('name')}"
         with expecting(where, "an image of CVAT XML 1.1"):
-            path, table = pictures.take(image.attrib["name"], source), {}
+            name, table = image.attrib["name"], {}
             others = [shape for shape in image if shape.tag not in ("points", "skeleton")]
-            notes += [f"{path.name}: skipped {shape.get('label')!r}, a {shape.tag}" for shape in others]
+            notes += [f"{name}: skipped {shape.get('label')!r}, a {shape.tag}" for shape in others]
+            hidden: set[str] = set()
             for shape in image.iter("points"):
                 if shape.get("outside", "0") == "1":
                     continue
-                label, text = shape.attrib["label"], shape.attrib["points"]
+                label, text = shape.get("label"), shape.attrib["points"]
+                if is_unlabelled(label):
+                    notes.append(f"{name}: skipped a point without a label at {text}")
+                    continue
                 if ";" in text:
                     raise UserError(f"{where}: {label!r} has several points; annotate each with a label of its own")
                 add_point(table, label, numbers(text.split(","), f"{where}: {label!r}", 2), where)
                 if shape.get("occluded", "0") == "1":
-                    occluded.setdefault(path, set()).add(label)
+                    hidden.add(str(label).strip())
             if not table:
-                notes.append(f"{path.name}: skipped, it has no points")
+                notes.append(f"{name}: skipped, it has no points")
                 continue
+            path = pictures.take(name, source)
             check_size((image.attrib["width"], image.attrib["height"]), path, where)
-            tables[path] = table
+            tables[path], occluded[path] = table, hidden
     return pictures.labelled_reading(source, tables, landmarks, notes, occluded)
 
 

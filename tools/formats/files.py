@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,11 +32,21 @@ def read_json(file: Path) -> Any:
 
 
 def read_csv(file: Path) -> list[list[str]]:
-    """Return the rows of a csv file that are not blank, each cell stripped of white space. Raises UserError."""
+    """Return the rows of a csv file that are not blank, each cell stripped of white space. Raises UserError.
+
+    If all lines have semicolons, or all have tabs, these separate the cells, and a decimal comma becomes a point.
+    """
+    text = read_text(file)
+    lines = [line for line in text.splitlines() if line.strip()]
+    delimiter = next((each for each in ";\t" if lines and all(each in line for line in lines)), ",")
     try:
-        rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(read_text(file)), strict=True)]
+        rows = [
+            [cell.strip() for cell in row] for row in csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
+        ]
     except csv.Error as error:
         raise UserError(f"{file} cannot be read as csv: {error}") from None
+    if delimiter != ",":
+        rows = [[re.sub(r"^([+-]?\d*),(\d+)$", r"\1.\2", cell) for cell in row] for row in rows]
     return [row for row in rows if any(row)]
 
 

@@ -47,5 +47,7 @@ def read(source: Path, fold: int = 1) -> Reading:
         if not wrist > 0:
             raise UserError(f"{where}: landmarks 1 and 5 are the same point; the spacing needs their distance")
         names = {label: f"Landmark {label}" for label in points}
-        pairs.append((path, make_record(path.name, points, names, spacing=WRIST_MM / wrist, split=splits.get(id_))))
+        pairs.append(
+            (path, make_record(pictures.name(path), points, names, spacing=WRIST_MM / wrist, split=splits.get(id_)))
+        )
     return pictures.reading(source, pairs, notes)

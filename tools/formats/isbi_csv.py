@@ -43,5 +43,5 @@ def read(source: Path, images: Path | None = None) -> Reading:
                 f"{path.name}: has {width} x {height} px, not {SIZE[0]} x {SIZE[1]}: is it {SPACING} mm per px?"
             )
         points = {label: (values[2 * n], values[2 * n + 1]) for n, label in enumerate(names)}
-        pairs.append((path, make_record(path.name, points, names, spacing=SPACING, split=split)))
+        pairs.append((path, make_record(pictures.name(path), points, names, spacing=SPACING, split=split)))
     return pictures.reading(source, pairs, notes)

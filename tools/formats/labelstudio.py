@@ -21,33 +21,49 @@ from tools.formats.common import Images, Reading, add_point, check_size, image_s
 from tools.formats.files import expecting, read_json, write_json
 
 
-def read(source: Path, images: Path | None = None, landmarks: tuple[str, ...] = (), annotation: int = 0) -> Reading:
+def read(
+    source: Path, images: Path | None = None, landmarks: tuple[str, ...] = (), annotation: int = 0, annotator: str = ""
+) -> Reading:
     """Read a .json file.
 
     annotation: which annotation of an image to read if several people annotated it, from 1; default: its only one
+    annotator: whose annotations to read if several people annotated: number, e-mail address or name; default: all
     """
     content, pictures, notes = read_json(source), Images(images or source.parent), []
     tables: dict[Path, dict[str, Any]] = {}
     with expecting(source, "a Label Studio export, a list of tasks"):
-        for place, task in enumerate(content, 1):
+        people = [people_of(each) for task in content for each in task["annotations"]]
+    if annotator and not any(annotator.casefold() in each for each in people):
+        known = ", ".join(sorted({name for each in people for name in each})) or "none is named"
+        raise UserError(f"{source}: no annotation is by {annotator!r}; --annotator can be: {known}")
+    for place, task in enumerate(content, 1):
+        with expecting(f"{source}: task {place}", "a task of Label Studio"):
+            done = [each for each in task["annotations"] if not each.get("was_cancelled")]
+            cancelled = len(task["annotations"]) - len(done)
+            done = [each for each in done if not annotator or annotator.casefold() in people_of(each)]
+            if not done:
+                name = next((value for value in task["data"].values() if isinstance(value, str)), "no image")
+                why = f"no annotation by {annotator}" if annotator else "no annotation"
+                notes.append(
+                    f"task {place} ({name}): skipped, it has {why}" + (", one was cancelled" * bool(cancelled))
+                )
+                continue
             name = find_name(task["data"], pictures, f"{source}: task {place}")
             where = f"{source}: task {place} ({name})"
-            done = [each for each in task["annotations"] if not each.get("was_cancelled")]
-            if not done:
-                notes.append(f"{name}: skipped, it has no annotation")
-                continue
             if len(done) > 1 and not annotation:
-                raise UserError(f"{where}: has {len(done)} annotations; choose one with --annotation, from 1")
+                raise UserError(
+                    f"{where}: has {len(done)} annotations; choose one with --annotation, from 1, or --annotator"
+                )
             if not 0 <= annotation <= len(done):
                 raise UserError(f"{where}: has {len(done)} annotations, but --annotation is {annotation}")
-            path, table = pictures.take(name, f"{source}: task {place}"), {}
-            results = done[max(annotation, 1) - 1]["result"]
+            results = point_results(done[max(annotation, 1) - 1]["result"], f"task {place} ({name})", notes)
+            if not results:
+                notes.append(f"task {place} ({name}): skipped, it has no points")
+                continue
             if len({result.get("to_name") for result in results}) > 1:
                 raise UserError(f"{where}: its points lie on several images")
+            path, table = pictures.take(name, f"{source}: task {place}"), {}
             for result in results:
-                if result["type"] != "keypointlabels":
-                    notes.append(f"{path.name}: skipped a {result['type']}")
-                    continue
                 if result.get("image_rotation", 0) != 0:
                     raise UserError(f"{where}: the image was rotated by {result['image_rotation']} in the program")
                 (label,) = result["value"]["keypointlabels"]
@@ -59,8 +75,34 @@ def read(source: Path, images: Path | None = None, landmarks: tuple[str, ...] = 
     return pictures.labelled_reading(source, tables, landmarks, notes)
 
 
+def point_results(results: list[dict], where: str, notes: list[str]) -> list[dict]:
+    """Return the labelled points of an annotation; add a note on each other result."""
+    points = []
+    for place, result in enumerate(results, 1):
+        value = result.get("value", {})
+        if result["type"] != "keypointlabels":
+            notes.append(f"{where}: skipped a {result['type']}")
+        elif not value.get("keypointlabels"):
+            notes.append(f"{where}: skipped result {place}, a point without a label")
+        elif "x" not in value and "y" not in value:  # a prompt of a segmenting model
+            notes.append(f"{where}: skipped result {place}, {value['keypointlabels'][0]!r} without a place")
+        else:
+            points.append(result)
+    return points
+
+
+def people_of(annotation: dict) -> set[str]:
+    """Return the names of an annotation's author, in lower case: number, e-mail address, full name."""
+    author = annotation.get("completed_by")
+    if not isinstance(author, dict):
+        return set() if author is None else {str(author).casefold()}
+    full = f"{author.get('first_name') or ''} {author.get('last_name') or ''}"
+    names = [author.get("id"), author.get("email"), author.get("username"), full]
+    return {str(name).strip().casefold() for name in names if str(name or "").strip()}
+
+
 def find_name(data: dict, pictures: Images, where: str) -> str:
-    """Return the name of a task's image: its address without server, query and the prefix of an upload."""
+    """Return the path of a task's image: its address without server, query and the prefix of an upload."""
     images = {key: value for key, value in data.items() if isinstance(value, str)}
     images = {key: value for key, value in images.items() if urlsplit(value).path.lower().endswith(ENDINGS)} or images
     if "image" in images:
@@ -68,9 +110,14 @@ def find_name(data: dict, pictures: Images, where: str) -> str:
     if len(images) != 1:
         raise UserError(f"{where}: expected one image, found {', '.join(images) or 'none'} in its data")
     (address,) = images.values()
-    parts = urlsplit(address)
-    name = unquote(parse_qs(parts.query).get("d", [parts.path])[0]).replace("\\", "/").rsplit("/", 1)[-1]
-    return re.sub(r"^[0-9a-f]{8}-", "", name) if pictures.find(name) is None else name
+    parts = urlsplit(address.replace("\\", "/"))
+    path = unquote(parse_qs(parts.query).get("d", [parts.path])[0]).replace("\\", "/")
+    folders, _, last = path.rpartition("/")
+    if re.fullmatch(r".*/upload(/\d+)?|upload(/\d+)?", folders):  # the program's own folder, not the data set's
+        folders = ""
+    plain = re.sub(r"^[0-9a-f]{8}-", "", last)
+    names = [f"{folders}/{each}".lstrip("/") for each in (last, plain)]
+    return names[0] if pictures.find(names[0]) is not None else names[1]
 
 
 def write(pairs: Sequence[tuple[Path, dict]], destination: Path) -> None:

@@ -36,7 +36,7 @@ def read(source: Path, images: Path | None = None) -> Reading:
         if labels not in (None, set(record_points(record))):
             raise UserError(f"{where}: its landmarks are not those of the first record")
         labels = set(record_points(record))
-        pairs.append((path, record | {"imagePath": path.name}))
+        pairs.append((path, record | {"imagePath": pictures.name(path)}))
     return pictures.reading(source, pairs, [])
 
 

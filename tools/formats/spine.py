@@ -65,7 +65,7 @@ def read(source: Path, labels: str = "csv", repair: bool = True) -> Reading:
                 )
                 table[label] = None
         cobb = numbers(angles, f"{folder / 'angles.csv'}: line {place}", 3)
-        pairs.append((path, make_record(path.name, table, NAMES, cobb_angles=cobb)))
+        pairs.append((path, make_record(pictures.name(path), table, NAMES, cobb_angles=cobb)))
     return pictures.reading(source, pairs, notes)
 
 

@@ -38,5 +38,5 @@ def read(source: Path, images: Path | None = None) -> Reading:
             cells = row[len(HEAD) + 2 * n :][:2]
             points[str(n + 1)] = numbers(cells, f"{where}: landmark {n + 1}") if all(cells) else None
         notes += note_missing(row[0], points)
-        pairs.append((path, make_record(path.name, points, {n: f"Landmark {n}" for n in points})))
+        pairs.append((path, make_record(pictures.name(path), points, {n: f"Landmark {n}" for n in points})))
     return pictures.reading(source, pairs, notes)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from settings import UserError
-from tools.formats.common import Images, Reading, add_point, numbers
+from tools.formats.common import Images, Reading, add_point, is_unlabelled, numbers
 from tools.formats.files import expecting, read_json
 
 
@@ -22,30 +22,41 @@ def read(source: Path, images: Path | None = None, landmarks: tuple[str, ...] = 
     content, pictures, notes = read_json(source), Images(images or source.parent), []
     tables: dict[Path, dict[str, Any]] = {}
     with expecting(source, "a VIA file, an object of images with filename and regions"):
-        entries = content.get("_via_img_metadata", content).values()
-        regions = {entry["filename"]: as_list(entry["regions"]) for entry in entries}
-        if len(regions) != len(entries):
-            raise UserError(f"{source}: an image appears twice; keep one")
-        known = {name for each in regions.values() for region in each for name in region["region_attributes"]}
+        entries = [
+            (entry["filename"], entry.get("size"), as_list(entry["regions"]))
+            for entry in content.get("_via_img_metadata", content).values()
+        ]
+        known = {name for *_, each in entries for region in each if is_point(region) for name in attributes(region)}
         if not attribute and len(known) != 1:
             choice = ", ".join(sorted(known)) or "there is none"
             raise UserError(f"{source}: choose with --attribute which attribute holds the label: {choice}")
-        label_of = attribute or next(iter(known))
-        for name, each in regions.items():
-            where = f"{source}: image {name}"
-            if not each:
-                notes.append(f"{name}: skipped, it has no regions")
-                continue
-            path, table = pictures.take(name, source), {}
-            for region in each:
-                shape = region["shape_attributes"]
-                label = region["region_attributes"][label_of]
-                if shape["name"] != "point":
-                    notes.append(f"{path.name}: skipped {label!r}, a {shape['name']}")
-                    continue
-                add_point(table, label, numbers([shape["cx"], shape["cy"]], f"{where}: {label!r}", 2), where)
-            tables[path] = table
+    label_of = attribute or next(iter(known))
+    for name, size, regions in entries:
+        where, table = f"{source}: image {name}", {}
+        with expecting(where, "regions of VIA, each with shape_attributes and region_attributes"):
+            for place, region in enumerate(regions, 1):
+                shape, label = region["shape_attributes"], attributes(region).get(label_of)
+                if not is_point(region):
+                    notes.append(f"{name}: skipped {'' if label is None else f'{label!r}, '}a {shape.get('name')}")
+                elif is_unlabelled(label):
+                    notes.append(f"{name}: skipped region {place}, a point without a label")
+                else:
+                    add_point(table, label, numbers([shape["cx"], shape["cy"]], f"{where}: {label!r}", 2), where)
+        if not table:
+            notes.append(f"{name}: skipped, it has no points")
+            continue
+        tables[pictures.take(name, source, size=size)] = table
     return pictures.labelled_reading(source, tables, landmarks, notes)
+
+
+def is_point(region: dict) -> bool:
+    """Return whether a region is a point."""
+    return region["shape_attributes"].get("name") == "point"
+
+
+def attributes(region: dict) -> dict:
+    """Return the attributes that the annotator gave a region; none if it has none."""
+    return region.get("region_attributes") or {}
 
 
 def as_list(regions: Any) -> list[dict]:
