@@ -109,9 +109,13 @@ def explaining(file: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise UserError(f"{file} does not exist") from None
     except Exception as error:  # pydicom and its decoders raise all kinds of errors
-        reason = (str(error) or repr(error)).splitlines()[0]
-        hint = f"; pip install {CODECS}" if "missing dependencies" in str(error) else ""
-        raise UserError(f"{file} cannot be read as a DICOM image: {reason.rstrip(':')}{hint}") from None
+        lines = (str(error) or repr(error)).splitlines()
+        reason, hint = lines[0].rstrip(":"), ""
+        if "missing dependencies" in reason:
+            hint = f"; pip install {CODECS}"
+        elif "all available plugins" in reason:  # by Pillow alone, for one, which decodes 8-bit JPEG only
+            hint = f" ({' '.join(' '.join(lines[1:]).split())}); if the file is not damaged, pip install {CODECS}"
+        raise UserError(f"{file} cannot be read as a DICOM image: {reason}{hint}") from None
 
 
 def complete(data, notes: list[str]) -> None:
@@ -182,9 +186,11 @@ def find_padding(pixels: np.ndarray, data) -> np.ndarray:
     ends = [end for end in ends if math.isfinite(end)]
     if "PixelPaddingValue" not in data or not ends or pixels.dtype.kind not in "iu":
         return np.zeros(pixels.shape, bool)
-    own = np.array(ends, np.int64).astype(pixels.dtype)  # -32768 in unsigned pixels means 32768
-    low, high = own.min(), own.max()
-    padding = (pixels >= low) & (pixels <= high)
+    codes = 2 ** int(data.BitsStored)  # pydicom cuts pixels to these: -32768 in unsigned 16 bits is 32768
+    own = [int(end) % codes for end in ends]
+    if pixels.dtype.kind == "i":
+        own = [code - codes if code >= codes // 2 else code for code in own]
+    padding = (pixels >= min(own)) & (pixels <= max(own))
     return padding if not padding.all() else np.zeros(pixels.shape, bool)
 
 
@@ -220,6 +226,8 @@ def choose_spacing(spacings: dict[str, list[float]], file: Path) -> tuple[float 
     """Return mm per px and notes: PixelSpacing, else a spacing that is not measured in the patient (MEASURED_AT)."""
     notes = []
     for key, values in spacings.items():
+        if not values:  # may be empty by the standard
+            continue
         if len(values) != 2 or not all(math.isfinite(value) and value > 0 for value in values):
             notes.append(f"{file.name}: its {key} is {values}, expected two numbers above 0; it is ignored")
             continue
