@@ -96,6 +96,8 @@ def naming(path: Path) -> Iterator[None]:
     except Image.DecompressionBombError:
         raise UserError(f"image {path} is too large; expected at most {dicom.MOST_PIXELS:,} px") from None
     except (OSError, SyntaxError, ValueError, KeyError, TypeError, cv2.error) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the system, such as a lack of permission
+            raise UserError(f"image {path} cannot be read ({error.strerror})") from None
         reason = (str(error) or repr(error)).splitlines()[0]
         raise UserError(f"image {path} is damaged ({reason}); restore the file or remove its record") from None
 
