@@ -43,7 +43,12 @@ def read_pixels(image: str | os.PathLike | np.ndarray) -> tuple[np.ndarray, floa
     image: a file, or an array that is treated like the pixels of one. Raises UserError for what is not an image.
     """
     if isinstance(image, str | os.PathLike):
-        film = read_film(Path(image))
+        path = Path(image)
+        try:
+            path.stat()
+        except OSError as error:  # without read_film's advice on imagePath
+            raise UserError(f"image {path} cannot be read ({error.strerror})") from None
+        film = read_film(path)
         return film.image, *((math.nan, film.notes[:-1]) if film.spacing is None else (film.spacing, film.notes))
     pixels = np.ascontiguousarray(image)
     grey_or_rgb = pixels.ndim == 2 or pixels.shape[2:] == (3,)
