@@ -3,13 +3,17 @@
 Nothing here depends on records or landmarks. data.py defines the letters and frames.
 """
 
+import contextlib
+import itertools
 import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from reading import dicom
@@ -17,49 +21,173 @@ from settings import UserError
 from utils import compose_affines, resize_affine
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", *dicom.ENDINGS)
+FORMATS = ("BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")  # Pillow's, rasters only
 IMAGENET_MEAN = np.array((0.485, 0.456, 0.406), np.float32)  # RGB, intensities in 0..1
 IMAGENET_SD = np.array((0.229, 0.224, 0.225), np.float32)
+SIZE, BITS, PHOTOMETRIC, ORIENTATION, SAMPLE_FORMAT = (256, 257), 258, 262, 274, 339  # tags of TIFF
+# Pillow knows no 16-bit grey with alpha: let it read the two bytes of each as four channels (see read_raster)
+for key in itertools.product((b"II", b"MM"), (0, 1), ((1,),), (1,), ((16, 16),), ((), (0,), (1,), (2,))):
+    TiffImagePlugin.OPEN_INFO[key] = ("RGBA", "RGBA")
+
+
+# --- Reading --------------------------------------------------------------------------------------------
+
+
+class Film(NamedTuple):
+    """An image file as it is used."""
+
+    image: np.ndarray  # (h, w) grey or (h, w, 3) RGB; uint8, or float32 in 0..255 for deeper images
+    spacing: float | None  # mm per px, if its DICOM file states one
+    notes: list[str]  # oddities of a DICOM file
 
 
 def read_image(path: Path) -> np.ndarray:
     """Read an image file as (h, w) grey or (h, w, 3) RGB; uint8, or float32 in 0..255 for deeper images.
 
-    A deeper image (16 bit, or DICOM after its own windowing) is stretched from its minimum..maximum, because files do
-    not state how many of the bits are used. The EXIF orientation is applied, as annotation programs do.
-    Raises UserError for a file that is absent, empty, truncated or not an image.
+    A deeper image (16 bit, float, or DICOM after its own windowing) is stretched from its minimum..maximum, because
+    files do not state how many of the bits are used. Alpha, gamma and colour profiles are ignored. The image is turned
+    as its EXIF or TIFF orientation says and WhiteIsZero is inverted, as annotation programs do.
+    Raises UserError for a file that is absent, empty, truncated, too large or not an image.
     """
-    try:
-        if path.stat().st_size == 0:
-            raise UserError(f"image {path} is empty (0 bytes); restore the file or remove its record")
+    return read_film(path).image
+
+
+def read_film(path: Path) -> Film:
+    """Read an image file as read_image does, with what a DICOM file states about it."""
+    with naming(path):
         if dicom.is_dicom(path):
-            return stretch_intensities(dicom.read(path).image)
-        with Image.open(path) as file:
-            upright = ImageOps.exif_transpose(file)
-            if upright.mode.startswith(("I", "F")):
-                deep = np.asarray(upright)
-                if not np.isfinite(deep).all():
-                    raise UserError(
-                        f"image {path} contains nan or infinite values; restore the file or remove its record"
-                    )
-                return stretch_intensities(deep)
-            return np.asarray(upright.convert("L" if upright.mode in ("1", "L", "LA") else "RGB"))
+            pixels, spacing, notes = dicom.read(path)
+            return Film(stretch_intensities(pixels), spacing, notes)
+        return Film(read_raster(path), None, [])
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Return width and height, px, of an image file as read_image turns it, from its header. Raises UserError."""
+    with naming(path), open(path, "rb") as opened:
+        if dicom.is_dicom(path):
+            return dicom.read_size(path)
+        try:
+            with Image.open(opened, formats=FORMATS) as file:
+                turned = file.format != "TIFF" and file.getexif().get(ORIENTATION) in (5, 6, 7, 8)  # TIFF: already so
+                return file.size[::-1] if turned else file.size
+        except UnidentifiedImageError:
+            tags = read_tiff_tags(opened)
+            width, height = (tags[tag] for tag in SIZE)
+            return (height, width) if tags.get(ORIENTATION) in (5, 6, 7, 8) else (width, height)
+
+
+def is_image_file(path: Path) -> bool:
+    """Return whether a file of a folder is an image: by its ending, or a DICOM file without one."""
+    if path.suffix.lower() in ENDINGS:
+        return not path.is_dir()
+    return not path.suffix and path.is_file() and path.name.upper() != "DICOMDIR" and dicom.is_dicom(path)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Raise UserError, which names the image file, for what is wrong with it."""
+    try:
+        dicom.check_file(path)
+        yield
     except FileNotFoundError:
         raise UserError(f"image {path} does not exist; correct imagePath or img_dir") from None
-    except UnidentifiedImageError:
-        image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)  # 16-bit colour
-        if image is None:
-            raise UserError(f"image {path} is not an image that can be read (JPEG, PNG, BMP, TIFF, DICOM)") from None
-        image = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-        return image if image.dtype == np.uint8 else stretch_intensities(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"image {path} is damaged ({error}); restore the file or remove its record") from None
+    except NotATiff:
+        raise UserError(f"image {path} is not an image that can be read (JPEG, PNG, BMP, TIFF, DICOM)") from None
+    except Image.DecompressionBombError:
+        raise UserError(f"image {path} is too large; expected at most {dicom.MOST_PIXELS:,} px") from None
+    except (OSError, SyntaxError, ValueError, KeyError, TypeError, cv2.error) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the system, such as a lack of permission
+            raise UserError(f"image {path} cannot be read ({error.strerror})") from None
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise UserError(f"image {path} is damaged ({reason}); restore the file or remove its record") from None
+
+
+class NotATiff(Exception):
+    """Raised for a file that is neither a TIFF nor an image of another kind."""
+
+
+def read_raster(path: Path) -> np.ndarray:
+    """Read an image file that is not DICOM. Raises all kinds of errors."""
+    white_is_zero = False
+    with open(path, "rb") as opened:  # a path would let Pillow map the file into memory, where it misreads turned TIFFs
+        big_endian = opened.read(2) == b"MM"
+        try:
+            with Image.open(opened, formats=FORMATS) as file:
+                tiff = isinstance(file, TiffImagePlugin.TiffImageFile)
+                tags = dict(file.tag_v2) if isinstance(file, TiffImagePlugin.TiffImageFile) else {}
+                raw = str(file.tile)  # the codec and the order of bits, such as RGB;16B
+                white_is_zero = tags.get(PHOTOMETRIC) == 0
+                upright = ImageOps.exif_transpose(file)
+                if tags.get(BITS) == (16, 16):
+                    pixels = np.asarray(upright).view(">u2" if big_endian and "'raw'" in raw else "<u2")[..., 0]
+                elif upright.mode.startswith(("I", "F")):
+                    pixels = np.asarray(upright)
+                    if tiff and upright.mode == "I" and tags.get(SAMPLE_FORMAT, (1,))[0] == 1:
+                        pixels = pixels.view(np.uint32)  # Pillow takes its upper half as negative
+                else:
+                    pixels = np.asarray(upright.convert("L" if upright.mode in ("1", "L", "LA") else "RGB"))
+                    if ";16" in raw or (upright.mode == "RGB" and file.format in ("JPEG2000", "PPM")):
+                        # Pillow drops the lower 8 bits of deep colour; OpenCV turns a TIFF by itself
+                        deep = turn_upright(decode(path), 1 if tiff else file.getexif().get(ORIENTATION, 1))
+                        if deep.dtype == np.uint8 and ";16" in raw:
+                            raise ValueError(f"16-bit {upright.mode} of this kind is not supported")
+                        pixels = pixels if deep.dtype == np.uint8 else deep
+        except UnidentifiedImageError:
+            tags = read_tiff_tags(opened)
+            white_is_zero = tags.get(PHOTOMETRIC) == 0
+            pixels = decode(path)
+    if pixels.dtype == np.uint8:  # already inverted
+        return pixels
+    if not np.isfinite(pixels).all():
+        raise UserError(f"image {path} contains nan or infinite values; restore the file or remove its record")
+    stretched = stretch_intensities(pixels)
+    return 255 - stretched if white_is_zero else stretched
+
+
+def read_tiff_tags(opened: BinaryIO) -> dict[int, Any]:
+    """Return the tags of a TIFF that Pillow cannot read, whose size is within the limit. Raises NotATiff."""
+    opened.seek(0)
+    header = opened.read(8)
+    if header[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        raise NotATiff
+    header += opened.read(8) if b"+" in header[:4] else b""
+    tags = TiffImagePlugin.ImageFileDirectory_v2(header)
+    opened.seek(tags.next)
+    tags.load(opened)
+    if math.prod(tags[tag] for tag in SIZE) > dicom.MOST_PIXELS:
+        raise Image.DecompressionBombError
+    return dict(tags)
+
+
+def decode(path: Path) -> np.ndarray:
+    """Decode a file by OpenCV to (h, w) grey or (h, w, 3) RGB of its own depth, without alpha. Raises ValueError."""
+    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        flags = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
+        image = cv2.imdecode(np.fromfile(path, np.uint8), flags)
+    finally:
+        cv2.utils.logging.setLogLevel(level)
+    if image is None:
+        raise ValueError("pixels of an unsupported kind, or cut off")
+    return image if image.ndim == 2 else image[..., ::-1]
+
+
+def turn_upright(image: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn an image (h, w[, 3]) by its EXIF orientation, 1 to 8."""
+    image = image.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else image
+    image = image[:, ::-1] if orientation in (2, 3, 6, 7) else image
+    return image[::-1] if orientation in (3, 4, 7, 8) else image
 
 
 def stretch_intensities(image: np.ndarray) -> np.ndarray:
-    """Stretch intensities of any range to 0..255, float32."""
-    image = image.astype(np.float32)
+    """Stretch finite intensities of any range to 0..255, float32."""
+    exact = image.dtype.itemsize <= 2 or image.dtype == np.float32
+    image = np.ascontiguousarray(image, np.float32 if exact else np.float64)
     low, high = float(image.min()), float(image.max())
-    return (image - low) * (255 / max(high - low, 1e-6))
+    return (image - low).astype(np.float32) * (255 / ((high - low) or 1))
+
+
+# --- Warping and augmenting -----------------------------------------------------------------------------
 
 
 def shrink_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

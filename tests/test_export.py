@@ -128,3 +128,14 @@ def test_a_coloured_image_is_checked_as_it_is_read_for_the_graph(tmp_path):
     Image.new("RGB", (90, 80), (200, 10, 0)).save(tmp_path / "red.png")
     ((name, image),) = export.read_for_check(tiny_config(tmp_path), [str(tmp_path / "red.png")], 3)
     assert name == "red.png" and np.array_equal(image, np.asarray(Image.open(tmp_path / "red.png").convert("L")))
+
+
+def test_an_exported_network_is_fed_deep_and_turned_files_as_they_are_shown(tmp_path):
+    grey = np.random.default_rng(0).integers(0, 256, (6, 8)).astype(np.uint8)
+    grey[0, :2] = 0, 255
+    Image.fromarray(grey.astype(np.uint16) * 16).save(tmp_path / "deep.png")
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(grey).save(tmp_path / "turned.png", exif=exif)
+    assert np.array_equal(export.read_input(tmp_path / "deep.png"), grey[None])
+    assert np.array_equal(export.read_input(str(tmp_path / "turned.png")), np.rot90(grey, -1)[None])

@@ -1,8 +1,16 @@
+import itertools
+import math
+import os
+import struct
+import zlib
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
+from conftest import refuses
 from foreign_files import write_dicom
-from PIL import Image
+from PIL import Image, ImageCms, ImageOps
 
 from reading import dicom
 from reading.images import (
@@ -10,6 +18,8 @@ from reading.images import (
     IMAGENET_SD,
     blur_image,
     cut_out,
+    image_size,
+    is_image_file,
     normalise_image,
     read_image,
     shrink_image,
@@ -50,6 +60,150 @@ def test_sixteen_bit_colour_images_are_read(tmp_path):
         image = read_image(tmp_path / f"deep.{ending}").astype(float)
         assert image.shape == (6, 8, 3)
         assert np.corrcoef(image.ravel(), deep[..., ::-1].ravel())[0, 1] > 0.999
+
+
+FILM = np.random.default_rng(1).integers(100, 4000, (6, 8)).astype(np.uint16)  # 12 of 16 bits are used
+SHOWN = (FILM - FILM.min()) * (255 / np.ptp(FILM))
+
+
+def write_tiff(path, pixels, photometric, orientation=1, deflate=False, order="<", extra=(), stated=None):
+    """Write a TIFF of pixels (h, w[, channels]); extra: kinds of the channels beyond grey or RGB; stated: its size."""
+    channels, size = math.prod(pixels.shape[2:]), stated or (pixels.shape[1], pixels.shape[0])
+    data = pixels.astype(pixels.dtype.newbyteorder("=" if deflate else order))
+    data = zlib.compress(data.astype(data.dtype.newbyteorder(order)).tobytes()) if deflate else data.tobytes()
+    kind = {"u": 1, "i": 2, "f": 3}[pixels.dtype.kind]
+    entries = [
+        (256, size[0]), (257, size[1]), (258, *[8 * pixels.itemsize] * channels), (259, 8 if deflate else 1),
+        (262, photometric), (273, 0), (274, orientation), (277, channels), (278, size[1]), (279, len(data)),
+        *([(338, *extra)] if extra else []), (339, *[kind] * channels),
+    ]  # fmt: skip
+    directory, beyond = struct.pack(order + "H", len(entries)), b""
+    start = 8 + 2 + 12 * len(entries) + 4
+    for tag, *values in entries:
+        letter, number = ("I", 4) if tag in (256, 257, 273, 278, 279) else ("H", 3)
+        values = [start + 200] if tag == 273 else values
+        packed = struct.pack(f"{order}{len(values)}{letter}", *values)
+        if len(packed) > 4:
+            packed, beyond = struct.pack(order + "I", start + len(beyond)), beyond + packed
+        directory += struct.pack(order + "HHI", tag, number, len(values)) + packed.ljust(4, b"\0")
+    head = {"<": b"II", ">": b"MM"}[order] + struct.pack(order + "HI", 42, 8)
+    path.write_bytes(head + directory + bytes(4) + beyond.ljust(200, b"\0") + data)
+    return path
+
+
+def write_deep_png(path, pixels, orientation=1):
+    """Write a 16-bit PNG of 1 to 4 channels, with a gamma and an EXIF orientation."""
+
+    def chunk(name, content):
+        crc = zlib.crc32(name + content)
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", crc)
+
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[math.prod(pixels.shape[2:])]
+    exif = b"MM" + struct.pack(">HIHHHIHHI", 42, 8, 1, 274, 3, 1, orientation, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    head = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 16, kind, 0, 0, 0)
+    parts = [(b"IHDR", head), (b"gAMA", struct.pack(">I", 100000)), (b"eXIf", exif), (b"IDAT", zlib.compress(rows))]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in [*parts, (b"IEND", b"")]))
+    return path
+
+
+def channels_of(film, number):
+    """Return a film as so many channels: grey, or grey three times, and an alpha that varies."""
+    alpha = np.arange(film.size, dtype=film.dtype).reshape(film.shape) * 50
+    return {1: film, 2: np.stack([film, alpha], -1), 3: np.stack([film] * 3, -1), 4: np.dstack([film] * 3 + [alpha])}[
+        number
+    ]
+
+
+def shown_as(film, orientation):
+    """Return a film as Pillow turns it."""
+    image = Image.fromarray(film.astype(np.float32))
+    image.getexif()[274] = orientation
+    return np.asarray(ImageOps.exif_transpose(image))
+
+
+def assert_reads(path, expected, tolerance=1e-3):
+    image = read_image(path)
+    assert image_size(path) == image.shape[1::-1] == expected.shape[::-1]
+    for grey in [image] if image.ndim == 2 else np.moveaxis(image, -1, 0):
+        assert np.abs(grey - expected).max() <= tolerance, path
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_a_sixteen_bit_film_is_the_same_picture_in_any_number_of_channels(tmp_path, channels, orientation):
+    pixels, expected = channels_of(FILM, channels), shown_as(SHOWN, orientation)
+    assert_reads(write_deep_png(tmp_path / "film.png", pixels, orientation), expected)
+    photometric, extra = (2 if channels > 2 else 1), (2,) if channels in (2, 4) else ()
+    for deflate, order in itertools.product((False, True), "<>"):
+        file = tmp_path / f"film{deflate}{ord(order)}.tif"
+        assert_reads(write_tiff(file, pixels, photometric, orientation, deflate, order, extra), expected)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["u1", "u2", "i2", "u4", "i4", "f4", "f8"])
+def test_a_tiff_of_any_depth_is_turned_and_white_is_zero_is_inverted(tmp_path, kind, orientation):
+    film = (FILM // 16).astype(kind) if kind == "u1" else FILM.astype(kind)
+    film = film * np.array(1000000, kind) if kind == "u4" else film - np.array(2000, kind) if kind[0] == "i" else film
+    shown = film if kind == "u1" else SHOWN
+    for photometric, deflate in itertools.product((0, 1), (False, True)):
+        expected = shown_as(shown if photometric else 255 - shown, orientation)
+        file = tmp_path / f"film{photometric}{deflate}.tif"
+        assert_reads(write_tiff(file, film, photometric, orientation, deflate), expected)
+
+
+def test_eight_bit_files_keep_their_pixels_and_profiles_are_ignored(tmp_path):
+    grey = (FILM // 16).astype(np.uint8)
+    for ending, mode in itertools.product(("png", "bmp", "tif"), ("L", "RGB")):
+        options = (
+            {}
+            if ending == "bmp"
+            else {"icc_profile": ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()}
+        )
+        Image.fromarray(grey).convert(mode).save(tmp_path / f"a.{ending}", **options)
+        image = read_image(tmp_path / f"a.{ending}")
+        assert image.dtype == np.uint8 and np.array_equal(image if mode == "L" else image[..., 1], grey)
+
+
+def test_what_is_not_a_raster_image_is_not_given_to_other_programs(tmp_path, monkeypatch):
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/was-run\nexit 1\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    (tmp_path / "a.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n")
+    for function in (read_image, image_size):
+        with refuses("a.png", "not an image"):
+            function(tmp_path / "a.png")
+    assert not (tmp_path / "was-run").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.parametrize("name", ["pipe.png", "pipe.dcm", "pipe"])
+def test_pipes_devices_and_folders_are_refused_at_once(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    for function in (read_image, image_size):
+        with refuses(name, "pipe"):
+            function(tmp_path / name)
+        with refuses("null", "device"):
+            function(Path(os.devnull))
+        with refuses("folder"):
+            function(tmp_path)
+    assert not is_image_file(tmp_path / "pipe")
+
+
+def test_an_absurd_size_is_refused_before_its_memory_is_taken(tmp_path):
+    for kind in ("u1", "u2", "f8"):
+        file = write_tiff(tmp_path / f"{kind}.tif", FILM.astype(kind), 1, stated=(60000, 60000))
+        for function in (read_image, image_size):
+            with refuses(file.name, "178,956,970 px"):
+                function(file)
+
+
+def test_a_file_that_is_cut_off_is_refused(tmp_path):
+    film = np.random.default_rng(0).integers(0, 65535, (60, 50, 3)).astype(np.uint16)
+    for file in (write_deep_png(tmp_path / "a.png", film), write_tiff(tmp_path / "a.tif", film, 2)):
+        file.write_bytes(file.read_bytes()[:-9000])
+        with refuses(file.name, "damaged"):
+            read_image(file)
 
 
 def test_without_augmentation_an_image_is_exactly_the_area_resize():

@@ -2,12 +2,14 @@
 
     python -m tools.export CHECKPOINT [--format onnx|torchscript] [--out FILE] [--images IMAGES...]
 
-Feed "image", (batch, height, width) uint8 grey: the pixels of a file, of any size, neither resized nor normalised. Make
-colour images grey; stretch deeper ones (16 bit, DICOM) from their minimum..maximum to 0..255. You get "landmarks",
-(batch, landmark, 2) x, y in px of that image with pixel centres at integers, and "scores", (batch, landmark).
+Feed "image", (batch, height, width) uint8 grey: the pixels of a file, of any size, neither resized nor normalised. Turn
+them as the EXIF orientation says, make colour images grey and stretch deeper ones (16 bit, DICOM) from their
+minimum..maximum to 0..255. read_input of this module does all that; PIL.Image.open(FILE).convert("L") alone suffices
+for upright 8-bit files only. You get "landmarks", (batch, landmark, 2) x, y in px of that image with pixel centres at
+integers, and "scores", (batch, landmark).
 
     session = onnxruntime.InferenceSession("best.onnx")
-    landmarks, scores = session.run(None, {"image": numpy.asarray(PIL.Image.open(FILE).convert("L"))[None]})
+    landmarks, scores = session.run(None, {"image": __import__("tools.export").export.read_input(FILE)})
 
 The graph resizes, normalises, predicts in float32 and decodes; views are not averaged. Its landmarks are compared with
 those of this repository on images (--images; else those of the checkpoint's data set), one by one and in a batch. The
@@ -128,6 +130,12 @@ def describe(config: Config, state: dict[str, Any]) -> dict[str, str]:
 # --- Checking -------------------------------------------------------------------------------------------
 
 
+def read_input(file: str | os.PathLike) -> np.ndarray:
+    """Return an image file of any kind as what an exported network is fed, (1, h, w) uint8 grey. Raises UserError."""
+    image = Image.fromarray(np.round(read_image(Path(file))).astype(np.uint8))
+    return np.asarray(image.convert("L"))[None]
+
+
 def read_for_check(config: Config, places: Sequence[str], most: int) -> list[tuple[str, np.ndarray]]:
     """Return up to `most` images, evenly chosen, as name and (h, w) uint8 grey. Raises UserError if there are none."""
     if not places and not Path(config.img_dir).is_dir():
@@ -135,8 +143,7 @@ def read_for_check(config: Config, places: Sequence[str], most: int) -> list[tup
     files = find_image_files(places or [config.img_dir])
     images = []
     for index in sorted(set(np.linspace(0, len(files) - 1, min(most, len(files))).round().astype(int))):
-        image = Image.fromarray(np.round(read_image(files[index])).astype(np.uint8))
-        images.append((files[index].name, np.asarray(image.convert("L"))))
+        images.append((files[index].name, read_input(files[index])[0]))
     return images
 
 

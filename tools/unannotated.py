@@ -15,9 +15,8 @@ from torch.utils.data import Dataset
 
 from config import Config
 from data import Sample, make_sample, shrink_for_network
-from reading import dicom
 from reading.annotation import Record
-from reading.images import ENDINGS, read_image, stretch_intensities
+from reading.images import ENDINGS, is_image_file, read_film, stretch_intensities
 from settings import UserError
 
 
@@ -27,7 +26,7 @@ def find_image_files(places: Sequence[str]) -> list[Path]:
     for place in places:
         path = Path(place)
         if path.is_dir():
-            found = [p for p in sorted(path.rglob("*")) if looks_like_image(p)]
+            found = [p for p in sorted(path.rglob("*")) if is_image_file(p)]
         elif path.exists() or path.is_symlink():  # a broken link counts as an image that cannot be read
             found = [path]
         else:
@@ -38,13 +37,6 @@ def find_image_files(places: Sequence[str]) -> list[Path]:
     return list(files)
 
 
-def looks_like_image(path: Path) -> bool:
-    """Return whether a file in a folder is an image: by its ending, or a DICOM file without one."""
-    if path.suffix.lower() in ENDINGS:
-        return not path.is_dir()
-    return not path.suffix and path.is_file() and dicom.is_dicom(path)
-
-
 def read_pixels(image: str | os.PathLike | np.ndarray) -> tuple[np.ndarray, float, list[str]]:
     """Return an image as reading.images.read_image does, mm per px if its file states it, else nan, and notes.
 
@@ -53,12 +45,11 @@ def read_pixels(image: str | os.PathLike | np.ndarray) -> tuple[np.ndarray, floa
     if isinstance(image, str | os.PathLike):
         path = Path(image)
         try:
-            if path.stat().st_size and dicom.is_dicom(path):
-                pixels, spacing, notes = dicom.read(path)
-                return stretch_intensities(pixels), math.nan if spacing is None else spacing, notes if spacing else []
-        except OSError as error:
+            path.stat()
+        except OSError as error:  # without read_film's advice on imagePath
             raise UserError(f"image {path} cannot be read ({error.strerror})") from None
-        return read_image(path), math.nan, []
+        film = read_film(path)
+        return film.image, *((math.nan, film.notes[:-1]) if film.spacing is None else (film.spacing, film.notes))
     pixels = np.ascontiguousarray(image)
     grey_or_rgb = pixels.ndim == 2 or pixels.shape[2:] == (3,)
     if not (grey_or_rgb and pixels.size and pixels.dtype.kind in "biuf"):
