@@ -8,7 +8,7 @@ and checks the settings.
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from settings import Settings
+from settings import Settings, UserError  # noqa: F401 (programs of others catch config.UserError)
 
 
 @dataclass(frozen=True)

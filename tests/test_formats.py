@@ -10,10 +10,10 @@ from conftest import mentions, refuses
 from foreign_files import NAMES, TRUTH, WRITABLE, draw_images, tables, write_native, write_slicer, write_suh, write_via
 from PIL import Image
 
-from reading.images import read_image
+from reading.images import image_size, read_image
 from settings import UserError
 from tools.formats import FORMATS, labelstudio
-from tools.formats.common import Images, image_size
+from tools.formats.common import Images
 
 
 @pytest.mark.parametrize("name", WRITABLE)

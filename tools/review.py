@@ -30,9 +30,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from machine import exit_status, training_command
-from reading.images import read_image
+from reading.images import FORMATS, image_size, read_image
 from settings import UserError
-from tools.formats.common import data_options, image_size, record_points
+from tools.formats.common import data_options, record_points
 from tools.review_source import Review, ReviewImage, is_number, read_source
 
 PAGE = Path(__file__).parent / "review_page"
@@ -51,8 +51,9 @@ def prepare_image(path: Path, pixels: int, beside: Path | None) -> tuple[tuple[i
     """
     if beside is not None and path.suffix.lower() in SHOWN_AS_THEY_ARE:
         try:
-            with Image.open(path) as image:
-                fits = image.format == SHOWN_AS_THEY_ARE[path.suffix.lower()] and not image.mode.startswith(("I", "F"))
+            with Image.open(path, formats=FORMATS) as image:
+                deep = image.mode.startswith(("I", "F")) or ";16" in str(image.tile)  # a browser shows it dark
+                fits = image.format == SHOWN_AS_THEY_ARE[path.suffix.lower()] and not deep
             if fits:
                 address = os.path.relpath(path.resolve(), beside.resolve()).replace(os.sep, "/")
                 return image_size(path), quote(address), ""

@@ -10,11 +10,11 @@ import numpy as np
 
 from config import Config
 from reading.annotation import read_annotation, read_points
-from reading.images import read_image
+from reading.images import image_size
 from reading.paths import find_file
 from reporting.predictions import PredictionTable, read_predictions
 from settings import UserError, check_names, read_settings
-from tools.formats.common import image_size, make_record, numbers
+from tools.formats.common import make_record, numbers
 from tools.formats.files import expecting, read_json
 from tools.read_runs import implied_spacing
 
@@ -111,7 +111,7 @@ def read_predicted(file: Path, images: Path | None, split: str | None) -> Review
     paths = locate_images(file, folder, dict(zip(names, names, strict=True)))
     stated = [has_spacing(records.get(name, {})) for name in names]
     # images of one size share a spacing by ruler or setting; an image that states its own need not be opened
-    sizes = [None if own or unit == "px" else size_of(path) for own, path in zip(stated, paths, strict=True)]
+    sizes = [None if own or unit == "px" else image_size(path) for own, path in zip(stated, paths, strict=True)]
     spacing = image_spacings(table, sizes)
     shown = []
     for i, (name, path) in enumerate(zip(names, paths, strict=True)):
@@ -204,15 +204,6 @@ def without_extras(record: dict, extras: Collection[str] = ()) -> dict:
         for point in record["points"]
     ]
     return record | {"points": points}
-
-
-def size_of(path: Path) -> tuple[int, int]:
-    """Return width and height of an image, px, without decoding it if possible. Raises UserError."""
-    try:
-        return image_size(path)
-    except UserError:  # such as 16-bit colours, which Pillow cannot read
-        height, width = read_image(path).shape[:2]
-        return width, height
 
 
 def is_number(value: Any) -> bool:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from reading.images import image_size
 from reading.paths import visible_files
 from settings import UserError
 from tools.formats.common import (
@@ -21,7 +22,6 @@ from tools.formats.common import (
     Reading,
     check_size,
     folder_split,
-    image_size,
     make_record,
     note_missing,
     numbers,

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from config import Config
 from reading import dicom
 from reading.annotation import shorten
-from reading.images import ENDINGS
+from reading.images import ENDINGS, image_size
 from reading.paths import normal_name, path_parts, visible_files
 from settings import UserError, check_names
 from tools.formats.files import check_folder
@@ -164,18 +163,6 @@ def folder_split(path: Path, source: Path) -> str | None:
     """Return the split that the innermost folder train, valid, val, validation or test above a file sets."""
     folders = [part.lower() for part in reversed(path.relative_to(source).parts[:-1])]
     return next((SPLITS[folder] for folder in folders if folder in SPLITS), None)
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """Return width and height, px, of an image as displayed: turned if its EXIF says so. Raises UserError."""
-    try:
-        if dicom.is_dicom(path):
-            return dicom.read(path).image.shape[::-1]
-        with Image.open(path) as image:
-            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-            return image.size[::-1] if turned else image.size
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be read as an image: {error}") from None
 
 
 def check_size(stated: tuple[Any, Any], path: Path, where: str) -> None:

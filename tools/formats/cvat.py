@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from reading.images import image_size
 from settings import UserError
 from tools.formats.common import (
     Images,
     Reading,
     add_point,
     check_size,
-    image_size,
     is_unlabelled,
     numbers,
     occluded_in,

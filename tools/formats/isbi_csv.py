@@ -8,8 +8,9 @@ order of the archive; 0.1 mm per px. The number of the image sets its official s
 
 from pathlib import Path
 
+from reading.images import image_size
 from settings import UserError
-from tools.formats.common import Images, Reading, image_size, make_record, numbers
+from tools.formats.common import Images, Reading, make_record, numbers
 from tools.formats.files import read_csv
 from tools.formats.isbi2015 import LANDMARKS, PRESET, SPACING
 

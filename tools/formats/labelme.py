@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from reading.images import FORMATS, image_size
 from reading.paths import find_file, path_parts, visible_files
 from settings import UserError
 from tools.formats.common import (
@@ -29,7 +30,6 @@ from tools.formats.common import (
     Reading,
     add_point,
     check_same_size,
-    image_size,
     is_unlabelled,
     numbers,
     record_points,
@@ -114,7 +114,7 @@ def find_image(own: Path, name: Any, pictures: Images, source: Path, beside: boo
 def decode_image(data: Any, file: Path) -> Image.Image:
     """Return the picture that a file holds as base64. Raises UserError."""
     try:
-        image = ImageOps.exif_transpose(Image.open(io.BytesIO(base64.b64decode(data))))
+        image = ImageOps.exif_transpose(Image.open(io.BytesIO(base64.b64decode(data)), formats=FORMATS))
         return image if image.mode in ("L", "RGB", "I", "I;16") else image.convert("RGB")
     except (
         TypeError,

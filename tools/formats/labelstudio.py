@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from reading.images import ENDINGS
+from reading.images import ENDINGS, image_size
 from settings import UserError
-from tools.formats.common import Images, Reading, add_point, check_size, image_size, number, record_points
+from tools.formats.common import Images, Reading, add_point, check_size, number, record_points
 from tools.formats.files import expecting, read_json, write_json
 
 

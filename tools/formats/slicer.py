@@ -21,6 +21,7 @@ from typing import Any
 from PIL import Image
 
 from reading import dicom
+from reading.images import FORMATS
 from reading.paths import visible_files
 from settings import UserError
 from tools.formats.common import Images, Reading, add_point, is_unlabelled, numbers
@@ -106,7 +107,7 @@ def dots_per_inch(path: Path) -> float | None:
     """Return the resolution that a JPEG or TIFF states, None if it states none."""
     if path.suffix.lower() not in (".jpg", ".jpeg", ".tif", ".tiff"):
         return None
-    with Image.open(path) as image:
+    with Image.open(path, formats=FORMATS) as image:
         dots = float(image.info.get("dpi", (0, 0))[0])
     return dots if dots > 1 else None
 

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
+from reading.images import image_size
 from settings import UserError
-from tools.formats.common import Images, Reading, image_size, make_record, numbers
+from tools.formats.common import Images, Reading, make_record, numbers
 from tools.formats.files import check_folder, read_csv
 
 PRESET = "spine"
