@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from settings import Settings
+from settings import UserError as UserError  # programs of users import it from here
 
 
 @dataclass(frozen=True)
