@@ -220,6 +220,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         ) from None
     if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
         raise UserError(f"{path} is not a checkpoint of this repository; give a best.pt or last.pt of a run")
+    state.setdefault("names", state.get("abbreviations"))
     check_entries(path, state)
     return state | {"settings": without_retired(state["settings"])}
 
