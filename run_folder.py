@@ -233,7 +233,7 @@ def check_entries(path: str | Path, state: Mapping[str, Any]) -> None:
         value: Any = state.get(name)
         good = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
         if good and kind is int:
-            good = value >= 0
+            good = 0 <= value < 10**9
         elif good and kind is float:
             good = not math.isnan(value)
         elif good and kind in (list, dict):
