@@ -8,7 +8,7 @@ and checks the settings.
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from settings import Settings, UserError  # noqa: F401 (programs of others catch config.UserError)
+from settings import Settings, UserError  # noqa: F401 (programs of users catch config.UserError)
 
 
 @dataclass(frozen=True)
@@ -131,9 +131,14 @@ class Config(Settings):
             require(self.spacing == "ruler", "spacing", "give mm per px with a decimal point, ruler, or none")
             require(len(self.ruler) == 2, "ruler", "spacing ruler needs the abbreviations of two points, e.g. R1,R2")
         elif self.spacing is not None:
-            require(self.spacing > 0, "spacing", "mm per px must be above 0")
+            low, high = SPACINGS
+            require(low <= self.spacing <= high, "spacing", f"it must be {low:g} to {high:g} mm per px")
         thresholds = self.sdr_thresholds
-        require(bool(thresholds) and min(thresholds) > 0, "sdr_thresholds", "give one or more above 0")
+        require(0 < len(thresholds) <= 20, "sdr_thresholds", "give 1 to 20 of them")
+        require(
+            0 < min(thresholds) and max(thresholds) <= 1e5, "sdr_thresholds", "each must be above 0, at most 100000"
+        )
+        self.limit(**AT_MOST)
 
 
 # --- Presets: --preset NAME replaces some of the values above. A method adds its own in Config.presets. ---
@@ -192,4 +197,11 @@ AT_LEAST_0 = (
     "rotation", "workers", "warmup_epochs", "overlays", "explain", "watch_every", "seed", "blur", "weight_decay",
     "cache_gb", "folds", "fold",
 )  # fmt: skip
+# far beyond what anybody needs: a value above is a slip, and would only fail hours later, or fill the memory
+AT_MOST = {
+    "num_landmarks": 10_000, "epochs": 1_000_000, "folds": 1000, "height": 8192, "width": 8192, "rotation": 360,
+    "blur": 100, "sigma": 1000, "ewc_alpha": 1_000_000, "batch_size": 10_000, "accumulate": 10_000, "lr": 1000,
+    "weight_decay": 1000, "crop_margin": 10, "ruler_mm": 10_000, "views": 100, "workers": 256, "cache_gb": 100_000,
+}  # fmt: skip
+SPACINGS = (1e-4, 100.0)  # mm per px, from a microscope to far beyond a radiograph
 FRACTIONS = ("scaling", "shift", "intensity", "elastic", "cutout", "ema")

@@ -234,6 +234,10 @@ def on_first_process(work: Callable[[], T]) -> T:
 # --- Exit status ---------------------------------------------------------------------------------
 
 
+# what torch says when a loader process was killed, or could not hand over its images through shared memory
+LOADER_DIED = ("DataLoader worker (pid", "shared memory", "shared file mapping", "unable to write to file </torch_")
+
+
 def exit_status(work: Callable[[], int | None]) -> int:
     """Run a program and return its exit status: the one that work returns, or 0 for None.
 
@@ -251,6 +255,13 @@ def exit_status(work: Callable[[], int | None]) -> int:
         message = f"{name}{error.strerror}; check path, permissions and free space, and close the file elsewhere"
     except torch.OutOfMemoryError:
         message = "the device is out of memory: lower batch_size, raise accumulate, or set precision to bf16"
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in LOADER_DIED):
+            raise
+        message = (
+            "a process that loads images was killed, or /dev/shm is too small for its images: free memory, or set "
+            "workers to 0; all finished files are whole: resume the run with --resume"
+        )
     except KeyboardInterrupt:
         return 130
     # the error of a loader process arrives with its traceback; the message is the last line

@@ -10,6 +10,7 @@ torchrun --nproc_per_node=4 main.py ...              any of these on four GPUs
 """
 
 import argparse
+import contextlib
 import logging
 import sys
 import textwrap
@@ -140,10 +141,12 @@ def resolve_tested_config(options: argparse.Namespace, overrides: Overrides) -> 
     cls = method_class(state["method"]).Config
     changes = preset_settings(cls, options.preset)
     changes |= (read_settings(options.config) if options.config else {}) | parse_settings(cls, overrides)
+    trained = build_config(cls, state["settings"])
     for name in cls.fixed_by_weights:
-        if changes.get(name, state["settings"][name]) not in (None, state["settings"][name]):
+        value = getattr(trained, name)
+        if changes.get(name, value) not in (None, value):
             raise UserError(
-                f"{options.test} was trained with {name} {state['settings'][name]}, not {changes[name]}; use another "
+                f"{options.test} was trained with {name} {value}, not {changes[name]}; use another "
                 f"checkpoint, or leave out {name}"
             )
     changes["num_landmarks"] = state["settings"]["num_landmarks"]
@@ -176,15 +179,10 @@ def test(config: Config, run_dir: Path, data: LandmarkData, state: dict[str, Any
 
 def run_training(config: Config, run_dir: Path) -> LandmarkData:
     """Train or resume, then test the best checkpoint, or the last one without a val split; return the data set."""
-    try:
-        data = train(config, run_dir)
-    except KeyboardInterrupt:
-        if (run_dir / "last.pt").exists():
-            log.warning("interrupted; resume with: python main.py --resume %s", run_dir)
-        raise
+    data = train(config, run_dir)
     best, last = run_dir / "best.pt", run_dir / "last.pt"
     state = read_checkpoint(on_first_process(lambda: best if best.exists() else last))
-    resolved = dict(crop=tuple(state["settings"].get("crop", config.crop)), num_landmarks=len(data.abbreviations))
+    resolved = dict(crop=state["settings"].get("crop", config.crop), num_landmarks=len(data.abbreviations))
     test(config.replace(**resolved), run_dir, data, state)
     return data
 
@@ -249,9 +247,13 @@ def run(arguments: list[str]) -> None:
             run_folds(config, run_dir)
         else:
             run_training(config, run_dir)
-    except UserError:
+    except BaseException as error:
         if process_rank() == 0:
-            discard_unstarted(run_dir)
+            if isinstance(error, UserError | KeyboardInterrupt):
+                discard_unstarted(run_dir)
+            if (run_dir / "config.json").exists() and not options.test:
+                with contextlib.suppress(UserError):  # the log may be what failed
+                    log.warning("stopped; resume with: python main.py --resume %s", run_dir)
         raise
     leave_processes()
 

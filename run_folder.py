@@ -1,8 +1,10 @@
 """The folder of a run: creating it, its provenance (config.json), its log, and reading and writing checkpoints."""
 
 import contextlib
+import io
 import json
 import logging
+import math
 import os
 import pickle
 import platform
@@ -10,31 +12,43 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import cv2
 import numpy as np
 import torch
 import torchvision
+from torch import Tensor
 from tqdm import tqdm
 
 from config import Config
 from machine import describe_hardware, process_count
-from settings import UserError, without_retired
+from settings import UserError, require_file, without_retired
 
 log = logging.getLogger("farnet")
 
 CHECKPOINT_FORMAT = "landmark checkpoint 1"
+CHECKPOINT_ENTRIES: dict[str, type] = {  # that every program uses
+    "method": str, "settings": dict, "abbreviations": list, "names": list, "images": dict, "model": dict, "epoch": int,
+}  # fmt: skip
+RESUMED_ENTRIES: dict[str, type] = {  # that last.pt has beside them, or some of them
+    "best_MRE": float, "processes": int, "averaged_steps": int, "training_model": dict, "optimizers": dict,
+}  # fmt: skip
 
 
 def create_run_folder(config: Config, kind: str = "") -> Path:
-    """Create and return a new folder, config.run_dir or runs/<method>-<time>. Raises UserError if it exists."""
+    """Create and return a new folder, config.run_dir or runs/<method>-<time>.
+
+    Raises UserError if it exists and holds more than the log of a run that never started.
+    """
     stamp = time.strftime("%Y%m%d-%H%M%S")
     run_dir = Path(config.run_dir) if config.run_dir else Path("runs") / f"{config.method}{kind}-{stamp}"
     try:
-        run_dir.mkdir(parents=True, exist_ok=False)
+        # a run that was killed before it wrote config.json left nothing to lose
+        unstarted = run_dir.is_dir() and {path.name for path in run_dir.iterdir()} <= {"log.txt", "config.json.partial"}
+        run_dir.mkdir(parents=True, exist_ok=unstarted)
         (run_dir / "log.txt").touch()
     except FileExistsError:
         message = f"run folder {run_dir} exists already; choose another run_dir, or resume it with --resume {run_dir}"
@@ -46,6 +60,8 @@ def create_run_folder(config: Config, kind: str = "") -> Path:
 
 def discard_unstarted(run_dir: Path) -> None:
     """Remove the folder of a run that has not started: it, or its first fold, only contains a log."""
+    if not run_dir.is_dir():  # somebody removed it
+        return
     first_fold = run_dir / "fold1"
     if first_fold.exists():
         discard_unstarted(first_fold)
@@ -65,6 +81,20 @@ class TqdmHandler(logging.StreamHandler):
         sys.stdout.flush()
 
 
+class RunLog(logging.FileHandler):
+    """A log file that reports a line it cannot write as UserError, where logging would print a traceback."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        raise UserError(f"{self.baseFilename} cannot be written ({reason_of(error)}); {RESUME}") from None
+
+    def close(self) -> None:
+        try:
+            super().close()
+        except OSError:  # the line that did not fit, which was reported when it was written
+            pass
+
+
 def start_log(run_dir: Path | None) -> None:
     """Log to the terminal and to log.txt of this run, and no longer to that of another run; None: log nowhere."""
     close_log()
@@ -74,7 +104,7 @@ def start_log(run_dir: Path | None) -> None:
         log.addHandler(logging.NullHandler())
         return
     log.addHandler(TqdmHandler())
-    file = logging.FileHandler(run_dir / "log.txt", encoding="utf-8")
+    file = RunLog(run_dir / "log.txt", encoding="utf-8", errors="backslashreplace")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(file)
 
@@ -86,26 +116,44 @@ def close_log() -> None:
         handler.close()
 
 
-@contextlib.contextmanager
-def written_whole(path: Path, remedy: str) -> Iterator[Path]:
-    """Give a temporary path to write to; move it to `path` when all is written, so that path is whole or unchanged.
+RESUME = "all files before it are whole: free space, then resume the run with --resume, or repeat the command"
 
-    Raises UserError, ending with the remedy, if the disk is full or the folder cannot be written.
+
+def reason_of(error: BaseException | None) -> str:
+    """Return why a file cannot be read or written, in one line."""
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[IO[bytes]]:
+    """Open a temporary file to write to; move it to `path` when all is on the disk: path is whole or unchanged.
+
+    Every file of a run is written here. Raises UserError if the disk is full, or the folder is gone or read-only.
     """
     partial = path.with_name(path.name + ".partial")
     try:
-        yield partial
+        with open(partial, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
-        partial.unlink(missing_ok=True)
-        reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} cannot be written ({reason}); {remedy}") from None
+        with contextlib.suppress(OSError):  # the first error is the one to report
+            partial.unlink(missing_ok=True)
+        raise UserError(f"{path} cannot be written ({reason_of(error)}); {RESUME}") from None
+
+
+def write_bytes(path: Path, write: Callable[[io.BytesIO], Any]) -> None:
+    """Write what write(file) puts into a file in memory, whole or not at all. Raises UserError if that fails."""
+    content = io.BytesIO()
+    write(content)
+    with written_whole(path) as file:
+        file.write(content.getbuffer())
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all. Raises UserError if that fails."""
-    with written_whole(path, "free space or choose another run_dir") as partial:
-        partial.write_text(text, encoding="utf-8")
+    write_bytes(path, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
 
 
 def write_provenance(run_dir: Path, config: Config, parameters: int, device: torch.device) -> None:
@@ -143,35 +191,61 @@ def source_commit() -> str:
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write state dicts and plain values whole or not at all. Raises UserError if that fails."""
-    remedy = f"the previous checkpoint is intact: free space, then python main.py --resume {path.parent}"
-    with written_whole(path, remedy) as partial, open(partial, "wb") as file:
+    with written_whole(path) as file:
         torch.save({"format": CHECKPOINT_FORMAT, **state}, file)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Return what save_checkpoint wrote, without executing anything in the file.
 
-    Raises UserError for a file that is absent, truncated, or not a checkpoint of this repository.
+    Raises UserError for a file that is absent, truncated, damaged, or not a checkpoint of this repository.
     """
+    require_file(path, "give a best.pt or last.pt of a run")
     try:
+        with zipfile.ZipFile(path) as archive:  # torch.load checks no CRC-32, and allocates what the file claims
+            claimed = sum(member.file_size for member in archive.infolist())
+            if claimed > Path(path).stat().st_size:
+                raise ValueError("it claims to hold more bytes than it has")
+            if damaged := archive.testzip():
+                raise ValueError(f"{damaged} in it is damaged")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"checkpoint {path} does not exist") from None
-    except IsADirectoryError:
-        raise UserError(f"{path} is a folder; give a checkpoint in it, e.g. {Path(path) / 'best.pt'}") from None
     except pickle.UnpicklingError:
         raise UserError(
             f"{path} is not a checkpoint of this repository (it contains code or other objects, which are not loaded); "
             "give a best.pt or last.pt of a run"
         ) from None
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"checkpoint {path} cannot be read ({reason}); it may be truncated: use another one") from None
+    except Exception as error:  # a damaged file fails in as many ways as there are bits
+        raise UserError(
+            f"checkpoint {path} cannot be read ({reason_of(error)}); it is truncated or damaged: use another one"
+        ) from None
     if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
         raise UserError(f"{path} is not a checkpoint of this repository; give a best.pt or last.pt of a run")
-    return state | {"settings": without_retired(state.get("settings", {}))}
+    state.setdefault("names", state.get("abbreviations"))
+    check_entries(path, state)
+    return state | {"settings": without_retired(state["settings"])}
+
+
+def check_entries(path: str | Path, state: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint in which an entry is absent or has a wrong type or range. Raises UserError."""
+    for name, kind in (CHECKPOINT_ENTRIES | RESUMED_ENTRIES).items():
+        if name not in state and name in RESUMED_ENTRIES:
+            continue
+        value: Any = state.get(name)
+        good = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
+        if good and kind is int:
+            good = 0 <= value < 10**9
+        elif good and kind is float:
+            good = not math.isnan(value)
+        elif good and kind in (list, dict):
+            held = {"model": Tensor, "training_model": Tensor, "optimizers": dict, "settings": object}.get(name, str)
+            good = all(isinstance(item, str) for item in value)
+            good = good and (kind is list or all(isinstance(item, held) for item in value.values()))
+        if not good:
+            what = "is absent" if name not in state else f"has a wrong value ({type(value).__name__})"
+            raise UserError(f"checkpoint {path}: its entry {name!r} {what}; give a best.pt or last.pt of a run")
+    landmarks, count = state["abbreviations"], state["settings"].get("num_landmarks")
+    if not landmarks or not len(set(landmarks)) == len(landmarks) == len(state["names"]) == count:
+        raise UserError(f"checkpoint {path}: its landmarks, their names and their number disagree; use another one")
 
 
 def seen_images(state: Mapping[str, Any]) -> dict[str, str]:

@@ -10,6 +10,7 @@ import inspect
 import json
 import logging
 import re
+import stat
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -23,8 +24,48 @@ log = logging.getLogger("farnet")
 RETIRED = ("compose_heads", "device_targets", "fused_optimizer", "fold_norms", "keep_memory", "compile", "gif")
 
 
+MAX_DEPTH = 20  # of nested lists and objects in a JSON file; ours need five
+# what a csv or xls cell, a log line or a file name cannot hold: control characters, line breaks, halves of a pair
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
 class UserError(Exception):
     """A mistake in a file, a record or a setting. The programs print it as one line and exit with status 2."""
+
+
+def require_file(path: str | Path, remedy: str = "give the path of a file") -> None:
+    """Refuse a path without a file, and a pipe or a device, which could make a reader wait. Raises UserError."""
+    try:
+        kind = Path(path).stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path} does not exist; {remedy}") from None
+    except (OSError, ValueError) as error:  # ValueError: a name that holds a NUL
+        raise UserError(f"{str(path)!r} cannot be read ({error}); {remedy}") from None
+    if not stat.S_ISREG(kind):
+        what = "a folder" if stat.S_ISDIR(kind) else "a pipe or a device"
+        raise UserError(f"{path} is {what}, not a file; {remedy}")
+
+
+def read_json(path: str | Path, remedy: str = "give a JSON file in UTF-8") -> Any:
+    """Return the content of a JSON file in Unicode, with or without a byte order mark; a huge number becomes inf.
+
+    Raises UserError, ending with the remedy, for anything else and for more than MAX_DEPTH levels of nesting.
+    """
+    require_file(path, remedy)
+    try:
+        # an int with more digits than float64 needs would overflow wherever it is used
+        content = json.loads(Path(path).read_bytes(), parse_int=lambda text: (int if len(text) < 20 else float)(text))
+        level = [content]
+        for _ in range(MAX_DEPTH):
+            nested = (value for value in level if isinstance(value, dict | list))
+            level = [item for value in nested for item in (value.values() if isinstance(value, dict) else value)]
+        if level:
+            raise RecursionError
+    except RecursionError:
+        raise UserError(f"{path} is nested more than {MAX_DEPTH} levels deep; {remedy}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON in UTF-8: {error}; {remedy}") from None
+    return content
 
 
 @dataclass(frozen=True)
@@ -48,6 +89,12 @@ class Settings:
         """Raise UserError with the setting, its value and what is allowed, unless `holds`."""
         if not holds:
             raise UserError(f"setting {name}: {getattr(self, name)!r} is not allowed; {allowed}")
+
+    def limit(self, **most: float) -> None:
+        """Raise UserError if a setting is above its maximum."""
+        for name, maximum in most.items():
+            value = getattr(self, name)
+            self.require(value is None or value <= maximum, name, f"it must be at most {maximum}")
 
     def replace(self: "S", **settings: Any) -> "S":
         """Return a copy with some settings replaced."""
@@ -100,6 +147,8 @@ def check_value(name: str, value: Any, hint: Any) -> Any:
                     raise UserError(f"setting {name}: {value} is not a finite number")
                 return float(value)
         elif isinstance(value, option) and not (option is int and isinstance(value, bool)):
+            if isinstance(value, str) and UNPRINTABLE.search(value):
+                raise UserError(f"setting {name}: {value!r} holds a control character or half a character; remove it")
             return value
     raise UserError(f"setting {name}: {value!r} is not {describe_type(hint)}")
 
@@ -176,10 +225,7 @@ def preset_settings(config_class: type[Settings], presets: Iterable[str]) -> dic
 
 def read_settings(path: str | Path) -> dict[str, Any]:
     """Return the settings in a JSON file, such as the config.json of a run. Raises UserError if it has none."""
-    try:
-        settings = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the settings in {path}: {error}") from None
+    settings = read_json(path, 'give a JSON object of settings, e.g. {"epochs": 300}')
     settings = settings.get("settings", settings) if isinstance(settings, dict) else settings
     if not isinstance(settings, dict):
         raise UserError(f'{path} must hold a JSON object of settings, e.g. {{"epochs": 300}}')

@@ -32,6 +32,7 @@ from methods import create_detector, load_detector
 from reading.splits import LandmarkData, load_data
 from reporting.pictures import draw_curves, draw_progress
 from run_folder import read_checkpoint, save_checkpoint, write_provenance, write_text
+from settings import UserError, read_json
 from utils import error_figures, finite_mean, is_loss_term, seed_everything
 
 log = logging.getLogger("farnet")
@@ -176,12 +177,12 @@ def save_epoch(state: TrainingState, row: Mapping[str, Any]) -> None:
 def start_or_resume(config: Config, run_dir: Path, device: torch.device) -> TrainingState:
     """Return the state of a new run, or of the run that wrote run_dir/last.pt. Raises UserError."""
     last, split_file = run_dir / "last.pt", run_dir / "split.json"
-    splits = json.loads(split_file.read_text(encoding="utf-8")) if split_file.exists() else None
+    splits = read_split_file(split_file) if split_file.exists() else None
     saved = read_checkpoint(last) if last.exists() else {}
     data = load_data(config, saved.get("abbreviations"), splits)
     config = config.replace(num_landmarks=len(data.abbreviations))
     if saved:
-        config = config.replace(crop=tuple(saved["settings"].get("crop", config.crop)))
+        config = config.replace(crop=saved["settings"].get("crop", config.crop))
         detector = load_detector(saved, config)
         log.info("resuming from %s after epoch %d", last, saved["epoch"])
         before, now = saved.get("processes", process_count()), process_count()
@@ -202,7 +203,7 @@ def start_or_resume(config: Config, run_dir: Path, device: torch.device) -> Trai
     if config.ema > 0:
         averaged = MovingAverage(detector, config.ema, saved.get("averaged_steps", 0))
         if "training_model" in saved:  # the checkpoint's model is the average
-            detector.load_state_dict(saved["training_model"])
+            load_state(last, detector, saved["training_model"])
     if process_count() > 1 and any(isinstance(module, nn.BatchNorm2d) for module in detector.modules()):
         if device.type == "cuda":
             nn.SyncBatchNorm.convert_sync_batchnorm(detector)
@@ -211,10 +212,28 @@ def start_or_resume(config: Config, run_dir: Path, device: torch.device) -> Trai
     optimizers = detector.configure_optimizers()
     for name, optimizer in optimizers.items():
         if saved:
-            optimizer.load_state_dict(saved["optimizers"][name])
+            load_state(last, optimizer, saved.get("optimizers", {}).get(name, {}))
     detector.distribute(device)
     epoch, best_MRE = saved.get("epoch", 0), saved.get("best_MRE", math.inf)
     return TrainingState(config, data, run_dir, device, detector, averaged, optimizers, epoch, best_MRE)
+
+
+def read_split_file(path: Path) -> dict[str, list[str]]:
+    """Return the names of the images in each split from a run's split.json. Raises UserError for another content."""
+    splits = read_json(path, "restore the split.json of the run")
+    lists = splits.values() if isinstance(splits, dict) else [None]
+    if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
+        raise UserError(f"{path} must hold lists of image names by split; restore the split.json of the run")
+    return splits
+
+
+def load_state(path: Path, target: LandmarkDetector | Optimizer, state: Mapping[str, Any]) -> None:
+    """Load a state of a checkpoint. Raises UserError if it does not fit."""
+    try:
+        target.load_state_dict(dict(state))
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"{path} does not fit the settings of its run ({reason}); it cannot be resumed") from None
 
 
 def describe_training(state: TrainingState) -> None:

@@ -41,7 +41,6 @@ def load_detector(state: Mapping[str, Any], config: Config | None = None) -> Lan
     try:
         detector.load_state_dict(state["model"])
     except RuntimeError as error:
-        raise UserError(
-            f"the checkpoint's weights do not fit its settings: {str(error).splitlines()[1].strip()}"
-        ) from None
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(f"the checkpoint's weights do not fit its settings: {reason}") from None
     return detector.eval()

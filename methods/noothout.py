@@ -72,6 +72,7 @@ class NoothoutConfig(Config):
             "local_restart_epochs", "restarts go with a constant lr: lr_schedule step, no milestones, no warm-up",
         )  # fmt: skip
         self.require(self.local_size >= 4 and self.local_size % 2 == 0, "local_size", "it must be even and at least 4")
+        self.limit(local_size=1024)
         small = min(self.height, self.width)
         self.require(
             self.chunk == 0 or 64 <= self.chunk <= small and self.chunk % 32 == 0,

@@ -85,6 +85,7 @@ class PoseNetConfig(Config):
         for name in ("channels", "discriminator_channels"):
             value = getattr(self, name)
             self.require(value >= 4 and value % 4 == 0, name, "it must be a multiple of 4")
+        self.limit(stacks=32, hourglass_depth=12, channels=4096, discriminator_channels=4096)
         for name in ("pretrain_epochs", "pose_weight", "confidence_weight"):
             self.require(getattr(self, name) >= 0, name, "it must be 0 or above")
         for name in ("delta", "epsilon"):

@@ -53,6 +53,7 @@ class UNetConfig(Config):
         for name in ("label_radius", "erosion_epochs"):
             self.require(getattr(self, name) >= 1, name, "it must be at least 1")
         self.require(self.erosion >= 0, "erosion", "it must be 0 or above")
+        self.limit(label_radius=8192)
         limit = self.positive_weight_limit
         self.require(limit is None or limit > 0, "positive_weight_limit", "it must be none, or above 0")
         self.require(self.absent in ("ignore", "empty"), "absent", "choose one of ignore, empty")

@@ -4,7 +4,6 @@ All coordinates are original px (data.py defines the frames). Every error is one
 """
 
 import hashlib
-import json
 import logging
 import math
 from collections import Counter
@@ -16,12 +15,16 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from config import Config
+from config import SPACINGS, Config
 from reading.images import ENDINGS, read_image
 from reading.paths import find_file
-from settings import UserError
+from settings import UNPRINTABLE, UserError, read_json
 
 log = logging.getLogger("farnet")
+
+SPLIT_NAMES = {"training": "train", "valid": "val", "validation": "val"}  # what others call our splits
+# what main.py writes beside the folders of the test sets
+RUN_FILES = "best.pt last.pt config.json split.json metrics.csv curves.png log.txt progress pooled".split()
 
 
 @dataclass(frozen=True)
@@ -57,12 +60,7 @@ def read_annotation(
     occluded but was annotated has "occluded" true.
     """
     file = Path(json_path)
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{file} does not exist; set json_path to the data.json of your images") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read as JSON in UTF-8: {error}") from None
+    content = read_json(file, "set json_path to the data.json of your images")
     if not isinstance(content, list):
         raise UserError(f"{file}: expected a list of records at the top level, found {json_type(content)}")
     if not content:
@@ -80,14 +78,41 @@ def read_annotation(
     doubled = [name for name, count in Counter(record.name for record in records).items() if count > 1]
     if doubled:
         raise UserError(f"{file}: image {doubled[0]} has more than one record; keep one")
+    refuse_zeros(file, expected, records)
     point_names = {p["pointAbbreviation"]: str(p.get("pointName", "")).strip() for p in content[0]["points"]}
     return expected, tuple(point_names[name] or name for name in expected), records
+
+
+def refuse_zeros(file: Path, abbreviations: Sequence[str], records: Sequence[Record]) -> None:
+    """Refuse more than one point at exactly (0, 0), which many programs write for a missing one. Raises UserError."""
+    zeros = [
+        (number, row)
+        for number, record in enumerate(records)
+        for row in np.flatnonzero(~record.landmarks.any(1)).tolist()
+    ]
+    if not zeros:
+        return
+    number, row = zeros[0]
+    what = f"{file}: record {number + 1} ({records[number].name}): point {abbreviations[row]!r} lies at exactly (0, 0)"
+    if len(zeros) > 1:
+        raise UserError(
+            f"{what}, and so do {len(zeros) - 1} others: write X and Y null for a missing landmark, and 0.01 for one "
+            "that does lie in the corner"
+        )
+    log.warning("%s: if it is missing, write X and Y null", what)
+
+
+def check_name(where: str, key: str, name: str) -> None:
+    """Refuse a name that no file system, csv or xls can hold. Raises UserError."""
+    if UNPRINTABLE.search(name):
+        raise UserError(f"{where}: {key} is {name!r}; expected no control character, line break or half a character")
 
 
 def read_points(where: str, entry) -> dict[str, dict]:
     """Return the points of a record by abbreviation. Raises UserError if it has none, or one of them twice."""
     if not isinstance(entry, dict) or not isinstance(entry.get("imagePath"), str):
         raise UserError(f"{where}: expected an object with imagePath (a file name) and points")
+    check_name(where, "imagePath", entry["imagePath"])
     where = f"{where} ({entry['imagePath']})"
     points = entry.get("points")
     if not isinstance(points, list) or not points:
@@ -96,6 +121,8 @@ def read_points(where: str, entry) -> dict[str, dict]:
     for place, point in enumerate(points, 1):
         if not isinstance(point, dict) or not isinstance(point.get("pointAbbreviation"), str):
             raise UserError(f"{where}: point {place} has no pointAbbreviation")
+        check_name(f"{where}: point {place}", "pointAbbreviation", point["pointAbbreviation"])
+        check_name(f"{where}: point {place}", "pointName", str(point.get("pointName", "")).strip())
         if point["pointAbbreviation"] in table:
             raise UserError(f"{where}: point {point['pointAbbreviation']!r} appears twice; keep one")
         table[point["pointAbbreviation"]] = point
@@ -126,33 +153,49 @@ def read_record(where: str, entry: dict, points: list[dict], img_dir: Path) -> R
     landmarks = np.full((len(points), 2), math.nan)
     occluded = np.zeros(len(points), bool)
     for row, point in enumerate(points):
-        name, hidden = point["pointAbbreviation"], point.get("occluded", False)
-        if hidden not in (True, False):
-            raise UserError(f"{where}: point {name!r}: occluded is {hidden!r}; expected true or false")
-        values = [point.get("X"), point.get("Y")]
-        if values == [None, None] or point.get("visible", True) in (False, 0):
+        name, values = point["pointAbbreviation"], [point.get("X"), point.get("Y")]
+        for key in ("visible", "occluded"):
+            if point.get(key) not in (True, False, None):  # 1 and 0 pass
+                raise UserError(f"{where}: point {name!r}: {key} is {point[key]!r}; expected true or false")
+        if values == [None, None] or point.get("visible") in (False, 0):
             continue
         for axis, value in zip("XY", values, strict=True):
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 expected = "a finite number in px (X and Y null for a missing landmark)"
                 raise UserError(f"{where}: point {name!r}: {axis} is {value!r}; expected {expected}")
-        landmarks[row], occluded[row] = values, hidden
-    spacing = entry.get("spacing")
-    if spacing is not None and (isinstance(spacing, bool) or not isinstance(spacing, int | float) or not spacing > 0):
-        raise UserError(f"{where}: spacing is {spacing!r}; expected mm per px, a number above 0")
-    split = entry.get("split")
-    if split is not None and (not isinstance(split, str) or not split.strip() or "/" in split or "\\" in split):
-        raise UserError(f"{where}: split is {split!r}; expected train, val or the name of a test set")
+        landmarks[row], occluded[row] = values, bool(point.get("occluded"))
+    spacing, low, high = entry.get("spacing"), *SPACINGS
+    number = isinstance(spacing, int | float) and not isinstance(spacing, bool)
+    if spacing is not None and not (number and low <= spacing <= high):
+        raise UserError(f"{where}: spacing is {spacing!r}; expected mm per px, a number from {low:g} to {high:g}")
     patient = entry.get("patient")
+    check_name(where, "patient", str(patient))
     return Record(
         name=entry["imagePath"],
         path=img_dir / entry["imagePath"],
         landmarks=landmarks,
         occluded=occluded,
         spacing=math.nan if spacing is None else float(spacing),
-        split=split,
+        split=read_split(where, entry.get("split")),
         patient=None if patient is None else str(patient),
     )
+
+
+def read_split(where: str, split) -> str | None:
+    """Return the split of a record: train, val, the name of a test set, or None.
+
+    Raises UserError for a name that cannot be a folder in the folder of a run.
+    """
+    if split is None:
+        return None
+    if not isinstance(split, str) or not split.strip(" .") or "/" in split or "\\" in split or len(split) > 60:
+        raise UserError(f"{where}: split is {split!r}; expected train, val or the name of a test set, a short one")
+    split = split.strip()
+    check_name(where, "split", split)
+    if split.lower().removesuffix(".partial") in RUN_FILES:
+        raise UserError(f"{where}: split is {split!r}, which main.py writes itself; give the test set another name")
+    known = SPLIT_NAMES.get(split.lower(), split.lower())
+    return known if known in ("train", "val") else split
 
 
 def json_type(value) -> str:
@@ -246,6 +289,12 @@ def read_spacing(config: Config, abbreviations: Sequence[str], records: list[Rec
                 f"{without[0].size[1]} px have no ruler; give its record a spacing in mm per px"
             )
         medians = {size: float(np.median(values)) for size, values in rulers.items()}
+        absurd = [spacing for spacing in medians.values() if not SPACINGS[0] <= spacing <= SPACINGS[1]]
+        if absurd:
+            raise UserError(
+                f"{config.json_path}: the ruler gives {absurd[0]:g} mm per px; expected {SPACINGS[0]:g} to "
+                f"{SPACINGS[1]:g}: check the points {' and '.join(config.ruler)}, and ruler_mm"
+            )
         records = [replace(r, spacing=medians[r.size]) if math.isnan(r.spacing) else r for r in records]
     unknown = [record.name for record in records if math.isnan(record.spacing)]
     if 0 < len(unknown) < len(records):

@@ -60,10 +60,10 @@ def load_data(
     """
     json_path, img_dir = config.json_path, config.img_dir
     abbreviations, names, records = read_annotation(json_path, img_dir, config.num_landmarks, abbreviations)
-    check_names(config.explain_landmarks, abbreviations, "landmark", "setting explain_landmarks: ")
-    optional = set(config.ruler)  # report_exclude names the ruler by default, even if the data has none
-    excluded = (name for name in config.report_exclude if name not in optional)
-    check_names(excluded, abbreviations, "landmark", "setting report_exclude: ")
+    for setting in ("report_exclude", "ruler", "explain_landmarks"):
+        # data without a ruler lacks the landmarks that a setting names by default
+        given = [name for name in getattr(config, setting) if name not in getattr(Config, setting)]
+        check_names(given, abbreviations, "landmark", f"setting {setting}: ")
     records = read_spacing(config, abbreviations, read_images(json_path, img_dir, abbreviations, records))
     named = {record.name: index for index, record in enumerate(records)}
     if splits is None:
@@ -197,6 +197,15 @@ def check_splits(config: Config, data: LandmarkData, trained: Mapping[str, str],
             f"{config.json_path}: the split leaves no training image ({sizes}); add records, lower "
             "val_fraction and test_fraction, or set split to same for a sanity check"
         )
+    for split in filter(data.splits.get, data.splits):
+        points = np.array([record.landmarks for record in data.select(split)])  # (I, N, 2)
+        absent = [name for n, name in enumerate(data.abbreviations) if np.isnan(points[:, n]).any(-1).all()]
+        if for_training and split == "train" and len(absent) == len(data.abbreviations):
+            raise UserError(f"{config.json_path}: no training image has a point; X and Y are null or visible is false")
+        if len(absent) == len(data.abbreviations):
+            log.warning("no image of %s has a point: there is nothing to measure on it", split)
+        elif for_training and split == "train" and absent:
+            log.warning("no training image has the landmark %s: it cannot be learned", shorten(absent))
     if config.split == "same":
         return
     for test_set in data.test_sets:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from data import make_sample
 from detector import LandmarkDetector
 from reading.annotation import Record
-from reporting.pictures import draw_activations, spread_of_images
+from reporting.pictures import draw_activations, picture_name, save_picture, spread_of_images
 from reporting.predictions import PredictionTable
 from utils import compose_affines, resize_affine
 
@@ -69,4 +69,4 @@ def draw_explanations(
         points = np.stack([table.landmarks[index], table.truth[index]])
         pairs = {table.abbreviations[n]: points[:, n] for n in chosen}
         picture = draw_activations(record, maps, compose_affines(to_network, sample.to_original.numpy()), pairs)
-        picture.save(folder / "explanations" / f"{rank:03d}_{Path(record.name).stem}.png")
+        save_picture(picture, folder / "explanations" / picture_name(rank, record.name))

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from reading.annotation import Record
 from reading.images import read_image
 from reporting.predictions import PredictionTable
+from run_folder import write_bytes
 from utils import apply_affine, compose_affines, finite_mean, is_loss_term, radial_errors, resize_affine
 
 matplotlib.use("Agg")
@@ -107,7 +108,7 @@ def draw_overlays(folder: Path, table: PredictionTable, records: Sequence[Record
         caption = f"{''.join(letter if letter.isprintable() else '?' for letter in name)}   {known}   "
         points = table.landmarks[index], table.truth[index]
         picture = draw_overlay(read_image(by_name[name].path), *points, caption, table.abbreviations)
-        picture.save(folder / "overlays" / f"{rank:03d}_{Path(name).stem[:100]}.png")
+        save_picture(picture, folder / "overlays" / picture_name(rank, name))
 
 
 def spread_of_images(errors: np.ndarray, most: int) -> list[tuple[int, int]]:
@@ -151,10 +152,20 @@ def draw_activations(
     return sheet
 
 
+def picture_name(rank: int, name: str) -> str:
+    """Return the file name of the picture of an image: its rank and its name, short enough for every file system."""
+    return f"{rank:03d}_{Path(name).stem.encode()[:200].decode(errors='ignore')}.png"
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a picture as PNG, whole or not at all. Raises UserError if that fails."""
+    write_bytes(path, lambda file: picture.save(file, "PNG"))
+
+
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure of pyplot and close it."""
+    """Write a figure of pyplot as PNG, whole or not at all, and close it. Raises UserError if that fails."""
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    write_bytes(path, lambda file: figure.savefig(file, dpi=110, format="png"))
     pyplot.close(figure)
 
 
@@ -290,4 +301,4 @@ def draw_progress(run_dir: Path, epoch: int, record: Record, landmarks: np.ndarr
     caption = f"{record.name}   epoch {epoch}   MRE {finite_mean(errors):.2f} {unit}   "
     (run_dir / "progress").mkdir(exist_ok=True)
     picture = draw_overlay(read_image(record.path), landmarks, record.landmarks, caption)
-    picture.save(run_dir / "progress" / f"epoch_{epoch:04d}.png")
+    save_picture(picture, run_dir / "progress" / f"epoch_{epoch:04d}.png")

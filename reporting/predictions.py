@@ -1,6 +1,7 @@
 """Write and read predictions.csv, the record of a test: a row per image and landmark. The rest is derived from it."""
 
 import csv
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from run_folder import write_text
 from settings import UserError
 
 OWN_COLUMNS = ("x", "y", "x_true", "y_true", "error", "score", "occluded")  # the other columns are extras
@@ -26,15 +28,16 @@ def write_predictions(path: Path, predictions, abbreviations: Sequence[str], uni
     def text(value: float) -> str:
         return f"{value:.4f}" if math.isfinite(value) else ""
 
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        head = ["image", "landmark", "x", "y", "x_true", "y_true", f"error_{unit}", "score", *further]
-        writer.writerow(head)
-        for i, name in enumerate(predictions.names):
-            for n, abbreviation in enumerate(abbreviations):
-                values = [*predictions.landmarks[i, n], *predictions.truth[i, n], errors[i, n], predictions.score[i, n]]
-                values += [extra[i, n] for extra in further.values()]
-                writer.writerow([name, abbreviation, *map(text, values)])
+    file = io.StringIO()
+    writer = csv.writer(file)
+    head = ["image", "landmark", "x", "y", "x_true", "y_true", f"error_{unit}", "score", *further]
+    writer.writerow(head)
+    for i, name in enumerate(predictions.names):
+        for n, abbreviation in enumerate(abbreviations):
+            values = [*predictions.landmarks[i, n], *predictions.truth[i, n], errors[i, n], predictions.score[i, n]]
+            values += [extra[i, n] for extra in further.values()]
+            writer.writerow([name, abbreviation, *map(text, values)])
+    write_text(path, file.getvalue())
 
 
 class PredictionTable(NamedTuple):
@@ -124,7 +127,8 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 def pool_predictions(sources: Sequence[Path], path: Path) -> None:
     """Write the rows of several predictions.csv into one file; cells stay blank where a source lacks the column."""
     rows = [row for source in sources for row in read_rows(source)]
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)), restval="")
-        writer.writeheader()
-        writer.writerows(rows)
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)), restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, file.getvalue())

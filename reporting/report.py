@@ -16,6 +16,8 @@ from reporting import workbook
 from reporting.measurements import CLASS_RATES, Measured, measure
 from reporting.pictures import draw_overlays, draw_rates
 from reporting.predictions import PredictionTable
+from run_folder import write_bytes, write_text
+from settings import read_json
 from utils import finite_mean, summarise_errors
 
 MEAN_ERROR = "mean error of "  # a measure, as summary.json names it
@@ -29,7 +31,7 @@ def report(
     own = [by_name[name] for name in table.names]
     sizes, spacing = [record.size for record in own], [record.spacing for record in own]
     measured = measure(config.measurements, table.abbreviations, table.landmarks, table.truth, sizes, spacing)
-    provenance = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
+    provenance = read_json(run_dir / "config.json", "restore the config.json of the run")
     thresholds = config.sdr_thresholds
     summary = write_report(folder, table, data.names, config.report_exclude, thresholds, provenance, measured)
     draw_overlays(folder, table, records, config.overlays)
@@ -67,7 +69,7 @@ def write_report(
         """Return the figures with None for nan, which JSON does not have."""
         return {k: blank(v) if isinstance(v, dict) else None if v != v else v for k, v in figures.items()}
 
-    (folder / "summary.json").write_text(json.dumps(blank(summary), indent=2, ensure_ascii=False), encoding="utf-8")
+    write_text(folder / "summary.json", json.dumps(blank(summary), indent=2, ensure_ascii=False))
 
     book = xlwt.Workbook(encoding="utf-8")
     workbook.write_landmark_sheet(book, table, landmark_names, thresholds, summary)
@@ -75,7 +77,7 @@ def write_report(
     if measured is not None:
         workbook.write_measurement_sheets(book, table.names, measured)
     workbook.write_settings_sheet(book, provenance)
-    book.save(str(folder / "results.xls"))
+    write_bytes(folder / "results.xls", book.save)
     return summary
 
 

@@ -18,6 +18,8 @@ NUMBER = xlwt.easyxf(num_format_str="0.00")
 PRECISE = xlwt.easyxf(num_format_str="0.000000")
 PLAIN = xlwt.easyxf()
 
+MOST_ROWS = 65_535  # of an xls sheet, below its titles
+
 Figures = Mapping[str, Any]  # by name: numbers, or figures of a part
 
 
@@ -41,6 +43,17 @@ def write_row(sheet: xlwt.Worksheet, row: int, values: Sequence[Any], style: xlw
             sheet.write(row, column, int(value), style or PLAIN)
         else:
             sheet.write(row, column, str(value)[:32767], style or PLAIN)
+
+
+def write_table(
+    book: xlwt.Workbook, name: str, titles: Sequence[str], rows: Sequence[Sequence[Any]], below: Sequence[Any] = ()
+) -> None:
+    """Write rows, and below them rows of precise numbers, into a sheet; what does not fit goes into "name 2", ..."""
+    everything = [*((row, None) for row in rows), *((row, PRECISE) for row in below)]
+    for start in range(0, max(1, len(everything)), MOST_ROWS):
+        sheet = add_sheet(book, f"{name} {start // MOST_ROWS + 1}" if start else name, titles, {0: 30})
+        for row, (values, style) in enumerate(everything[start : start + MOST_ROWS], 1):
+            write_row(sheet, row, values, style)
 
 
 def describe(errors: np.ndarray, thresholds: Sequence[float] = ()) -> dict[str, float]:
@@ -91,10 +104,9 @@ def write_image_sheet(
     """Write a row per image, over the headline landmarks."""
     rates = [f"SDR <= {t:g} {table.unit} (%)" for t in thresholds]
     titles = ["image", "n", *(f"{name} ({table.unit})" for name in ("MRE", "SD", "median"))]
-    sheet = add_sheet(book, "images", [*titles, *rates, f"max ({table.unit})"], {0: 30})
     errors = np.where(table.part("headline", exclude), table.errors, math.nan)
-    for row, (name, own) in enumerate(zip(table.names, errors, strict=True), 1):
-        write_row(sheet, row, [name, *describe(own, thresholds).values()])
+    rows = [[name, *describe(own, thresholds).values()] for name, own in zip(table.names, errors, strict=True)]
+    write_table(book, "images", [*titles, *rates, f"max ({table.unit})"], rows)
 
 
 def write_measurement_sheets(book: xlwt.Workbook, names: Sequence[str], measured: Measured) -> None:
@@ -106,14 +118,11 @@ def write_measurement_sheets(book: xlwt.Workbook, names: Sequence[str], measured
         if name in measured.classes:
             found, real = measured.classes[name]
             columns |= {f"{name}, predicted class": found, f"{name}, true class": real}
-    sheet = add_sheet(book, "measurements", list(columns), {0: 30})
-    for row, cells in enumerate(zip(*columns.values(), strict=True), 1):
-        write_row(sheet, row, cells)
     flat: dict[str, float] = {}
     for name, value in measured.figures.items():
         flat |= {f"{name}, {key}": one for key, one in value.items()} if isinstance(value, dict) else {name: value}
-    for row, pair in enumerate(flat.items(), len(names) + 2):
-        write_row(sheet, row, pair, PRECISE)
+    rows = list(zip(*columns.values(), strict=True))
+    write_table(book, "measurements", list(columns), rows, [(), *flat.items()])
 
     if not measured.sources:
         return

@@ -1,5 +1,6 @@
 import json
 import logging
+import os
 import re
 import shutil
 
@@ -59,6 +60,13 @@ def test_null_coordinates_are_a_missing_landmark(dataset):
     assert np.isnan(load_data(tiny_config(dataset)).records[2].landmarks[3]).all()
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_data_set_with_a_byte_order_mark_is_read(dataset, encoding):
+    path = dataset / "json" / "data.json"
+    path.write_text(path.read_text(encoding="utf-8"), encoding=encoding)
+    assert len(load_data(tiny_config(dataset)).records) == 6
+
+
 @pytest.mark.parametrize("visible", [False, 0])
 def test_a_point_that_is_not_visible_is_a_missing_landmark(dataset, visible):
     records = make_records(dataset)
@@ -103,6 +111,67 @@ def test_a_json_that_does_not_exist_is_refused(dataset):
 
 def test_an_empty_data_set_is_refused(dataset):
     assert "data.json" in data_refusal(dataset, [])
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[" * 500 + "]" * 500, '{"a": ' * 30 + "1" + "}" * 30])
+def test_a_deeply_nested_data_set_is_refused(dataset, text):
+    (dataset / "json" / "data.json").write_text(text)
+    with refuses("data.json", "nested", "levels"):
+        load_data(tiny_config(dataset))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="only Linux")
+def test_a_pipe_a_device_and_a_folder_are_refused_as_data_sets(dataset):
+    os.mkfifo(dataset / "pipe")
+    for path in (dataset / "pipe", "/dev/zero", dataset):
+        with refuses(path, "not a file", "json_path"):
+            load_data(tiny_config(dataset, json_path=str(path)))
+
+
+def test_points_at_zero_that_mean_missing_are_refused_and_a_single_one_is_reported(dataset, caplog):
+    logging.getLogger("farnet").propagate = True
+    records = make_records(dataset)
+    records[1]["points"][2] |= {"X": 0, "Y": 0}
+    write_records(dataset, records)
+    load_data(tiny_config(dataset))
+    assert mentions(caplog.text, "record 2", "'A'", "(0, 0)", "null")
+    records[4]["points"][3] |= {"X": 0.0, "Y": 0}
+    assert mentions(data_refusal(dataset, records), "record 2", "'A'", "(0, 0)", "1 others", "null")
+    for record in records[1:5]:
+        record["points"][2] |= {"visible": False}
+    records[4]["points"][3] |= {"X": None, "Y": None}
+    write_records(dataset, records)
+    load_data(tiny_config(dataset))
+
+
+@pytest.mark.parametrize("key", ["visible", "occluded"])
+@pytest.mark.parametrize("value", ["false", "", 2, -1, 0.5, [], {}, float("nan")])
+def test_a_mark_of_a_point_that_is_neither_true_nor_false_is_refused(dataset, key, value):
+    records = make_records(dataset)
+    records[1]["points"][2][key] = value
+    assert mentions(data_refusal(dataset, records), "record 2", "'A'", key, "true or false")
+
+
+@pytest.mark.parametrize("value", [True, False, 0, 1, None])
+def test_a_mark_of_a_point_may_be_true_false_0_1_or_null(dataset, value):
+    records = make_records(dataset)
+    records[1]["points"][2] |= {"visible": value, "occluded": value}
+    write_records(dataset, records)
+    record = load_data(tiny_config(dataset)).records[1]
+    assert np.isnan(record.landmarks[2]).all() == (value in (False, 0) and value is not None)
+    assert record.occluded[2] == (value is not None and bool(value))
+
+
+@pytest.mark.parametrize("letter", ["\0", "\n", "\r", "\x85", "\u2028", "\ud800", "\x1b"])
+@pytest.mark.parametrize("key", ["imagePath", "pointName", "pointAbbreviation", "split", "patient"])
+def test_a_name_that_no_file_or_table_holds_is_refused_with_its_record(dataset, key, letter):
+    records = make_records(dataset)
+    entries = records if key not in ("pointName", "pointAbbreviation") else [r["points"][1] for r in records]
+    for entry in entries[1:]:
+        entry[key] = f"a{letter}b"
+    (dataset / "json" / "data.json").write_text(json.dumps(records))
+    with refuses("data.json", "record 2", key, repr(letter)[1:-1]):
+        load_data(tiny_config(dataset))
 
 
 @pytest.mark.parametrize("points", [None, [], "S", [1]])
@@ -176,7 +245,7 @@ def test_a_doubled_abbreviation_is_refused(dataset):
     assert mentions(message, "record 6", "'A'")
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), "12", True, [1], None])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 10**400, "12", True, [1], None])
 def test_a_coordinate_that_is_no_finite_number_is_refused(dataset, value):
     records = make_records(dataset)
     records[1]["points"][2]["Y"] = value
@@ -229,14 +298,16 @@ def test_an_image_folder_that_does_not_exist_is_refused(dataset):
     assert "img_dir" in data_refusal(dataset, make_records(dataset), img_dir=str(dataset / "none"))
 
 
-@pytest.mark.parametrize("spacing", [0, -1, "0.1", True, float("nan")])
+@pytest.mark.parametrize("spacing", [0, -1, "0.1", True, float("nan"), float("inf"), 1e9, 1e-9, [0.1]])
 def test_a_spacing_that_is_no_positive_number_is_refused(dataset, spacing):
     records = make_records(dataset)
     records[1]["spacing"] = spacing
     assert mentions(data_refusal(dataset, records), "record 2", "image 1 (ä).png", "spacing", repr(spacing))
 
 
-@pytest.mark.parametrize("split", ["", 1, "../up"])
+@pytest.mark.parametrize(
+    "split", ["", 1, "../up", ".", "..", " .. ", "a\\b", "best.pt", "Config.json", "progress", "x" * 300]
+)
 def test_a_split_that_is_no_name_is_refused(dataset, split):
     records = make_records(dataset)
     records[1]["split"] = split
@@ -285,7 +356,14 @@ def test_spacing_in_some_records_only_is_refused(dataset):
 
 
 def test_a_ruler_that_is_not_among_the_landmarks_is_refused(dataset):
-    assert mentions(data_refusal(dataset, make_records(dataset), ruler=("R1", "R9")), "R9", "ruler", "spacing", "mm")
+    assert mentions(data_refusal(dataset, make_records(dataset), ruler=("R1", "R9")), "R9", "ruler", "R1, R2, A, B")
+
+
+def test_a_ruler_of_nearly_no_length_is_refused(dataset):
+    records = make_records(dataset)
+    for record in records:
+        record["points"][1] |= {"X": record["points"][0]["X"] + 1e-6, "Y": record["points"][0]["Y"]}
+    assert mentions(data_refusal(dataset, records), "ruler", "mm per px", "R1 and R2", "ruler_mm")
 
 
 def test_occluded_landmarks_are_marked_and_keep_their_place(tmp_path):

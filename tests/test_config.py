@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 
 import pytest
-from conftest import refusal
+from conftest import mentions, refusal
 
 import main
 from config import PRESETS, Config
@@ -243,3 +243,28 @@ def test_the_help_shows_every_setting_with_its_default_and_its_comment(capsys):
         for comments in setting_comments(cls).values():
             for name, comment in comments.items():
                 assert f"--{name} {main.value_text(getattr(cls, name))} {' '.join(comment.split())}" in text
+
+
+@pytest.mark.parametrize(
+    "method, name, text",
+    [
+        ("farnet", "views", "1000000000"), ("farnet", "sdr_thresholds", ",".join(map(str, range(1, 200)))),
+        ("farnet", "sdr_thresholds", "1e300"), ("farnet", "sigma", "1e308"), ("farnet", "height", "3200000"),
+        ("farnet", "spacing", "1e9"), ("farnet", "spacing", "1e-9"), ("farnet", "workers", "100000"),
+        ("posenet", "channels", "4000000"), ("posenet", "stacks", "1000000"), ("unet", "label_radius", "1000000"),
+        ("noothout", "local_size", "1000000"), ("farnet", "lr", "1" + "0" * 400), ("farnet", "run_dir", "a\0b"),
+    ],
+)  # fmt: skip
+def test_an_absurd_setting_is_refused_with_its_limit(method, name, text):
+    assert name in refusal(resolve, "--method", method, f"--{name}", text)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"epochs": ' + "9" * 5000 + "}", '{"epochs": NaN}', '{"epochs"', "1"])
+def test_a_settings_file_that_is_damaged_is_refused(tmp_path, text):
+    (tmp_path / "settings.json").write_text(text)
+    assert mentions(refusal(resolve, "--config", str(tmp_path / "settings.json")), "set")
+
+
+def test_a_settings_file_with_a_byte_order_mark_is_read(tmp_path):
+    (tmp_path / "settings.json").write_text('{"epochs": 7}', encoding="utf-8-sig")
+    assert resolve("--config", str(tmp_path / "settings.json")).epochs == 7

@@ -101,6 +101,9 @@ settings.UserError: image a.png does not exist"""
         (UserError(LOADER), "image a.png does not exist"),
         (OSError(28, "No space left on device", "results.xls"), "results.xls: No space left on device"),
         (OSError(28, "No space left on device"), "No space left on device"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "workers"),
+        (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), "--resume"),
+        (RuntimeError("unable to write to file </torch_7_1>: No space left on device (28)"), "/dev/shm"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "batch_size"),
     ],
 )

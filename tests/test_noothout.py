@@ -209,7 +209,8 @@ def test_the_local_stage_leaves_its_frozen_global_network_as_it_was(tmp_path):
         "method": "noothout",
         "settings": config.to_dict(),
         "images": {},
-        "abbreviations": [],
+        "abbreviations": [f"L{n}" for n in range(config.num_landmarks)],
+        "epoch": 1,
         "model": first.state_dict(),
     }
     save_checkpoint(tmp_path / "best.pt", state)

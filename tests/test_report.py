@@ -6,9 +6,11 @@ import re
 import numpy as np
 import pytest
 import xlrd
+import xlwt
 from conftest import refuses
 
 from evaluate import Predictions
+from reporting import workbook
 from reporting.predictions import pool_predictions, read_predictions, write_predictions
 from reporting.report import summary_table, write_report
 
@@ -250,3 +252,19 @@ def test_one_image_has_a_singular_and_no_interval(tmp_path):
     summary = write_report(tmp_path, read_predictions(tmp_path / "predictions.csv"), NAMES, (), THRESHOLDS, {})
     text = summary_table(summary, THRESHOLDS)
     assert "1 image, 1 point" in text and "1 images" not in text and "no interval" in text
+
+
+def test_more_images_than_a_sheet_has_rows_go_to_further_sheets(reported, monkeypatch):
+    folder, _ = reported
+    monkeypatch.setattr(workbook, "MOST_ROWS", 1)
+    before = sheets(folder)["images"]
+    report_on(folder, NAMES, ("R1",), THRESHOLDS, {"settings": {}})
+    after = sheets(folder)
+    assert after["images"] == before[:2] and after["images 2"] == [before[0], before[2]]
+
+
+def test_a_sheet_holds_as_many_rows_as_the_format_allows(tmp_path):
+    book = xlwt.Workbook()
+    workbook.write_table(book, "images", ["n"], [[n] for n in range(workbook.MOST_ROWS + 1)])
+    book.save(tmp_path / "results.xls")
+    assert [sheet.nrows for sheet in xlrd.open_workbook(tmp_path / "results.xls").sheets()] == [65_536, 2]

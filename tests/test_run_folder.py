@@ -4,13 +4,17 @@ import json
 import logging
 import os
 import pickle
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import refusal, refuses, tiny_config
+from conftest import mentions, refusal, refuses, tiny_config
 
+import main
 import run_folder
+from machine import exit_status
 from run_folder import (
     create_run_folder,
     discard_unstarted,
@@ -20,9 +24,11 @@ from run_folder import (
     write_provenance,
     write_text,
 )
-from settings import read_settings
+from settings import UserError, read_settings
 
-STATE = {"method": "farnet", "settings": {}, "epoch": 3, "model": {"weight": torch.arange(6.0)}}
+LANDMARKS = {"abbreviations": ["A"], "names": ["point A"], "images": {}}
+SETTINGS = {"method": "farnet", "num_landmarks": 1}
+STATE = {"method": "farnet", "settings": SETTINGS, "epoch": 3, "model": {"weight": torch.arange(6.0)}} | LANDMARKS
 
 
 def test_a_run_folder_that_exists_is_refused_and_untouched(tmp_path):
@@ -101,6 +107,23 @@ def test_a_full_disk_leaves_the_checkpoint_before_whole(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the size of a file like this")
+@pytest.mark.parametrize("size", [0, 100, 20_000])
+def test_a_checkpoint_that_does_not_fit_leaves_the_one_before_whole(tmp_path, size):
+    import resource
+
+    save_checkpoint(tmp_path / "last.pt", STATE)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        with refuses("last.pt", "cannot be written", "--resume"):
+            save_checkpoint(tmp_path / "last.pt", STATE | {"model": {"weight": torch.zeros(100_000)}})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert read_checkpoint(tmp_path / "last.pt")["epoch"] == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
+
+
 def test_a_text_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     write_text(tmp_path / "split.json", "old")
     monkeypatch.setattr(os, "replace", lambda *paths: (_ for _ in ()).throw(OSError(errno.EIO, "I/O error")))
@@ -137,3 +160,126 @@ def test_other_files_folders_and_nothing_are_refused_as_checkpoints(tmp_path):
         assert name in refusal(read_checkpoint, tmp_path / name)
     assert f"{tmp_path} " in refusal(read_checkpoint, tmp_path)
     assert "none.pt" in refusal(read_checkpoint, tmp_path / "none.pt")
+
+
+# --- Damaged checkpoints ---
+
+
+def test_a_flipped_bit_anywhere_in_a_checkpoints_content_is_refused(tmp_path):
+    save_checkpoint(tmp_path / "last.pt", STATE)
+    whole = read_checkpoint(tmp_path / "last.pt")
+    content = (tmp_path / "last.pt").read_bytes()
+    weight = content.index(torch.arange(6.0).numpy().tobytes())
+    for place in {weight + 7, *range(0, len(content), 29)}:
+        damaged = bytearray(content)
+        damaged[place] ^= 0x40
+        (tmp_path / "flipped.pt").write_bytes(damaged)
+        try:
+            state = read_checkpoint(tmp_path / "flipped.pt")
+        except UserError as error:
+            assert "flipped.pt" in str(error) and "\n" not in str(error)
+        else:  # the bit is padding
+            assert place != weight + 7 and torch.equal(state["model"]["weight"], whole["model"]["weight"])
+            assert {k: v for k, v in state.items() if k != "model"} == {k: v for k, v in whole.items() if k != "model"}
+
+
+def test_a_checkpoint_that_claims_more_bytes_than_it_has_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(10_000_000))
+    with refuses("bomb.pt", "claims"):
+        read_checkpoint(tmp_path / "bomb.pt")
+
+
+@pytest.mark.parametrize("name", ["method", "settings", "abbreviations", "images", "model", "epoch"])
+def test_a_checkpoint_without_an_entry_or_with_another_type_there_is_refused(tmp_path, name):
+    path = tmp_path / "last.pt"
+    states = [{key: value for key, value in STATE.items() if key != name}]
+    states += [STATE | {name: value} for value in (None, 3.5, True, [1, 2], {"a": [], 3: "b"}, -1, torch.zeros(1))]
+    for state in states:
+        save_checkpoint(path, state)
+        with refuses(path, "checkpoint"):
+            read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"epoch": 10**30},
+        {"best_MRE": "1"}, {"best_MRE": float("nan")}, {"processes": -1}, {"averaged_steps": "2"}, {"optimizers": [1]},
+        {"training_model": {"weight": 1}}, {"abbreviations": ["A", "B"]}, {"names": []},
+    ],
+)  # fmt: skip
+def test_a_checkpoint_with_an_entry_out_of_range_is_refused(tmp_path, wrong):
+    save_checkpoint(tmp_path / "last.pt", STATE | wrong)
+    with refuses("last.pt", "checkpoint"):
+        read_checkpoint(tmp_path / "last.pt")
+
+
+# --- Writing ---
+
+
+def test_a_run_that_was_killed_before_it_started_leaves_its_folder_free(tmp_path):
+    config = tiny_config(tmp_path, run_dir=str(tmp_path / "run"))
+    create_run_folder(config)  # which holds a log alone
+    assert create_run_folder(config) == tmp_path / "run"
+    (tmp_path / "run" / "config.json").touch()
+    with refuses("run", "--resume"):
+        create_run_folder(config)
+
+
+def test_a_log_that_cannot_be_written_is_one_line(tmp_path):
+    start_log(tmp_path)
+    handler = next(handler for handler in logging.getLogger("farnet").handlers if hasattr(handler, "baseFilename"))
+    with open("/dev/full", "w") as full:
+        handler.setStream(full)
+        with refuses("log.txt", "No space left", "--resume"):
+            logging.getLogger("farnet").info("a line")
+        run_folder.close_log()
+
+
+def bytes_of(run: Path) -> dict[str, bytes]:
+    """The files of a run that do not hold a time or a path."""
+    names = ("best.pt", "last.pt", "split.json", "predictions.csv", "summary.json", "*.png")
+    paths = [path for name in names for path in run.rglob(name) if path.name != "curves.png"]
+    return {str(path.relative_to(run)): path.read_bytes() for path in paths if path.suffix != ".pt"} | {
+        path.name: pickle.dumps([w.tolist() for w in read_checkpoint(path)["model"].values()])
+        for path in paths if path.suffix == ".pt"
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_every_write_of_a_run_may_fail_and_the_run_can_be_resumed(dataset, monkeypatch, capsys):
+    (dataset / "settings.json").write_text(json.dumps(tiny_config(dataset, method="tiny").to_dict()))
+    replace, fsync, left = os.replace, os.fsync, [0]
+
+    def run(arguments: list, fail_at: int = 0, at: str = "replace") -> int:
+        left[0] = fail_at
+
+        def failing(real, name):
+            def call(*paths):
+                if name == at:
+                    left[0] -= 1
+                if name == at and left[0] == 0:
+                    raise OSError(errno.ENOSPC, "No space left on device")
+                return real(*paths)
+
+            return call
+
+        monkeypatch.setattr(os, "replace", failing(replace, "replace"))
+        monkeypatch.setattr(os, "fsync", failing(fsync, "fsync"))
+        return exit_status(lambda: main.run(list(map(str, arguments))))
+
+    start = ["--config", dataset / "settings.json", "--run_dir"]
+    assert run([*start, dataset / "whole"]) == 0
+    writes, expected = -left[0], bytes_of(dataset / "whole")
+    assert writes > 10
+    for n in range(1, writes + 1):
+        folder = dataset / f"run{n}"
+        capsys.readouterr()
+        assert run([*start, folder], n, "fsync" if n % 2 else "replace") == 2
+        error = capsys.readouterr().err.strip()
+        assert error.startswith("error: ") and "\n" not in error and mentions(error, folder, "No space left", "resume")
+        assert not list(folder.rglob("*.partial"))
+        again = ["--resume", folder] if folder.exists() else [*start, folder]
+        assert run(again) == 0
+        assert bytes_of(folder) == expected, n

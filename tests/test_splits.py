@@ -155,3 +155,29 @@ def test_a_checkpoint_of_a_fold_is_tested_on_its_own_fold(dataset):
     assert set(data.splits) == {"train", "val", "test"}  # test1 is left alone
     seen = {record.fingerprint: split for split in data.splits for record in data.select(split)}
     assert load_data(config, seen=seen, for_training=False).splits == data.splits
+
+
+def test_other_words_for_our_splits_are_understood(dataset):
+    records = make_records(dataset)
+    for record, split in zip(records, ["Train", "training", "valid", "Validation", "VAL", "test1"], strict=True):
+        record["split"] = split
+    write_records(dataset, records)
+    assert load_data(tiny_config(dataset)).splits == {"train": (0, 1), "val": (2, 3, 4), "test1": (5,)}
+
+
+def test_a_landmark_without_a_training_point_is_reported_and_nothing_to_train_on_is_refused(dataset, caplog):
+    logging.getLogger("farnet").propagate = True
+    records = make_records(dataset)
+    for record, split in zip(records, ["train"] * 3 + ["val", "test", "test"], strict=True):
+        record |= {"split": split, "spacing": 0.5}
+    for record in records[:3]:
+        record["points"][2] |= {"X": None, "Y": None}
+    for point in records[3]["points"]:
+        point["visible"] = False
+    write_records(dataset, records)
+    load_data(tiny_config(dataset))
+    assert "no training image has the landmark A:" in caplog.text and "no image of val has a point" in caplog.text
+    for record in records[:3]:
+        for point in record["points"]:
+            point["visible"] = False
+    assert mentions(data_refusal(dataset, records), "data.json", "no training image has a point")
