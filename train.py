@@ -29,10 +29,10 @@ from detector import LandmarkDetector
 from evaluate import evaluate, to_device
 from machine import memory_text, prepare_device, process_count, process_rank, training_command, uses_bfloat16
 from methods import create_detector, load_detector
-from reading.splits import LandmarkData, load_data
+from reading.splits import LandmarkData, load_data, read_split_file
 from reporting.pictures import draw_curves, draw_progress
 from run_folder import read_checkpoint, save_checkpoint, write_provenance, write_text
-from settings import UserError, read_json
+from settings import UserError
 from utils import error_figures, finite_mean, is_loss_term, seed_everything
 
 log = logging.getLogger("farnet")
@@ -216,15 +216,6 @@ def start_or_resume(config: Config, run_dir: Path, device: torch.device) -> Trai
     detector.distribute(device)
     epoch, best_MRE = saved.get("epoch", 0), saved.get("best_MRE", math.inf)
     return TrainingState(config, data, run_dir, device, detector, averaged, optimizers, epoch, best_MRE)
-
-
-def read_split_file(path: Path) -> dict[str, list[str]]:
-    """Return the names of the images in each split from a run's split.json. Raises UserError for another content."""
-    splits = read_json(path, "restore the split.json of the run")
-    lists = splits.values() if isinstance(splits, dict) else [None]
-    if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
-        raise UserError(f"{path} must hold lists of image names by split; restore the split.json of the run")
-    return splits
 
 
 def load_state(path: Path, target: LandmarkDetector | Optimizer, state: Mapping[str, Any]) -> None:

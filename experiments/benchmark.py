@@ -9,8 +9,8 @@ allocator and peak memory. The `reference` row is the textbook program at the sa
 batch 1, plain Adam without an average of the weights, freed memory given back to the system, and for FARNet also dense
 float64 targets drawn on the host and the convolutions of the paper. On a CPU the reference is measured a second time
 with freed memory kept, which alone is worth much; on CUDA with TF32, torch's default, and in bf16 with channels_last.
-The loss's written-out gradient and the peak by rows make all rows faster. Inference is timed for one view of an image,
-whatever `views` is. The last line is the table as JSON.
+The loss's written-out gradient, the peak by rows and, on CUDA, upsampling by products make all rows faster. Inference
+is timed for one view of an image, whatever `views` is. The last line is the table as JSON.
 """
 
 import argparse
@@ -26,62 +26,22 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.optim import Adam, Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 
 from config import Config
 from data import Sample, make_loader, make_sample, read_for_network
 from evaluate import to_device
 from experiments.stopwatch import matrix_peaks, median_ms, operator_shares
+from experiments.textbook import REFERENCE, TextbookFARNet
 from machine import describe_hardware, exit_status, memory_text, prepare_device
 from main import parse_arguments, resolve_config
 from methods import method_class
-from model import FARNet
 from reading.images import read_image
 from reading.splits import load_data
 from run_folder import source_commit
 from train import MovingAverage
-from utils import scale_landmarks
 
-REFERENCE = dict(  # the settings of the textbook program; the rest is in TextbookFARNet
-    batch_size=1, accumulate=1, precision="fp32", test_precision="fp32", channels_last=False, norm="batch",
-    optimizer="adam", ema=0.0,
-)  # fmt: skip
 RATES = {"training": "train_images_per_s", "inference": "inference_images_per_s"}
-
-
-# --- The textbook program ----------------------------------------------------------------------------
-
-
-def dense_heatmaps(landmarks: Tensor, size: tuple[int, int], sigma: float) -> Tensor:
-    """Draw utils.gaussian_heatmaps the long way: on the host, a float64 grid of distances for every landmark."""
-    y, x = torch.meshgrid(*(torch.arange(length, dtype=torch.float64) for length in size), indexing="ij")
-    centre = landmarks.cpu()[..., None, None].double()
-    heatmaps = torch.exp(-((x - centre[:, :, 0]) ** 2 + (y - centre[:, :, 1]) ** 2) / (2 * sigma**2))
-    return heatmaps.nan_to_num(0.0).float().to(landmarks.device)
-
-
-class TextbookFARNet(FARNet):
-    """FARNet with the convolutions of the paper (two per head, none before upsampling), dense targets from the host, an
-    optimiser that updates one parameter at a time, and batch norms that are not folded for testing.
-    """
-
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        for module in self.modules():
-            if hasattr(module, "compose"):
-                module.compose = False
-
-    def labels(self, batch: Sample, epoch: int) -> tuple[Tensor, Tensor]:
-        height, width = batch.image.shape[-2:]
-        coarse = dense_heatmaps(scale_landmarks(batch.landmarks, 0.5), (height // 2, width // 2), self.config.sigma)
-        return coarse, dense_heatmaps(batch.landmarks, (height, width), self.config.sigma)
-
-    def configure_optimizers(self) -> dict[str, Optimizer]:
-        return {"adam": Adam(self.parameters(), lr=self.config.lr, foreach=False)}
-
-    def for_inference(self) -> FARNet:
-        return self.eval()
 
 
 # --- What is measured -------------------------------------------------------------------------------

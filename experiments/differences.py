@@ -19,8 +19,8 @@ from config import Config
 from data import make_loader
 from detector import LandmarkDetector
 from evaluate import evaluate
-from experiments.benchmark import dense_heatmaps
 from experiments.stopwatch import median_ms
+from experiments.textbook import dense_heatmaps
 from machine import describe_hardware, exit_status
 from methods import load_detector
 from networks.heads import RefinementHead

@@ -181,7 +181,7 @@ def choose_window(data, notes: list[str]) -> None:
 
 
 def find_padding(pixels: np.ndarray, data) -> np.ndarray:
-    """Return where pixels (h, w) are padding, which is no part of the film: a value, or a range of them."""
+    """Return a mask of the pixels (h, w) that only fill the frame around the film: those of a value, or of a range."""
     ends = [end for key in ("PixelPaddingValue", "PixelPaddingRangeLimit") for end in numbers_of(data, key)[:1]]
     ends = [end for end in ends if math.isfinite(end)]
     if "PixelPaddingValue" not in data or not ends or pixels.dtype.kind not in "iu":

@@ -4,13 +4,14 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from config import Config
 from reading.annotation import Record, read_annotation, read_images, read_spacing, shorten
-from settings import UserError, check_names
+from settings import UserError, check_names, read_json
 
 log = logging.getLogger("farnet")
 
@@ -42,6 +43,15 @@ class LandmarkData:
     def unit(self) -> str:
         """The unit of errors: mm if the spacing is known, else px."""
         return "px" if any(math.isnan(record.spacing) for record in self.records) else "mm"
+
+
+def read_split_file(path: Path) -> dict[str, list[str]]:
+    """Return the names of the images in each split from a run's split.json. Raises UserError for another content."""
+    splits = read_json(path, "restore the split.json of the run")
+    lists = splits.values() if isinstance(splits, dict) else [None]
+    if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
+        raise UserError(f"{path} must hold lists of image names by split; restore the split.json of the run")
+    return splits
 
 
 def load_data(

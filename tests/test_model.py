@@ -7,7 +7,7 @@ from torch import nn
 
 from config import Config
 from data import Sample
-from experiments.benchmark import TextbookFARNet
+from experiments.textbook import TextbookFARNet
 from model import FARNet, FARNetNetwork, UpConvNormReLU, ewc_loss, fold_network
 from networks.normalisation import use_image_statistics
 from settings import build_config, preset_settings

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.benchmark import dense_heatmaps
+from experiments.textbook import dense_heatmaps
 from utils import (
     apply_affine,
     compose_affines,
