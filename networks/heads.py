@@ -193,7 +193,7 @@ def correct_rows(x: Tensor, weight: Tensor, spread: Tensor) -> Tensor:
     return torch.cat(rows, 2)
 
 
-class AddPhases(AddRows):
+class AddPhases(torch.autograd.Function):
     """Add to full (B, K, 2h, 2w), in place: phases (B, 4 K, h, w); corrections of its first and last rows and columns.
 
     Channels of phases: row even or odd, column even or odd, landmark. In channels_last the landmarks of a pixel stay
@@ -209,6 +209,8 @@ class AddPhases(AddRows):
         full[..., :2] += columns[..., :2]
         full[..., -2:] += columns[..., 2:]
         return full
+
+    setup_context = AddRows.setup_context
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, ...]:
