@@ -6,6 +6,7 @@ All coordinates are original px (data.py defines the frames). Every error is one
 import hashlib
 import logging
 import math
+import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +17,8 @@ import numpy as np
 from tqdm import tqdm
 
 from config import SPACINGS, Config
-from reading.images import ENDINGS, read_image
-from reading.paths import find_file
+from reading.images import is_image_file, read_image
+from reading.paths import find_file, visible_files
 from settings import UNPRINTABLE, UserError, read_json
 
 log = logging.getLogger("farnet")
@@ -84,22 +85,15 @@ def read_annotation(
 
 
 def refuse_zeros(file: Path, abbreviations: Sequence[str], records: Sequence[Record]) -> None:
-    """Refuse more than one point at exactly (0, 0), which many programs write for a missing one. Raises UserError."""
-    zeros = [
-        (number, row)
-        for number, record in enumerate(records)
-        for row in np.flatnonzero(~record.landmarks.any(1)).tolist()
-    ]
-    if not zeros:
-        return
-    number, row = zeros[0]
-    what = f"{file}: record {number + 1} ({records[number].name}): point {abbreviations[row]!r} lies at exactly (0, 0)"
-    if len(zeros) > 1:
+    """Refuse points at exactly (0, 0), which many programs write for a missing one. Raises UserError."""
+    zeros = [(n, row) for n, r in enumerate(records) for row in np.flatnonzero(~r.landmarks.any(1)).tolist()]
+    if zeros:
+        number, row = zeros[0]
+        others = f", and so do {len(zeros) - 1} others" if zeros[1:] else ""
         raise UserError(
-            f"{what}, and so do {len(zeros) - 1} others: write X and Y null for a missing landmark, and 0.01 for one "
-            "that does lie in the corner"
+            f"{file}: record {number + 1} ({records[number].name}): point {abbreviations[row]!r} lies at exactly (0, 0)"
+            f"{others}: write X and Y null for a missing landmark, and 0.01 for one that does lie in the corner"
         )
-    log.warning("%s: if it is missing, write X and Y null", what)
 
 
 def check_name(where: str, key: str, name: str) -> None:
@@ -211,7 +205,7 @@ def read_images(
 ) -> list[Record]:
     """Decode every image once; return the records with path, size and fingerprint. Logs images without a record.
 
-    Raises UserError for an image that cannot be read and for a point outside its image.
+    Raises UserError for an image that cannot be read or has two records, and for a point outside its image.
     """
     folder = Path(img_dir)
     if not folder.is_dir():
@@ -235,11 +229,16 @@ def read_images(
                 f"{json_path}: record {number} ({record.name}): point {abbreviations[row]!r} at "
                 f"({x:g}, {y:g}) lies outside its image of {record.size[0]} x {record.size[1]} px"
             )
+    files: dict[str, Record] = {}
+    for record in records:
+        other = files.setdefault(os.path.abspath(record.path), record)
+        if other is not record:
+            raise UserError(f"{json_path}: {other.name} and {record.name} are the same file, {record.path}; keep one")
     used = {record.path.resolve() for record in records}
     unused = [
-        path.name
-        for path in sorted(folder.iterdir())
-        if path.suffix.lower() in ENDINGS and not path.name.startswith(".") and path.resolve() not in used
+        path.relative_to(folder).as_posix()
+        for path in visible_files(folder)
+        if is_image_file(path) and path.resolve() not in used
     ]
     if unused:
         log.warning("%d images in %s have no record and are not used: %s", len(unused), folder, shorten(unused))

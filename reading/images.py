@@ -77,10 +77,10 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def is_image_file(path: Path) -> bool:
-    """Return whether a file of a folder is an image: by its ending, or a DICOM file without one."""
+    """Return whether a file of a folder is an image: by its ending, or a DICOM file with another one, or none."""
     if path.suffix.lower() in ENDINGS:
         return not path.is_dir()
-    return not path.suffix and path.is_file() and path.name.upper() != "DICOMDIR" and dicom.is_dicom(path)
+    return path.is_file() and path.name.upper() != "DICOMDIR" and dicom.is_dicom(path)
 
 
 @contextlib.contextmanager

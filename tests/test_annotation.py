@@ -87,7 +87,24 @@ def test_images_without_a_record_are_reported(dataset, caplog):
     shutil.copy(dataset / "imgs" / "image 0 (ä).png", dataset / "imgs" / "spare.png")
     logging.getLogger("farnet").propagate = True
     load_data(tiny_config(dataset))
-    assert "spare.png" in caplog.text
+    assert "spare.png" in caplog.text and "1 images" in caplog.text
+
+
+def test_images_in_subfolders_and_native_dicom_files_without_a_record_are_reported_but_not_hidden_ones(dataset, caplog):
+    logging.getLogger("farnet").propagate = True
+    for name in ("P01/spare.png", ".thumbnails/spare.png", "__MACOSX/spare.png"):
+        (dataset / "imgs" / name).parent.mkdir()
+        (dataset / "imgs" / name).write_bytes((dataset / "imgs" / "image 0 (ä).png").read_bytes())
+    (dataset / "imgs" / "1.2.840").write_bytes(bytes(128) + b"DICM")
+    load_data(tiny_config(dataset))
+    assert mentions(caplog.text, "2 images", "P01/spare.png", "1.2.840")
+
+
+@pytest.mark.parametrize("name", ["./image 0 (ä).png", "IMAGE 0 (Ä).png", ".\\image 0 (ä).png"])
+def test_two_records_of_one_file_are_refused_however_they_name_it(dataset, name):
+    records = make_records(dataset)
+    records[3]["imagePath"] = name
+    assert mentions(data_refusal(dataset, records), "image 0 (ä).png", name, "keep one")
 
 
 # --- What is refused ---
@@ -128,15 +145,13 @@ def test_a_pipe_a_device_and_a_folder_are_refused_as_data_sets(dataset):
             load_data(tiny_config(dataset, json_path=str(path)))
 
 
-def test_points_at_zero_that_mean_missing_are_refused_and_a_single_one_is_reported(dataset, caplog):
-    logging.getLogger("farnet").propagate = True
+def test_points_at_zero_that_may_mean_missing_are_refused(dataset):
     records = make_records(dataset)
     records[1]["points"][2] |= {"X": 0, "Y": 0}
-    write_records(dataset, records)
-    load_data(tiny_config(dataset))
-    assert mentions(caplog.text, "record 2", "'A'", "(0, 0)", "null")
+    message = data_refusal(dataset, records)
+    assert mentions(message, "record 2", "'A'", "(0, 0)", "null", "0.01") and "others" not in message
     records[4]["points"][3] |= {"X": 0.0, "Y": 0}
-    assert mentions(data_refusal(dataset, records), "record 2", "'A'", "(0, 0)", "1 others", "null")
+    assert mentions(data_refusal(dataset, records), "record 2", "'A'", "1 others")
     for record in records[1:5]:
         record["points"][2] |= {"visible": False}
     records[4]["points"][3] |= {"X": None, "Y": None}
