@@ -7,6 +7,7 @@ import hashlib
 import logging
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from config import SPACINGS, Config
-from reading.images import is_image_file, read_image
+from reading.images import is_image_file, read_film
 from reading.paths import find_file, visible_files
 from settings import UNPRINTABLE, UserError, read_json
 
@@ -30,13 +31,14 @@ RUN_FILES = "best.pt last.pt config.json split.json metrics.csv curves.png log.t
 
 @dataclass(frozen=True)
 class Record:
-    """One record of data.json; `size` and `fingerprint` come from its image."""
+    """One record of data.json; `file_spacing`, `size` and `fingerprint` come from its image."""
 
     name: str  # imagePath
     path: Path  # the image file
     landmarks: np.ndarray  # (N, 2) float64 (x, y) original px, nan where not annotated
     occluded: np.ndarray  # (N,) bool: annotated although it is occluded
     spacing: float = math.nan  # mm per original px
+    file_spacing: float = math.nan  # what its DICOM file states
     split: str | None = None
     patient: str | None = None
     size: tuple[int, int] = (0, 0)  # width, height in original px
@@ -79,6 +81,10 @@ def read_annotation(
     doubled = [name for name, count in Counter(record.name for record in records).items() if count > 1]
     if doubled:
         raise UserError(f"{file}: image {doubled[0]} has more than one record; keep one")
+    splits: dict[str, str] = {}
+    for number, split in enumerate((str(record.split) for record in records), 1):
+        if (other := splits.setdefault(split.casefold(), split)) != split:  # one folder on Windows and macOS
+            raise UserError(f"{file}: record {number}: split is {split!r}, elsewhere {other!r}; write it in one way")
     refuse_zeros(file, expected, records)
     point_names = {p["pointAbbreviation"]: str(p.get("pointName", "")).strip() for p in content[0]["points"]}
     return expected, tuple(point_names[name] or name for name in expected), records
@@ -186,6 +192,8 @@ def read_split(where: str, split) -> str | None:
         raise UserError(f"{where}: split is {split!r}; expected train, val or the name of a test set, a short one")
     split = split.strip()
     check_name(where, "split", split)
+    if re.search(r'[<>:"|?*]', split) or re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", split.lower()):
+        raise UserError(f"{where}: split is {split!r}, which cannot be a folder on Windows; give it another name")
     if split.lower().removesuffix(".partial") in RUN_FILES:
         raise UserError(f"{where}: split is {split!r}, which main.py writes itself; give the test set another name")
     known = SPLIT_NAMES.get(split.lower(), split.lower())
@@ -203,7 +211,7 @@ def json_type(value) -> str:
 def read_images(
     json_path: str | Path, img_dir: str | Path, abbreviations: Sequence[str], records: list[Record]
 ) -> list[Record]:
-    """Decode every image once; return the records with path, size and fingerprint. Logs images without a record.
+    """Decode every image once; return the records with what comes from it. Logs images without a record.
 
     Raises UserError for an image that cannot be read or has two records, and for a point outside its image.
     """
@@ -211,15 +219,19 @@ def read_images(
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; set img_dir to the folder of your images")
 
-    def inspect(record: Record) -> Record:
+    def inspect(record: Record) -> tuple[Record, list[str]]:
         path = find_file(folder, record.name) or record.path
-        image = read_image(path)
+        image, spacing, notes = read_film(path)
         digest = hashlib.blake2b(repr(image.shape).encode() + image.tobytes(), digest_size=16).hexdigest()
-        return replace(record, path=path, size=(image.shape[1], image.shape[0]), fingerprint=digest)
+        stated, size = math.nan if spacing is None else spacing, (image.shape[1], image.shape[0])
+        return replace(record, path=path, file_spacing=stated, size=size, fingerprint=digest), notes
 
     with ThreadPoolExecutor(max_workers=4) as pool:  # decoding releases Python's lock
         bar = tqdm(pool.map(inspect, records), "checking images", len(records), leave=False, disable=None)
-        records = list(bar)
+        inspected = list(bar)
+    records = [record for record, _ in inspected]
+    if notes := [note for _, own in inspected for note in own]:
+        log.warning("image %s%s", notes[0], f" ({len(notes) - 1} more notes like it)" if notes[1:] else "")
     for number, record in enumerate(records, 1):
         outside = (record.landmarks < -0.5) | (record.landmarks > np.array(record.size) - 0.5)
         if outside.any():
@@ -258,7 +270,8 @@ def read_spacing(config: Config, abbreviations: Sequence[str], records: list[Rec
 
     "ruler": ruler_mm divided by the distance of the two ruler points, the median over all images of one size, because
     a click error of 1 px on a 10-mm ruler changes every error in mm by 2 %.
-    Raises UserError if a ruler is missing, or if only some records get a spacing.
+    Logs where a DICOM file states another one. Raises UserError if a ruler is missing, or if only some records get a
+    spacing.
     """
     if isinstance(config.spacing, float):
         records = [replace(r, spacing=config.spacing) if math.isnan(r.spacing) else r for r in records]
@@ -301,4 +314,11 @@ def read_spacing(config: Config, abbreviations: Sequence[str], records: list[Rec
             f"{config.json_path}: {len(unknown)} of {len(records)} records have no spacing "
             f"({shorten(unknown)}); give it in all records, or set spacing"
         )
+    other = [r for r in records if abs(r.file_spacing - (0 if unknown else r.spacing)) > 0.01 * r.file_spacing]
+    if other:  # False for nan
+        used = "errors are in px" if unknown else f"{other[0].spacing:.4g} is used"
+        log.warning(
+            "the DICOM files of %d images state another spacing, %s %.4g mm per px, but %s: check the setting spacing",
+            len(other), other[0].name, other[0].file_spacing, used,
+        )  # fmt: skip
     return records

@@ -26,7 +26,7 @@ class Dicom(NamedTuple):
 
     image: np.ndarray  # (h, w) uint16, stretched to the whole range
     spacing: float | None  # mm per px
-    notes: list[str]  # for the user: what is ignored; last, where the spacing comes from
+    notes: list[str]  # for the user: what is ignored, and where the spacing comes from
 
 
 def check_file(file: Path) -> None:
@@ -87,13 +87,16 @@ def read_data(file: Path, **options: Any):
     except ImportError:
         raise UserError("reading DICOM files needs pydicom: pip install pydicom") from None
     check_file(file)
-    data = pydicom.dcmread(file, **options)
+    # a file without preamble is read if its name says that it is DICOM; it holds no syntax, so it is the default one
+    data = pydicom.dcmread(file, force=file.suffix.lower() in ENDINGS, **options)
+    if "TransferSyntaxUID" not in data.file_meta and len(data):
+        data.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
     if "DirectoryRecordSequence" in data or data.file_meta.get("MediaStorageSOPClassUID") == "1.2.840.10008.1.3.10":
         raise UserError(f"{file} is a DICOMDIR, a list of other files; give the image files that it lists")
     if (frames := numbers_of(data, "NumberOfFrames")) and frames[0] > 1:
         raise UserError(f"{file}: expected one grey image, found {frames[0]:.0f} frames")
     if "Rows" not in data or "Columns" not in data:
-        raise UserError(f"{file} holds no image (no Rows and Columns); remove it")
+        raise UserError(f"{file} holds no image, or is not DICOM (no Rows and Columns); remove it")
     if int(data.Rows) * int(data.Columns) > MOST_PIXELS:
         raise UserError(f"{file}: {data.Columns} x {data.Rows} px is too large; expected at most {MOST_PIXELS:,} px")
     return data
@@ -241,4 +244,4 @@ def choose_spacing(spacings: dict[str, list[float]], file: Path) -> tuple[float 
             f"{file.name}: {values[1]:g} mm per px is its {measured}, measured {MEASURED_AT[measured]}; the projection "
             "magnifies the patient (by about 1.1 in cephalograms), so true lengths are smaller",
         ]
-    return None, [*notes, f"{file.name}: no PixelSpacing"]
+    return None, notes

@@ -99,7 +99,7 @@ def naming(path: Path) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None:  # of the system, such as a lack of permission
             raise UserError(f"image {path} cannot be read ({error.strerror})") from None
         reason = (str(error) or repr(error)).splitlines()[0]
-        raise UserError(f"image {path} is damaged ({reason}); restore the file or remove its record") from None
+        raise UserError(f"image {path} is damaged, or of an unusual kind ({reason}); restore or convert it") from None
 
 
 class NotATiff(Exception):

@@ -320,8 +320,16 @@ def test_a_spacing_that_is_no_positive_number_is_refused(dataset, spacing):
     assert mentions(data_refusal(dataset, records), "record 2", "image 1 (ä).png", "spacing", repr(spacing))
 
 
+def test_test_sets_whose_names_differ_in_case_alone_are_refused(dataset):
+    records = make_records(dataset)
+    for record, split in zip(records, ("train", "train", "Test1", "Test1", "test1", "val"), strict=True):
+        record["split"] = split
+    assert mentions(data_refusal(dataset, records), "record 5", "'test1'", "'Test1'")
+
+
 @pytest.mark.parametrize(
-    "split", ["", 1, "../up", ".", "..", " .. ", "a\\b", "best.pt", "Config.json", "progress", "x" * 300]
+    "split",
+    ["", 1, "../up", ".", "..", " .. ", "a\\b", "best.pt", "Config.json", "progress", "x" * 300, "CON", "aux.1", "a:b"],
 )
 def test_a_split_that_is_no_name_is_refused(dataset, split):
     records = make_records(dataset)

@@ -199,7 +199,7 @@ def test_a_detectors_spacing_is_taken_with_a_note_on_magnification(tmp_path):
     read = dicom.read(write_dicom(tmp_path / "a.dcm", pixels, bits=16, ImagerPixelSpacing=[0.15, 0.15]))
     assert read.spacing == 0.15 and mentions(read.notes[0], "a.dcm", "ImagerPixelSpacing")
     none = dicom.read(write_dicom(tmp_path / "b.dcm", pixels, bits=16))
-    assert none.spacing is None and len(none.notes) == 1 and mentions(none.notes[0], "b.dcm", "PixelSpacing")
+    assert none.spacing is None and not none.notes
     with refuses("c.dcm", "square"):
         dicom.read(write_dicom(tmp_path / "c.dcm", pixels, PixelSpacing=[0.1, 0.2]))
     (tmp_path / "d.dcm").write_bytes(b"no dicom")

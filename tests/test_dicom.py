@@ -90,7 +90,7 @@ def test_a_table_without_data_is_ignored_with_a_note(tmp_path, name):
         setattr(data, name, content)
         data.save_as(tmp_path / "film")
         read = dicom.read(tmp_path / "film")
-        assert np.abs(read.image - SHOWN).max() <= 1 and len(read.notes) == 1 + len(content)
+        assert np.abs(read.image - SHOWN).max() <= 1 and len(read.notes) == len(content)
 
 
 @pytest.mark.parametrize("name", ["SamplesPerPixel", "PhotometricInterpretation", "PixelRepresentation", "BitsStored"])
@@ -186,3 +186,17 @@ def test_what_holds_no_single_image_is_named(tmp_path):
 
 def test_the_size_of_a_film_is_read_from_its_header(tmp_path):
     assert image_size(write_dicom(tmp_path / "film", FILM)) == (30, 20)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_file_without_preamble_is_read_if_its_name_says_that_it_is_dicom(tmp_path):
+    file = write_dicom(tmp_path / "film.dcm", FILM, PixelSpacing=[0.1, 0.1])
+    whole = dicom.read(file)
+    data = pydicom.dcmread(file)
+    data.preamble, data.file_meta = None, pydicom.dataset.FileMetaDataset()
+    pydicom.dcmwrite(file, data, implicit_vr=True, little_endian=True, enforce_file_format=False)
+    assert file.read_bytes()[128:132] != b"DICM"
+    assert np.array_equal(dicom.read(file).image, whole.image) and dicom.read(file).spacing == 0.1
+    file.write_bytes(b"no DICOM file" * 50)
+    with refuses("film.dcm", "DICOM"):
+        dicom.read(file)

@@ -1,8 +1,10 @@
 import logging
 import shutil
 
+import numpy as np
 import pytest
 from conftest import data_refusal, make_records, mentions, refuses, tiny_config, write_records
+from foreign_files import write_dicom
 
 from reading.splits import load_data
 
@@ -181,3 +183,18 @@ def test_a_landmark_without_a_training_point_is_reported_and_nothing_to_train_on
         for point in record["points"]:
             point["visible"] = False
     assert mentions(data_refusal(dataset, records), "data.json", "no training image has a point")
+
+
+def test_what_a_dicom_file_states_and_what_is_odd_about_it_is_logged_where_another_spacing_is_used(dataset, caplog):
+    write_dicom(dataset / "imgs" / "film.dcm", np.zeros((80, 96)), PixelSpacing=[0.2, 0.2], RescaleSlope=0)
+    records = make_records(dataset)
+    records[1]["imagePath"] = "film.dcm"
+    write_records(dataset, records)
+    logging.getLogger("farnet").propagate = True
+    load_data(tiny_config(dataset, spacing=0.1))
+    assert mentions(caplog.text, "film.dcm", "RescaleSlope", "1 images state another spacing", "0.2 mm", "0.1 is used")
+    caplog.clear()
+    load_data(tiny_config(dataset, spacing=0.2))
+    assert "another spacing" not in caplog.text
+    load_data(tiny_config(dataset, spacing=None))
+    assert mentions(caplog.text, "0.2 mm", "errors are in px")

@@ -93,7 +93,7 @@ def write_image(image: Path | Pixels, path: Path, link: bool) -> tuple[float | N
     elif dicom.is_dicom(image):
         read = dicom.read(image)
         Image.fromarray(read.image).save(path)
-        return read.spacing, read.notes
+        return read.spacing, [*read.notes, *([f"{image.name}: no PixelSpacing"] if read.spacing is None else [])]
     elif link:
         path.symlink_to(image.resolve())
     else:

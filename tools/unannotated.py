@@ -49,7 +49,7 @@ def read_pixels(image: str | os.PathLike | np.ndarray) -> tuple[np.ndarray, floa
         except OSError as error:  # without read_film's advice on imagePath
             raise UserError(f"image {path} cannot be read ({error.strerror})") from None
         film = read_film(path)
-        return film.image, *((math.nan, film.notes[:-1]) if film.spacing is None else (film.spacing, film.notes))
+        return film.image, math.nan if film.spacing is None else film.spacing, film.notes
     pixels = np.ascontiguousarray(image)
     grey_or_rgb = pixels.ndim == 2 or pixels.shape[2:] == (3,)
     if not (grey_or_rgb and pixels.size and pixels.dtype.kind in "biuf"):
