@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import cv2
@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from reading.annotation import Record
-from reading.images import read_image
+from reading.images import ENDINGS, read_image
 from reporting.predictions import PredictionTable
 from run_folder import write_bytes
 from utils import apply_affine, compose_affines, finite_mean, is_loss_term, radial_errors, resize_affine
@@ -153,8 +153,11 @@ def draw_activations(
 
 
 def picture_name(rank: int, name: str) -> str:
-    """Return the file name of the picture of an image: its rank and its name, short enough for every file system."""
-    return f"{rank:03d}_{Path(name).stem.encode()[:200].decode(errors='ignore')}.png"
+    """Return the file name of the picture of an image: its rank, folders and name, short enough for file systems."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    path = path.with_suffix("") if path.suffix.lower() in ENDINGS else path
+    whole = "_".join(part for part in path.parts if part not in ("/", ".."))
+    return f"{rank:03d}_{whole.encode()[-200:].decode(errors='ignore')}.png"
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:

@@ -17,6 +17,7 @@ from reporting.pictures import (
     draw_overlays,
     draw_progress,
     draw_rates,
+    picture_name,
     spread_of_images,
 )  # fmt: skip
 from reporting.predictions import PredictionTable, read_predictions, write_predictions
@@ -61,6 +62,18 @@ def test_overlays_run_from_the_best_image_to_the_worst(tmp_path):
     draw_overlays(tmp_path, read_predictions(tmp_path / "predictions.csv"), records, 3)
     names = sorted(path.name for path in (tmp_path / "overlays").iterdir())
     assert len(names) == 3 and names[0] == "001_image 1 (ä).png" and names[-1] == "006_image 0 (ä).png"
+
+
+@pytest.mark.parametrize(
+    ("name", "picture"),
+    [
+        ("P01/lateral.png", "007_P01_lateral.png"), ("P01\\pre\\lateral.PNG", "007_P01_pre_lateral.png"),
+        ("../films/a.b.tif", "007_films_a.b.png"), ("/data/1.2.840.10", "007_data_1.2.840.10.png"),
+        ("ä" * 200 + "/last.jpg", "007_" + "ä" * 97 + "_last.png"),
+    ],
+)  # fmt: skip
+def test_the_picture_of_an_image_is_named_by_its_folder_too(name, picture):
+    assert picture_name(7, name) == picture
 
 
 ERRORS = ("val_MRE", "val_median")
