@@ -1,6 +1,7 @@
 """The folder of a run: creating it, its provenance (config.json), its log, and reading and writing checkpoints."""
 
 import contextlib
+import csv
 import io
 import json
 import logging
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,8 +34,9 @@ CHECKPOINT_FORMAT = "landmark checkpoint 1"
 CHECKPOINT_ENTRIES: dict[str, type] = {  # that every program uses
     "method": str, "settings": dict, "abbreviations": list, "names": list, "images": dict, "model": dict, "epoch": int,
 }  # fmt: skip
-RESUMED_ENTRIES: dict[str, type] = {  # that last.pt has beside them, or some of them
+RESUMED_ENTRIES: dict[str, type] = {  # that last.pt has beside them, or some of them; spacing: best.pt too
     "best_MRE": float, "processes": int, "averaged_steps": int, "training_model": dict, "optimizers": dict,
+    "spacing": float,
 }  # fmt: skip
 
 
@@ -128,7 +130,7 @@ def reason_of(error: BaseException | None) -> str:
 def written_whole(path: Path) -> Iterator[IO[bytes]]:
     """Open a temporary file to write to; move it to `path` when all is on the disk: path is whole or unchanged.
 
-    Every file of a run is written here. Raises UserError if the disk is full, or the folder is gone or read-only.
+    All programs write their files here. Raises UserError if the disk is full, or the folder is gone or read-only.
     """
     partial = path.with_name(path.name + ".partial")
     try:
@@ -138,9 +140,10 @@ def written_whole(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
+        raise UserError(f"{path} cannot be written ({reason_of(error)}); {RESUME}") from None
+    finally:
         with contextlib.suppress(OSError):  # the first error is the one to report
             partial.unlink(missing_ok=True)
-        raise UserError(f"{path} cannot be written ({reason_of(error)}); {RESUME}") from None
 
 
 def write_bytes(path: Path, write: Callable[[io.BytesIO], Any]) -> None:
@@ -154,6 +157,13 @@ def write_bytes(path: Path, write: Callable[[io.BytesIO], Any]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all. Raises UserError if that fails."""
     write_bytes(path, lambda file: file.write(text.encode("utf-8", "backslashreplace")))
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Write a csv file whole or not at all. Raises UserError if that fails."""
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def write_provenance(run_dir: Path, config: Config, parameters: int, device: torch.device) -> None:

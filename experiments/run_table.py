@@ -20,6 +20,7 @@ import numpy as np
 from machine import exit_status
 from reporting.predictions import read_predictions
 from reporting.report import figure_text
+from run_folder import write_text
 from settings import UserError, check_names
 from tools.significance import paired_difference
 
@@ -131,7 +132,7 @@ def print_table(options: argparse.Namespace) -> None:
         print(table_row(result, options.part))
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_text(options.out, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
 
 
 def main() -> int:

@@ -1,7 +1,6 @@
 """Write and read predictions.csv, the record of a test: a row per image and landmark. The rest is derived from it."""
 
 import csv
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from run_folder import write_text
+from run_folder import write_csv
 from settings import UserError
 
 OWN_COLUMNS = ("x", "y", "x_true", "y_true", "error", "score", "occluded")  # the other columns are extras
@@ -28,16 +27,14 @@ def write_predictions(path: Path, predictions, abbreviations: Sequence[str], uni
     def text(value: float) -> str:
         return f"{value:.4f}" if math.isfinite(value) else ""
 
-    file = io.StringIO()
-    writer = csv.writer(file)
     head = ["image", "landmark", "x", "y", "x_true", "y_true", f"error_{unit}", "score", *further]
-    writer.writerow(head)
+    rows = [head]
     for i, name in enumerate(predictions.names):
         for n, abbreviation in enumerate(abbreviations):
             values = [*predictions.landmarks[i, n], *predictions.truth[i, n], errors[i, n], predictions.score[i, n]]
             values += [extra[i, n] for extra in further.values()]
-            writer.writerow([name, abbreviation, *map(text, values)])
-    write_text(path, file.getvalue())
+            rows.append([name, abbreviation, *map(text, values)])
+    write_csv(path, rows)
 
 
 class PredictionTable(NamedTuple):
@@ -127,8 +124,5 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 def pool_predictions(sources: Sequence[Path], path: Path) -> None:
     """Write the rows of several predictions.csv into one file; cells stay blank where a source lacks the column."""
     rows = [row for source in sources for row in read_rows(source)]
-    file = io.StringIO()
-    writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)), restval="")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, file.getvalue())
+    head = list(dict.fromkeys(name for row in rows for name in row))
+    write_csv(path, [head, *([row.get(name, "") for name in head] for row in rows)])

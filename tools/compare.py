@@ -15,7 +15,6 @@ perfect method would show, because the mean is noisy.
 """
 
 import argparse
-import csv
 import itertools
 import math
 import shlex
@@ -33,7 +32,7 @@ from machine import exit_status
 from reporting.pictures import draw_differences, draw_error_curves
 from reporting.report import figure_text
 from reporting.workbook import PRECISE, add_sheet, part_label, write_row, write_settings_sheet
-from run_folder import source_commit
+from run_folder import source_commit, write_bytes, write_csv
 from settings import UserError
 from tools.formats.files import check_out, read_json
 from tools.read_runs import Run, implied_spacing, read_runs
@@ -190,9 +189,8 @@ def write_tables(out: Path, tables: Mapping[str, Table], settings: Mapping[str, 
     book = xlwt.Workbook(encoding="utf-8")
     for name, table in tables.items():
         head = list(table[0]) if table else []
-        with open(out / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
-            rows = [["" if value != value else value for value in row.values()] for row in table]
-            csv.writer(file).writerows([head, *rows])
+        rows = [["" if value != value else value for value in row.values()] for row in table]
+        write_csv(out / f"{name}.csv", [head, *rows])
         sheet = add_sheet(book, name, head, {0: 30})
         precise = [name.endswith("pairs") and title.endswith(("p", "p_corrected")) for title in head]
         for number, row in enumerate(table, 1):
@@ -202,7 +200,7 @@ def write_tables(out: Path, tables: Mapping[str, Table], settings: Mapping[str, 
         sheet.set_panes_frozen(True)
         sheet.set_horz_split_pos(1)
     write_settings_sheet(book, settings)
-    book.save(str(out / "comparison.xls"))
+    write_bytes(out / "comparison.xls", book.save)
 
 
 def describe_settings(runs: Sequence[Run], options: argparse.Namespace, exclude: Sequence[str]) -> dict[str, Any]:

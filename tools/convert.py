@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
@@ -30,10 +31,11 @@ from machine import exit_status, training_command
 from reading import dicom
 from reading.annotation import read_points, read_record, shorten
 from reading.paths import normal_name
+from run_folder import write_bytes
 from settings import UserError, parse_text
 from tools.formats import FORMATS
 from tools.formats.common import OPTIONS, Pixels, Reading, data_options, image_size, record_points, spacing_number
-from tools.formats.files import check_out
+from tools.formats.files import check_out, write_json
 
 
 def write_data_set(reading: Reading, destination: Path, link: bool = False) -> list[str]:
@@ -61,9 +63,7 @@ def write_data_set(reading: Reading, destination: Path, link: bool = False) -> l
             check_record(record, partial_folder / name)
             records.append(record)
             notes += more
-        text = json.dumps(records, indent=1, ensure_ascii=False) + "\n"
-        target.parent.mkdir(exist_ok=True)
-        target.write_text(text, encoding="utf-8")
+        write_json(target, records)
         os.replace(partial_folder, folder)
     except BaseException:
         shutil.rmtree(partial_folder, ignore_errors=True)
@@ -89,16 +89,21 @@ def doubled_name(names: Sequence[str]) -> str | None:
 def write_image(image: Path | Pixels, path: Path, link: bool) -> tuple[float | None, list[str]]:
     """Write one image; return the spacing, mm per px, if its DICOM file states one, and notes."""
     if callable(image):
-        Image.fromarray(image()).save(path)
+        write_png(image(), path)
     elif dicom.is_dicom(image):
         read = dicom.read(image)
-        Image.fromarray(read.image).save(path)
+        write_png(read.image, path)
         return read.spacing, [*read.notes, *([f"{image.name}: no PixelSpacing"] if read.spacing is None else [])]
     elif link:
         path.symlink_to(image.resolve())
     else:
         shutil.copyfile(image, path)
     return None, []
+
+
+def write_png(pixels: np.ndarray, path: Path) -> None:
+    """Write pixels as PNG. Raises UserError."""
+    write_bytes(path, lambda file: Image.fromarray(pixels).save(file, "PNG"))
 
 
 def check_record(record: dict, path: Path) -> None:

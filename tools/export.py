@@ -42,7 +42,7 @@ from evaluate import predict_batch
 from machine import exit_status
 from methods import load_detector, method_class
 from reading.images import read_image
-from run_folder import read_checkpoint, source_commit
+from run_folder import read_checkpoint, source_commit, write_bytes
 from settings import UserError, build_config
 from tools.export_graph import ImageToLandmarks
 from tools.unannotated import find_image_files, make_views
@@ -56,8 +56,8 @@ Predict = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # images (B, h,
 # --- Exporting ------------------------------------------------------------------------------------------
 
 
-def export_onnx(graph: ImageToLandmarks, example: torch.Tensor, about: dict[str, str], path: Path) -> Predict:
-    """Write an ONNX file with metadata; return its function. Raises UserError if a package is not installed."""
+def export_onnx(graph: ImageToLandmarks, example: torch.Tensor, about: dict[str, str]) -> tuple[bytes, Predict]:
+    """Return an ONNX file with metadata, and its function. Raises UserError if a package is not installed."""
     try:
         import onnxruntime
         import onnxscript  # noqa: F401  (torch's exporter needs it)
@@ -70,25 +70,26 @@ def export_onnx(graph: ImageToLandmarks, example: torch.Tensor, about: dict[str,
             output_names=["landmarks", "scores"], external_data=False,
         )  # fmt: skip
     program.model.metadata_props.update(about)
-    program.save(path)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda images: tuple(session.run(None, {"image": images}))
+    content = program.model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    return content, lambda images: tuple(session.run(None, {"image": images}))
 
 
-def export_torchscript(graph: ImageToLandmarks, example: torch.Tensor, about: dict[str, str], path: Path) -> Predict:
-    """Write a TorchScript file with extra files; return its function."""
+def export_torchscript(graph: ImageToLandmarks, example: torch.Tensor, about: dict[str, str]) -> tuple[bytes, Predict]:
+    """Return a TorchScript file with extra files, and its function."""
+    file = io.BytesIO()
     with quiet(), torch.no_grad():
         traced = torch.jit.freeze(torch.jit.trace(graph, (example,), check_trace=False))
         follow_input_device(traced.graph)
-        torch.jit.save(traced, str(path), _extra_files={name: text.encode() for name, text in about.items()})
-        loaded = torch.jit.load(str(path))
+        torch.jit.save(traced, file, _extra_files={name: text.encode() for name, text in about.items()})
+        loaded = torch.jit.load(io.BytesIO(file.getbuffer()))
 
     def predict(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         with torch.inference_mode():
             landmarks, scores = loaded(torch.from_numpy(images))
         return landmarks.numpy(), scores.numpy()
 
-    return predict
+    return file.getvalue(), predict
 
 
 def follow_input_device(graph: torch.Graph) -> None:
@@ -203,24 +204,20 @@ def export(checkpoint: str, kind: str, out: Path, places: Sequence[str], most: i
     detector = load_detector(state, config).for_inference()
     eager = make_eager(detector, config)
     example = torch.from_numpy(np.stack([images[0][1]] * 2))
-    partial = out.with_name(f"{out.name}.partial")
-    write = {"onnx": export_onnx, "torchscript": export_torchscript}[kind]
-    try:
-        exported = write(ImageToLandmarks(detector).eval(), example, describe(config, state), partial)
-        worst, where = largest_difference(eager, exported, images)
-        if not worst <= TOLERANCE:
-            hint = ": argmax may choose another of several equal pixels" if config.decode == "argmax" else ""
-            raise UserError(
-                f"the exported graph finds a landmark of {where} {worst:.3g} px off (allowed: {TOLERANCE} px){hint}; "
-                "nothing is written"
-            )
-        image = images[0][1]
-        ours, theirs = median_seconds(eager, image), median_seconds(exported, image)
-        os.replace(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)
+    make = {"onnx": export_onnx, "torchscript": export_torchscript}[kind]
+    content, exported = make(ImageToLandmarks(detector).eval(), example, describe(config, state))
+    worst, where = largest_difference(eager, exported, images)
+    if not worst <= TOLERANCE:
+        hint = ": argmax may choose another of several equal pixels" if config.decode == "argmax" else ""
+        raise UserError(
+            f"the exported graph finds a landmark of {where} {worst:.3g} px off (allowed: {TOLERANCE} px){hint}; "
+            "nothing is written"
+        )
+    image = images[0][1]
+    ours, theirs = median_seconds(eager, image), median_seconds(exported, image)
+    write_bytes(out, lambda file: file.write(content))
     return (
-        f"{out}: {out.stat().st_size / 1e6:.0f} MB; "
+        f"{out}: {len(content) / 1e6:.0f} MB; "
         f"in {len(images)} images no landmark is more than {worst:.2g} px off\n"
         f"{image.shape[1]} x {image.shape[0]} px on this CPU: {1000 * theirs:.0f} ms per image, "
         f"{1000 * ours:.0f} ms in this repository ({ours / theirs:.2f} x)"

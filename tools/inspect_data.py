@@ -10,7 +10,6 @@ in size and independent.
 """
 
 import argparse
-import csv
 import logging
 import math
 import sys
@@ -28,7 +27,8 @@ from machine import exit_status
 from reading.annotation import Record, read_annotation, read_images, read_spacing, shorten
 from reading.images import read_image
 from reporting.cephalometry import known_measures, measure_profiles
-from reporting.pictures import BLUE, write_names
+from reporting.pictures import BLUE, save_figure, write_names
+from run_folder import write_bytes, write_csv
 from settings import UserError
 from tools.formats.common import spacing_number
 from tools.formats.files import read_json
@@ -155,7 +155,7 @@ def draw_sheet(abbreviations: Sequence[str], records: Sequence[Record], path: Pa
         left, top = place % columns * width, place // columns * (height + size + 5) + size + 5
         sheet.paste(image, (left, top))
         draw.text((left + 3, top - 4), record.name[: 2 * width // size], font=font, anchor="ls")
-    sheet.save(path, quality=88)
+    write_bytes(path, lambda file: sheet.save(file, "JPEG", quality=88))
 
 
 def draw_scatter(abbreviations: Sequence[str], records: Sequence[Record], path: Path) -> None:
@@ -169,9 +169,7 @@ def draw_scatter(abbreviations: Sequence[str], records: Sequence[Record], path: 
         if np.isfinite(points[:, n]).any():
             axis.annotate(name, np.nanmedian(points[:, n], axis=0), fontsize=7, ha="center", va="center")
     axis.set(xlim=(0, 1), ylim=(1, 0), xlabel="fraction of the width", ylabel="fraction of the height", aspect=aspect)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    save_figure(figure, path)
 
 
 def write_table(
@@ -182,23 +180,22 @@ def write_table(
     hidden = np.stack([record.occluded for record in records])
     head = ["landmark", "n", "missing", "occluded", "mean_x", "mean_y", "SD_x", "SD_y", "farthest_image"]
     head += [f"readers_mean_{unit}", f"readers_SD_{unit}", f"noise_of_mean_{unit}"] if distances is not None else []
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(head)
-        for n, name in enumerate(abbreviations):
-            known = np.isfinite(points[:, n, 0])
-            row = [name, int(known.sum()), int((~known).sum()), int(hidden[:, n].sum())]
-            if known.any():
-                own = points[known, n]
-                far = np.linalg.norm(own - np.median(own, axis=0), axis=1).argmax()
-                farthest = records[int(np.flatnonzero(known)[far])].name
-                row += [*(f"{value:.4f}" for value in (*own.mean(0), *own.std(0))), farthest]
-            else:
-                row += [""] * 5
-            if distances is not None:
-                own = distances[np.isfinite(distances[:, n]), n]
-                row += [f"{own.mean():.3f}", f"{own.std():.3f}", f"{own.mean() / 2:.3f}"] if own.size else [""] * 3
-            writer.writerow(row)
+    rows = [head]
+    for n, name in enumerate(abbreviations):
+        known = np.isfinite(points[:, n, 0])
+        row = [name, int(known.sum()), int((~known).sum()), int(hidden[:, n].sum())]
+        if known.any():
+            own = points[known, n]
+            far = np.linalg.norm(own - np.median(own, axis=0), axis=1).argmax()
+            farthest = records[int(np.flatnonzero(known)[far])].name
+            row += [*(f"{value:.4f}" for value in (*own.mean(0), *own.std(0))), farthest]
+        else:
+            row += [""] * 5
+        if distances is not None:
+            own = distances[np.isfinite(distances[:, n]), n]
+            row += [f"{own.mean():.3f}", f"{own.std():.3f}", f"{own.mean() / 2:.3f}"] if own.size else [""] * 3
+        rows.append(row)
+    write_csv(path, rows)
 
 
 def run() -> None:

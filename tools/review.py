@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from machine import exit_status, training_command
 from reading.images import FORMATS, image_size, read_image
+from run_folder import written_whole
 from settings import UserError
 from tools.formats.common import data_options, record_points
 from tools.review_source import Review, ReviewImage, is_number, read_source
@@ -122,7 +123,6 @@ def write_page(review: Review, out: Path, pixels: int, link: bool) -> None:
         raise UserError(f"--out {out} is not the name of a page; give one that ends with .html")
     pieces = re.split(r"\{\{(\w+)\}\}", (PAGE / "page.html").read_text(encoding="utf-8"))
     prepare = partial(prepare_image, pixels=pixels, beside=out.parent if link else None)
-    part = out.with_name(out.name + ".partial")
     out.parent.mkdir(parents=True, exist_ok=True)
     described: list[dict] = []
 
@@ -145,13 +145,9 @@ def write_page(review: Review, out: Path, pixels: int, link: bool) -> None:
         elif name == "script":
             yield from ((PAGE / script).read_text(encoding="utf-8") for script in SCRIPTS)
 
-    try:
-        with open(part, "w", encoding="utf-8") as file:
-            for number, piece in enumerate(pieces):
-                file.writelines(content(piece) if number % 2 else [piece])
-        os.replace(part, out)
-    finally:
-        part.unlink(missing_ok=True)
+    with written_whole(out) as file:
+        for number, piece in enumerate(pieces):
+            file.writelines(text.encode() for text in (content(piece) if number % 2 else [piece]))
 
 
 def page_data(review: Review, described: Sequence[dict]) -> str:

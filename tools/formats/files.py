@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from run_folder import write_text
 from settings import UserError
 
 
@@ -64,7 +65,7 @@ def read_xml(file: Path) -> ElementTree.Element:
 def write_json(file: Path, content: Any) -> None:
     """Write indented JSON in UTF-8; make the folder if needed."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(file, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 @contextlib.contextmanager
