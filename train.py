@@ -237,7 +237,11 @@ def describe_training(state: TrainingState) -> None:
 
 
 def checkpoint_state(config: Config, data: LandmarkData, detector: LandmarkDetector, state: Mapping) -> dict[str, Any]:
-    """Return everything that rebuilds a detector: method, settings, landmarks, weights; `state` is added to it."""
+    """Return everything that rebuilds a detector: method, settings, landmarks, weights; `state` is added to it.
+
+    spacing: the median mm per px of the training images, if it is known.
+    """
+    spacing = float(np.median([record.spacing for record in data.select("train")]))
     return {
         "method": config.method,
         "settings": config.to_dict(),
@@ -245,6 +249,7 @@ def checkpoint_state(config: Config, data: LandmarkData, detector: LandmarkDetec
         "names": list(data.names),
         "images": detector.seen | {r.fingerprint: split for split in data.splits for r in data.select(split)},
         "model": detector.state_dict(),
+        **({} if math.isnan(spacing) else {"spacing": spacing}),
         **state,
     }
 

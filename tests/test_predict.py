@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import METHOD_SETTINGS, mentions, tiny_config
+from conftest import METHOD_SETTINGS, make_records, mentions, tiny_config, write_records
 from foreign_files import write_dicom
 from PIL import Image
 
@@ -192,6 +192,33 @@ def test_a_dicom_film_gives_what_its_png_gives_and_its_spacing(dataset, tmp_path
     assert np.array_equal(found["film"], found["film.png"])
     entries = json.loads((tmp_path / "out" / "json" / "data.json").read_text(encoding="utf-8"))
     assert [entry.get("spacing") for entry in entries] == [0.2, None]
+
+
+def test_predictions_keep_the_spacing_of_the_records_and_say_what_takes_the_place_of_an_absent_one(
+    dataset, tmp_path, monkeypatch, capsys
+):
+    records = make_records(dataset)
+    for record in records:
+        record["spacing"] = 0.3
+    write_records(dataset, records)
+    path = save_untrained(tmp_path / "a.pt", dataset, spacing=None)
+    for record in records[1:]:
+        del record["spacing"]
+    write_records(dataset, records)
+
+    def spacings(*options) -> list:
+        out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
+        assert call(monkeypatch, path, dataset / "imgs", "--out", out, *options) == 0
+        return [entry.get("spacing") for entry in json.loads((out / "json" / "data.json").read_text(encoding="utf-8"))]
+
+    assert spacings() == [0.3] + [None] * 5
+    assert mentions(capsys.readouterr().err, "5 images state no mm per px", "images had 0.3", "--spacing MM")
+    assert spacings("--spacing", "0.2") == [0.3] + [0.2] * 5
+    assert mentions(capsys.readouterr().err, "--spacing is not used for 1 images", "image 0")
+    del records[0]["points"]
+    write_records(dataset, records)
+    assert spacings("--spacing", "0.2") == [0.2] * 6
+    assert mentions(capsys.readouterr().err, "not used", "data.json", "record 1")
 
 
 def test_a_method_s_uncertainty_stands_beside_its_landmarks(dataset, tmp_path, monkeypatch):

@@ -13,12 +13,11 @@ With --ensemble the landmarks are the mean over several checkpoints, of the same
     DIR/skipped.txt        the images that could not be read, and why; the exit status is then 1
 
 Uncertainties are in px of the image file: vote_spread of the method noothout, ensemble_spread of several checkpoints.
-measurements.csv states the mm per px that it used: from the DICOM file, else from --spacing, else from the settings of
-the checkpoint. data.json holds only the first two.
+measurements.csv states the mm per px that it used: from the record, if IMAGES are the imgs/ of a data set; else from
+the DICOM file; else from --spacing; else from the settings of the checkpoint. data.json holds only the first three.
 """
 
 import argparse
-import csv
 import json
 import math
 import os
@@ -39,14 +38,14 @@ from detector import LandmarkDetector
 from evaluate import Predictions, gather_predictions, predict_batch
 from machine import exit_status, prepare_device
 from methods import load_detector, method_class
-from reading.annotation import Record, read_spacing
+from reading.annotation import Record, read_spacing, shorten
 from reporting.measurements import measure
 from reporting.pictures import draw_overlays
 from reporting.predictions import read_predictions, write_predictions
-from run_folder import read_checkpoint, write_provenance, write_text
+from run_folder import read_checkpoint, write_csv, write_provenance, write_text
 from settings import UserError, build_config
 from tools.formats.files import check_out
-from tools.unannotated import ImageFiles, UnreadableImage, find_image_files, make_views, read_pixels
+from tools.unannotated import ImageFiles, UnreadableImage, find_image_files, make_views, read_pixels, recorded_spacings
 
 
 class Predictor:
@@ -77,6 +76,7 @@ class Predictor:
             if odd := sorted(set(order) ^ set(own)):
                 where = f"{path} does not find the landmarks of {checkpoint}"
                 raise UserError(f"{where}: {odd[0]!r} is known to only one of them")
+            self.trained_spacing: float | None = state.get("spacing")  # of the last one
             detector = load_detector(state, config)
             self.num_parameters += detector.num_parameters  # before for_inference folds layers
             detector = detector.to(self.device).for_inference()
@@ -192,6 +192,20 @@ def find_spacing(config: Config, abbreviations: Sequence[str], records: Sequence
     return [replace(record, spacing=known.get(record.name, record.spacing)) for record in records]
 
 
+def note_on_spacing(config: Config, trained: float | None, records: Sequence[Record]) -> list[str]:
+    """Return a note if images state no mm per px: what takes their place, and how to give it.
+
+    trained: the median mm per px of the network's training images, if it is known.
+    """
+    unknown = [record.name for record in records if math.isnan(record.spacing)]
+    if not unknown:
+        return []
+    used = {None: "there are no distances in mm", "ruler": "measurements take it from the ruler points found, if any"}
+    text = used.get(config.spacing, f"measurements take {config.spacing} from the network's settings")  # type: ignore
+    known = f"; its training images had {trained:.4g} mm per px" if trained else ""
+    return [f"{len(unknown)} images state no mm per px ({shorten(unknown)}): {text}{known}. Give it with --spacing MM"]
+
+
 def write_measurements(path: Path, config: Config, predictions: Predictions, records: Sequence[Record], state) -> bool:
     """Write measurements.csv, a row per image, blank where a value is unknown; return whether there are any."""
     records = [replace(r, landmarks=own) for r, own in zip(records, predictions.landmarks, strict=True)]
@@ -203,12 +217,11 @@ def write_measurements(path: Path, config: Config, predictions: Predictions, rec
     )  # fmt: skip
     if measured is None:
         return False
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["image", "mm per px", *measured.names])
-        for record, row in zip(records, measured.predicted, strict=True):
-            cells = [f"{record.spacing:.6g}", *(f"{value:.3f}" for value in row)]
-            writer.writerow([record.name, *("" if cell == "nan" else cell for cell in cells)])
+    rows = [["image", "mm per px", *measured.names]]
+    for record, row in zip(records, measured.predicted, strict=True):
+        cells = [f"{record.spacing:.6g}", *(f"{value:.3f}" for value in row)]
+        rows.append([record.name, *("" if cell == "nan" else cell for cell in cells)])
+    write_csv(path, rows)
     return True
 
 
@@ -225,8 +238,9 @@ def run(options: argparse.Namespace) -> int:
     folder = Path(os.path.commonpath([file.parent for file in files]))
     names = [file.relative_to(folder).as_posix() for file in files]
     spacing = math.nan if options.spacing is None else options.spacing
+    recorded, notes = recorded_spacings(files)
     loader = DataLoader(
-        ImageFiles(files, names, predictor.configs, spacing), batch_size=config.batch_size, collate_fn=list,
+        ImageFiles(files, names, predictor.configs, recorded, spacing), batch_size=config.batch_size, collate_fn=list,
         num_workers=min(config.workers, math.ceil(len(files) / config.batch_size)), worker_init_fn=limit_threads,
     )  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
@@ -238,6 +252,12 @@ def run(options: argparse.Namespace) -> int:
         raise
     seconds = time.perf_counter() - started
     print(f"{len(records)} images in {seconds:.1f} s, {len(records) / seconds:.2f} images/s")
+    if options.spacing is None:
+        notes += note_on_spacing(config, predictor.trained_spacing, records)
+    elif own := [record.name for record in records if record.spacing != options.spacing]:
+        notes.append(f"--spacing is not used for {len(own)} images that state their own: {shorten(own)}")
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     for each in unread:
         print(f"skipped: {each.reason}", file=sys.stderr)
     if unread:
@@ -259,7 +279,9 @@ def main() -> int:
     parser.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders or patterns")
     parser.add_argument("--out", required=True, metavar="DIR", help="a new or empty folder")
     parser.add_argument("--ensemble", nargs="+", default=[], metavar="CHECKPOINT", help="more checkpoints")
-    parser.add_argument("--spacing", type=float, help="mm per px, unless a DICOM file states it (as in the checkpoint)")
+    parser.add_argument(
+        "--spacing", type=float, help="mm per px, unless a record or a DICOM file states it (as in the checkpoint)"
+    )
     parser.add_argument("--overlays", type=int, default=100, help="largest number of pictures (100)")
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:1, ... (as in the checkpoint)")
     parser.add_argument("--batch_size", type=int, help="images at a time (as in the checkpoint)")

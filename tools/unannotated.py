@@ -15,8 +15,9 @@ from torch.utils.data import Dataset
 
 from config import Config
 from data import Sample, make_sample, shrink_for_network
-from reading.annotation import Record
+from reading.annotation import Record, read_annotation
 from reading.images import ENDINGS, is_image_file, read_film, stretch_intensities
+from reading.paths import find_file
 from settings import UserError
 
 
@@ -35,6 +36,24 @@ def find_image_files(places: Sequence[str]) -> list[Path]:
             raise UserError(f"{place}: no image there; give files, folders or patterns of {', '.join(ENDINGS)}")
         files |= dict.fromkeys(Path(os.path.abspath(p)) for p in found)  # links keep their names
     return list(files)
+
+
+def recorded_spacings(files: Sequence[Path]) -> tuple[list[float], list[str]]:
+    """Return mm per px of image files by their records, nan where there are none, and notes.
+
+    The records are those of a data set as main.py reads and tools.convert writes it: json/data.json beside imgs/.
+    """
+    known, notes = dict[str, float](), list[str]()
+    for folder in {parent for file in files for parent in file.parents if parent.name == "imgs"}:
+        data = folder.parent / "json" / "data.json"
+        try:
+            records = read_annotation(data, folder)[2] if data.is_file() else []
+        except UserError as error:
+            notes.append(f"the records beside the images are not used: {error}")
+            continue
+        paths = [find_file(folder, record.name) or record.path for record in records]
+        known |= {os.path.abspath(path): record.spacing for path, record in zip(paths, records, strict=True)}
+    return [known.get(str(file), math.nan) for file in files], notes
 
 
 def read_pixels(image: str | os.PathLike | np.ndarray) -> tuple[np.ndarray, float, list[str]]:
@@ -93,8 +112,12 @@ class UnannotatedImage(NamedTuple):
 class ImageFiles(Dataset):
     """Image files, each as an UnannotatedImage or, if it cannot be read, an UnreadableImage."""
 
-    def __init__(self, files: Sequence[Path], names: Sequence[str], configs: Sequence[Config], spacing: float) -> None:
-        self.files, self.names, self.configs, self.spacing = files, names, configs, spacing
+    def __init__(
+        self, files: Sequence[Path], names: Sequence[str], configs: Sequence[Config], recorded: Sequence[float],
+        spacing: float,
+    ) -> None:  # fmt: skip
+        """recorded: mm per px of each file by its record, or nan; spacing: mm per px if the file states none either."""
+        self.files, self.names, self.configs, self.recorded, self.spacing = files, names, configs, recorded, spacing
 
     def __len__(self) -> int:
         return len(self.files)
@@ -103,11 +126,11 @@ class ImageFiles(Dataset):
         path, name = self.files[index], self.names[index]
         try:
             name.encode()
-            image, spacing, notes = read_pixels(path)
+            image, stated, notes = read_pixels(path)
         except UnicodeEncodeError:
             return UnreadableImage(path, f"image {name!a}: its name is not UTF-8; rename the file")
         except UserError as error:
             return UnreadableImage(path, str(error))
-        spacing = self.spacing if math.isnan(spacing) else spacing
+        spacing = next((mm for mm in (self.recorded[index], stated) if not math.isnan(mm)), self.spacing)
         record = unannotated_record(image, self.configs[0].num_landmarks, name, path, spacing)
         return UnannotatedImage(record, make_views(self.configs, image), notes)
