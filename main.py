@@ -12,6 +12,7 @@ torchrun --nproc_per_node=4 main.py ...              any of these on four GPUs
 import argparse
 import contextlib
 import logging
+import re
 import sys
 import textwrap
 import time
@@ -30,7 +31,15 @@ from reporting.explain import draw_explanations
 from reporting.predictions import pool_predictions, read_predictions, write_predictions
 from reporting.report import report
 from run_folder import create_run_folder, discard_unstarted, read_checkpoint, source_commit, start_log, write_provenance
-from settings import UserError, build_config, parse_settings, preset_settings, read_settings, setting_comments
+from settings import (
+    UserError,
+    build_config,
+    parse_settings,
+    preset_settings,
+    read_json,
+    read_settings,
+    setting_comments,
+)
 from train import train
 
 log = logging.getLogger("farnet")
@@ -122,6 +131,9 @@ def resolve_resumed_config(options: argparse.Namespace, overrides: Overrides) ->
     run_dir = Path(options.resume)
     if not (run_dir / "config.json").exists():
         raise UserError(f"{run_dir} is not a run folder: it has no config.json")
+    provenance = read_json(run_dir / "config.json")
+    if isinstance(provenance, dict) and re.search("'--test[=']|predict.py'", str(provenance.get("argv"))):
+        raise UserError(f"{run_dir} holds a test or predictions, not a training run; repeat its command instead")
     if options.preset or options.config:
         raise UserError("--resume takes the settings of its run; leave out --preset and --config")
     for name in overrides:
@@ -249,9 +261,11 @@ def run(arguments: list[str]) -> None:
             run_training(config, run_dir)
     except BaseException as error:
         if process_rank() == 0:
+            if options.test:  # so that the same command can be given again
+                (run_dir / "config.json").unlink(missing_ok=True)
             if isinstance(error, UserError | KeyboardInterrupt):
                 discard_unstarted(run_dir)
-            if (run_dir / "config.json").exists() and not options.test:
+            if (run_dir / "config.json").exists():
                 with contextlib.suppress(UserError):  # the log may be what failed
                     log.warning("stopped; resume with: python main.py --resume %s", run_dir)
         raise

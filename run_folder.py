@@ -43,13 +43,17 @@ RESUMED_ENTRIES: dict[str, type] = {  # that last.pt has beside them, or some of
 def create_run_folder(config: Config, kind: str = "") -> Path:
     """Create and return a new folder, config.run_dir or runs/<method>-<time>.
 
-    Raises UserError if it exists and holds more than the log of a run that never started.
+    kind: "-test" for the test of a checkpoint, which may be repeated in its folder if it failed. Raises UserError if
+    the folder exists and holds more than the log of a run that never started.
     """
     stamp = time.strftime("%Y%m%d-%H%M%S")
     run_dir = Path(config.run_dir) if config.run_dir else Path("runs") / f"{config.method}{kind}-{stamp}"
     try:
         # a run that was killed before it wrote config.json left nothing to lose
-        unstarted = run_dir.is_dir() and {path.name for path in run_dir.iterdir()} <= {"log.txt", "config.json.partial"}
+        files = {path.name for path in run_dir.iterdir()} if run_dir.is_dir() else {""}
+        unstarted = files <= {"log.txt", "config.json.partial"}
+        # main.py removes the config.json of a test that failed: its reports are whole and will be written again
+        unstarted = unstarted or (bool(kind) and "log.txt" in files and not {"config.json", "last.pt"} & files)
         run_dir.mkdir(parents=True, exist_ok=unstarted)
         (run_dir / "log.txt").touch()
     except FileExistsError:

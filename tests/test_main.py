@@ -320,6 +320,14 @@ def test_a_folder_that_is_not_a_run_cannot_be_resumed(tmp_path, refused):
     assert str(tmp_path / "none") in refused("--resume", tmp_path / "none")
 
 
+@pytest.mark.parametrize("words", [["main.py", "--test", "best.pt"], ["tools/predict.py", "best.pt"]])
+def test_a_test_and_predictions_cannot_be_resumed_as_a_training_run(tiny_run, words, refused):
+    path = tiny_run / "config.json"
+    provenance = json.loads(path.read_text(encoding="utf-8")) | {"argv": words}
+    path.write_text(json.dumps(provenance), encoding="utf-8")
+    assert "repeat its command" in refused("--resume", tiny_run)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import pickle
+import shutil
 import sys
 import zipfile
 from pathlib import Path
@@ -14,6 +15,7 @@ from conftest import mentions, refusal, refuses, tiny_config
 
 import main
 import run_folder
+import train
 from machine import exit_status
 from run_folder import (
     create_run_folder,
@@ -247,19 +249,19 @@ def bytes_of(run: Path) -> dict[str, bytes]:
     }  # fmt: skip
 
 
-@pytest.mark.slow
-def test_every_write_of_a_run_may_fail_and_the_run_can_be_resumed(dataset, monkeypatch, capsys):
-    (dataset / "settings.json").write_text(json.dumps(tiny_config(dataset, method="tiny").to_dict()))
-    replace, fsync, left = os.replace, os.fsync, [0]
+@pytest.fixture
+def full_disk(monkeypatch):
+    """main.py with these arguments, where the n-th write fails (0: none), in fsync or in replace; its exit status."""
+    replace, fsync = os.replace, os.fsync
 
-    def run(arguments: list, fail_at: int = 0, at: str = "replace") -> int:
-        left[0] = fail_at
+    def run(arguments: list, fail_at: int = 0) -> int:
+        run.left, at = fail_at, "fsync" if fail_at % 2 else "replace"
 
         def failing(real, name):
             def call(*paths):
                 if name == at:
-                    left[0] -= 1
-                if name == at and left[0] == 0:
+                    run.left -= 1
+                if name == at and run.left == 0:
                     raise OSError(errno.ENOSPC, "No space left on device")
                 return real(*paths)
 
@@ -269,17 +271,53 @@ def test_every_write_of_a_run_may_fail_and_the_run_can_be_resumed(dataset, monke
         monkeypatch.setattr(os, "fsync", failing(fsync, "fsync"))
         return exit_status(lambda: main.run(list(map(str, arguments))))
 
+    return run
+
+
+@pytest.mark.slow
+def test_every_write_of_a_run_may_fail_and_the_run_can_be_resumed(dataset, full_disk, capsys):
+    (dataset / "settings.json").write_text(json.dumps(tiny_config(dataset, method="tiny").to_dict()))
     start = ["--config", dataset / "settings.json", "--run_dir"]
-    assert run([*start, dataset / "whole"]) == 0
-    writes, expected = -left[0], bytes_of(dataset / "whole")
+    assert full_disk([*start, dataset / "whole"]) == 0
+    writes, expected = -full_disk.left, bytes_of(dataset / "whole")
     assert writes > 10
     for n in range(1, writes + 1):
         folder = dataset / f"run{n}"
         capsys.readouterr()
-        assert run([*start, folder], n, "fsync" if n % 2 else "replace") == 2
+        assert full_disk([*start, folder], n) == 2
         error = capsys.readouterr().err.strip()
         assert error.startswith("error: ") and "\n" not in error and mentions(error, folder, "No space left", "resume")
         assert not list(folder.rglob("*.partial"))
         again = ["--resume", folder] if folder.exists() else [*start, folder]
-        assert run(again) == 0
+        assert full_disk(again) == 0
         assert bytes_of(folder) == expected, n
+
+
+@pytest.mark.slow
+def test_every_write_of_a_test_may_fail_and_the_same_command_works_afterwards(trained_run, tmp_path, full_disk, capsys):
+    arguments = ["--test", trained_run / "best.pt", "--run_dir"]
+    assert full_disk([*arguments, tmp_path / "whole"]) == 0
+    writes, expected = -full_disk.left, bytes_of(tmp_path / "whole")
+    assert writes > 5 and expected
+    for n in range(1, writes + 1):
+        capsys.readouterr()
+        assert full_disk([*arguments, tmp_path / f"test{n}"], n) == 2
+        error = capsys.readouterr().err.strip()
+        assert error.startswith("error: ") and "\n" not in error and mentions(error, tmp_path / f"test{n}", "repeat")
+        assert full_disk([*arguments, tmp_path / f"test{n}"]) == 0
+        assert bytes_of(tmp_path / f"test{n}") == expected, n
+
+
+def test_the_folder_of_a_run_vanishes_and_the_program_says_so(dataset, monkeypatch, capsys):
+    (dataset / "settings.json").write_text(json.dumps(tiny_config(dataset, method="tiny").to_dict()))
+    save = train.save_epoch
+
+    def remove_and_save(*arguments):
+        shutil.rmtree(dataset / "run")
+        save(*arguments)
+
+    monkeypatch.setattr(train, "save_epoch", remove_and_save)
+    arguments = ["--config", str(dataset / "settings.json"), "--run_dir", str(dataset / "run")]
+    assert exit_status(lambda: main.run(arguments)) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and mentions(error, dataset / "run" / "best.pt", "No such file")
