@@ -53,8 +53,8 @@ def read_json(path: str | Path, remedy: str = "give a JSON file in UTF-8") -> An
     """
     require_file(path, remedy)
     try:
-        # an int with more digits than float64 needs would overflow wherever it is used
-        content = json.loads(Path(path).read_bytes(), parse_int=lambda text: (int if len(text) < 20 else float)(text))
+        # an int beyond the range of float64 would overflow wherever it is used
+        content = json.loads(Path(path).read_bytes(), parse_int=lambda text: (int if len(text) < 300 else float)(text))
         level = [content]
         for _ in range(MAX_DEPTH):
             nested = (value for value in level if isinstance(value, dict | list))

@@ -376,10 +376,12 @@ def test_a_spacing_given_once_is_written_into_the_records_that_have_none(tmp_pat
     assert status == 0 and "0.1000 to 0.2000 mm/px" in output
 
 
-def test_a_csv_with_semicolons_and_decimal_commas_is_read(tmp_path):
+def test_a_csv_as_excel_writes_it_is_read(tmp_path):
     draw_images(tmp_path, ["a.png"])
-    (tmp_path / "p.csv").write_text("image;landmark;x;y\na.png;S;11,25;,5\n")
-    assert tables(native.read(tmp_path / "p.csv", images=tmp_path)) == {"a.png": {"S": (11.25, 0.5)}}
+    for separator, first, encoding in ((";", "", "utf-8"), (";", "sep=;\r\n", "utf-8-sig"), ("\t", "", "utf-16")):
+        text = first + "image;landmark;x;y\r\na.png;S;11,25;,5\r\n".replace(";", separator)
+        (tmp_path / "p.csv").write_bytes(text.encode(encoding))
+        assert tables(native.read(tmp_path / "p.csv", images=tmp_path)) == {"a.png": {"S": (11.25, 0.5)}}
     (tmp_path / "p.csv").write_text('image,landmark,x,y\na.png,S,"11,25",5\n')
     with refuses("p.csv", "line 2", "11,25"):
         native.read(tmp_path / "p.csv", images=tmp_path)

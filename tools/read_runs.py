@@ -11,8 +11,8 @@ import numpy as np
 
 from config import Config
 from reporting.predictions import PredictionTable, read_predictions
-from settings import UserError
-from tools.formats.files import expecting, read_json
+from settings import UserError, read_json
+from tools.formats.files import expecting
 from tools.two_readers import SAME
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from reading.paths import visible_files
-from settings import UserError
+from settings import UserError, read_json
 from tools.formats.common import (
     Images,
     Reading,
@@ -27,7 +27,7 @@ from tools.formats.common import (
     numbers,
     spacing_number,
 )  # fmt: skip
-from tools.formats.files import check_folder, expecting, read_csv, read_json
+from tools.formats.files import check_folder, expecting, read_csv
 
 PRESET = "aariz"
 READERS = {"mean": ("senior", "junior"), "ceiling": ("senior", "junior"), "senior": ("senior",), "junior": ("junior",)}

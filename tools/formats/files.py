@@ -11,33 +11,26 @@ from typing import Any
 from xml.etree import ElementTree
 
 from run_folder import write_text
-from settings import UserError
+from settings import UserError, require_file
 
 
 def read_text(file: Path) -> str:
-    """Return the text of a file in UTF-8, with or without a byte order mark. Raises UserError."""
+    """Return the text of a file in UTF-8, or in UTF-16 with a byte order mark, as Excel writes it. Raises UserError."""
+    require_file(file)
     try:
-        return file.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{file} does not exist") from None
+        content = file.read_bytes()
+        return content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read as text in UTF-8: {error}") from None
-
-
-def read_json(file: Path) -> Any:
-    """Return the content of a JSON file. Raises UserError."""
-    try:
-        return json.loads(read_text(file))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} cannot be read as JSON: {error}") from None
 
 
 def read_csv(file: Path) -> list[list[str]]:
     """Return the rows of a csv file that are not blank, each cell stripped of white space. Raises UserError.
 
-    If all lines have semicolons, or all have tabs, these separate the cells, and a decimal comma becomes a point.
+    If all lines have semicolons, or all have tabs, these separate the cells, and a decimal comma becomes a point. A
+    first line "sep=;", by which Excel knows the separator, is skipped.
     """
-    text = read_text(file)
+    text = re.sub(r"\Asep=.?\r?\n", "", read_text(file))
     lines = [line for line in text.splitlines() if line.strip()]
     delimiter = next((each for each in ";\t" if lines and all(each in line for line in lines)), ",")
     try:

@@ -23,7 +23,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from reading.images import FORMATS, image_size
 from reading.paths import find_file, path_parts, visible_files
-from settings import UserError
+from settings import UserError, read_json
 from tools.formats.common import (
     Images,
     Pixels,
@@ -34,7 +34,7 @@ from tools.formats.common import (
     numbers,
     record_points,
 )  # fmt: skip
-from tools.formats.files import check_folder, expecting, read_json, write_json
+from tools.formats.files import check_folder, expecting, write_json
 
 
 def read(source: Path, images: Path | None = None, landmarks: tuple[str, ...] = ()) -> Reading:

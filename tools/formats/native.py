@@ -11,9 +11,9 @@ SOURCE is a data.json, a folder that holds json/data.json and imgs/, or a predic
 from pathlib import Path
 
 from reading.annotation import read_points, read_record
-from settings import UserError
+from settings import UserError, read_json
 from tools.formats.common import Images, Reading, add_point, make_record, numbers, record_points
-from tools.formats.files import read_csv, read_json
+from tools.formats.files import read_csv
 
 HEAD = ["image", "landmark", "x", "y"]
 
