@@ -31,6 +31,11 @@ def apply_affine(affine, points):
     return points @ affine[..., :2].swapaxes(-1, -2) + affine[..., None, :, 2]
 
 
+def clip_to_image(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Move points (N, 2) beside an image (width, height) to the border of its outermost pixels; nan stays nan."""
+    return np.clip(points, -0.5, np.array(size) - 0.5)
+
+
 def compose_affines(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Return the affine (2, 3) that applies `first`, then `second`."""
     return second @ np.vstack([first, (0, 0, 1)])

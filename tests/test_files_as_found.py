@@ -385,3 +385,14 @@ def test_a_csv_as_excel_writes_it_is_read(tmp_path):
     (tmp_path / "p.csv").write_text('image,landmark,x,y\na.png,S,"11,25",5\n')
     with refuses("p.csv", "line 2", "11,25"):
         native.read(tmp_path / "p.csv", images=tmp_path)
+
+
+def test_predictions_beside_the_image_go_to_its_border_with_a_note(tmp_path, run_program):
+    draw_images(tmp_path / "imgs", ["a.png"])
+    width, height = Image.open(tmp_path / "imgs" / "a.png").size
+    (tmp_path / "p.csv").write_text(f"image,landmark,x,y\na.png,S,{width + 3},-2\na.png,N,5,6\n")
+    reading = native.read(tmp_path / "p.csv", images=tmp_path / "imgs")
+    assert tables(reading) == {"a.png": {"S": (width - 0.5, -0.5), "N": (5.0, 6.0)}}
+    assert mentions(reading.notes[0], "a.png", "S") and "N" not in reading.notes[0].split(":")[-1]
+    arguments = ("native", tmp_path / "p.csv", tmp_path / "out", "--images", tmp_path / "imgs")
+    assert run_program(convert, *arguments)[0] == 0

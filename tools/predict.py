@@ -46,6 +46,7 @@ from run_folder import read_checkpoint, write_csv, write_provenance, write_text
 from settings import UserError, build_config
 from tools.formats.files import check_out
 from tools.unannotated import ImageFiles, UnreadableImage, find_image_files, make_views, read_pixels, recorded_spacings
+from utils import clip_to_image
 
 
 class Predictor:
@@ -159,7 +160,7 @@ def write_records(
     """
     entries = []
     for index, record in enumerate(records):
-        places = np.clip(predictions.landmarks[index], -0.5, np.array(record.size) - 0.5)
+        places = clip_to_image(predictions.landmarks[index], record.size)
         further = {"score": predictions.score[index]} | {n: v[index] for n, v in predictions.extras.items()}
         points = []
         for n, (abbreviation, name) in enumerate(zip(state["abbreviations"], state["names"], strict=True)):
