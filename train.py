@@ -248,7 +248,8 @@ def checkpoint_state(config: Config, data: LandmarkData, detector: LandmarkDetec
         "abbreviations": list(data.abbreviations),
         "names": list(data.names),
         "images": detector.seen | {r.fingerprint: split for split in data.splits for r in data.select(split)},
-        "model": detector.state_dict(),
+        # in torch's default layout, whatever channels_last is
+        "model": {name: weight.contiguous() for name, weight in detector.state_dict().items()},
         **({} if math.isnan(spacing) else {"spacing": spacing}),
         **state,
     }
