@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from config import Config
 from data import Sample
 from detector import LandmarkDetector
-from networks.backbone import load_backbone_weights
+from networks.backbone import create_backbone, load_backbone_weights
+from networks.efficientnet import LITE
 from networks.normalisation import use_image_statistics
 from settings import UserError, check_names
 from utils import decode_heatmaps, is_exporting, require_finite
@@ -30,7 +31,7 @@ class UNetConfig(Config):
     height: int = 512  # of the network input, px, a multiple of 32 from 64
     width: int = 512  # of the network input, px, a multiple of 32 from 64
     keep_aspect: bool = True  # true: keep the aspect ratio, filling up with what surrounds the crop | false: stretch
-    backbone: str = "resnet101"  # an encoder of segmentation-models-pytorch; with weights a ResNet or VGG
+    backbone: str = "resnet101"  # efficientnet_lite0 to 2, or an encoder of segmentation-models-pytorch
     norm: str = "batch"  # batch | instance: statistics of the batch or of each image
     decode: str = "subpixel"  # subpixel: centroid of the component around the peak | argmax: first maximum (authors)
     epochs: int = 350  # passes over the training images
@@ -211,14 +212,19 @@ class UNet(LandmarkDetector):
 
 def create_network(config: UNetConfig, num_landmarks: int) -> segmentation_models_pytorch.Unet:
     """Return the U-Net with its initial weights. Raises UserError for an encoder or weights that do not exist."""
-    check_names([config.backbone], sorted(get_encoder_names()), "backbone")
-    if config.backbone_weights != "none" and not config.backbone.startswith(("resnet", "vgg")):
+    check_names([config.backbone], [*LITE, *sorted(get_encoder_names())], "backbone")
+    if config.backbone_weights != "none" and not config.backbone.startswith(("resnet", "vgg", "efficientnet_lite")):
         raise UserError(
-            f"setting backbone_weights: torchvision's are read for ResNets and VGGs, not for {config.backbone}; "
+            f"setting backbone_weights: it is read for ResNets, VGGs and EfficientNet-Lite, not for {config.backbone}; "
             "set it to none"
         )
-    network = segmentation_models_pytorch.Unet(config.backbone, encoder_weights=None, classes=num_landmarks)
-    load_backbone_weights(network.encoder, config.backbone, config.backbone_weights)
+    encoder = f"tu-tf_{config.backbone}" if config.backbone in LITE else config.backbone
+    network = segmentation_models_pytorch.Unet(encoder, encoder_weights=None, classes=num_landmarks)
+    if config.backbone in LITE:  # timm's network has the same tensors in the same order, under other names
+        own = create_backbone(config.backbone, config.backbone_weights).state_dict()
+        network.encoder.load_state_dict(dict(zip(network.encoder.state_dict(), own.values(), strict=True)))
+    else:
+        load_backbone_weights(network.encoder, config.backbone, config.backbone_weights)
     if config.norm == "instance":
         use_image_statistics(network)
     return network

