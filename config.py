@@ -55,6 +55,7 @@ class Config(Settings):
     # Network, labels and decoding
     backbone: str = "densenet121"  # densenet121 | resnet101 | vgg16 | efficientnet_lite0 | ...: docs/training.md
     backbone_weights: str = "imagenet"  # imagenet: published ones | none: random | a file with a state dict
+    decoder_channels: int = 256  # of FARNet's decoder, a multiple of 8: as in the paper; fewer are faster
     norm: str = "instance"  # batch | instance: statistics of the batch or of each image
     sigma: float = 10.0  # standard deviation of the target heatmaps, px, above 0
     ewc_alpha: float = 40.0  # weight of the loss at a heatmap's peak, above 0; 1: mean squared error
@@ -126,6 +127,7 @@ class Config(Settings):
         require(left < right and top < bottom, "crop", "left must be below right and top below bottom")
         landmarks = self.explain_landmarks
         require(len(set(landmarks)) == len(landmarks), "explain_landmarks", "a landmark appears twice")
+        require(self.decoder_channels % 8 == 0 < self.decoder_channels, "decoder_channels", "give a multiple of 8")
         require(self.ema < 1, "ema", "it must be below 1, e.g. 0.99")
         if isinstance(self.spacing, str):
             require(self.spacing == "ruler", "spacing", "give mm per px with a decimal point, ruler, or none")
@@ -202,6 +204,7 @@ AT_MOST = {
     "num_landmarks": 10_000, "epochs": 1_000_000, "folds": 1000, "height": 8192, "width": 8192, "rotation": 360,
     "blur": 100, "sigma": 1000, "ewc_alpha": 1_000_000, "batch_size": 10_000, "accumulate": 10_000, "lr": 1000,
     "weight_decay": 1000, "crop_margin": 10, "ruler_mm": 10_000, "views": 100, "workers": 256, "cache_gb": 100_000,
+    "decoder_channels": 4096,
 }  # fmt: skip
 SPACINGS = (1e-4, 100.0)  # mm per px, from a microscope to far beyond a radiograph
 FRACTIONS = ("scaling", "shift", "intensity", "elastic", "cutout", "ema")

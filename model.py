@@ -181,7 +181,7 @@ class FARNet(LandmarkDetector):
     def __init__(self, config: Config, network: nn.Module | None = None) -> None:
         super().__init__(config)
         self.network: Any = network or FARNetNetwork(  # or its folded form
-            self.num_landmarks, config.backbone, config.backbone_weights, config.norm
+            self.num_landmarks, config.backbone, config.backbone_weights, config.norm, config.decoder_channels
         )
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from conftest import tiny_config
+from conftest import refuses, tiny_config
 from torch import nn
 
 from config import Config
@@ -220,3 +220,13 @@ def test_a_test_in_bf16_finds_about_the_same_landmarks(tmp_path):
         with torch.inference_mode():
             scores.append(detector.predict(image)[1])
     assert (scores[0] - scores[1]).abs().max() < 0.05 and not torch.equal(*scores)
+
+
+def test_decoder_channels_scale_the_whole_decoder_and_an_odd_number_is_refused(tmp_path):
+    sizes = []
+    for channels in (64, 128):
+        config = tiny_config(tmp_path, num_landmarks=19, backbone="efficientnet_lite0", decoder_channels=channels)
+        sizes.append(FARNet(config).num_parameters)
+    assert sizes == [6_421_827, 16_008_371]
+    with refuses("decoder_channels", "100", "multiple of 8"):
+        tiny_config(tmp_path, decoder_channels=100)
