@@ -35,6 +35,7 @@ from run_folder import (
     describe_tensor,
     load_weights,
     read_checkpoint,
+    reason_of,
     save_checkpoint,
     write_provenance,
     write_text,
@@ -369,11 +370,19 @@ def epoch_text(row: Mapping[str, Any], epochs: int, unit: str, seconds_per_epoch
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a metrics.csv with numbers as numbers; [] if there is no file."""
+    """Return the rows of a metrics.csv with numbers as numbers; [] if there is no file. Raises UserError if damaged."""
     if not path.exists():
         return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return [{k: float(v) if k != "epoch" else int(v) for k, v in row.items()} for row in csv.DictReader(file)]
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows: list[dict[str, Any]] = [
+                {k: float(v) if k != "epoch" else int(v) for k, v in row.items()} for row in csv.DictReader(file)
+            ]
+        if any(row["epoch"] != number for number, row in enumerate(rows, 1)):
+            raise ValueError("its epochs are not 1, 2, ...")
+    except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
+        raise UserError(f"{path} is damaged ({reason_of(error)}); restore it, or remove it to go on without") from None
+    return rows
 
 
 def write_metrics(path: Path, rows: list[dict[str, Any]]) -> None:
