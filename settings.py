@@ -11,6 +11,7 @@ import json
 import logging
 import re
 import stat
+import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -143,7 +144,7 @@ def check_value(name: str, value: Any, hint: Any) -> Any:
                 return tuple(check_value(name, item, typing.get_args(option)[0]) for item in value)
         elif option is float:
             if isinstance(value, int | float) and not isinstance(value, bool):
-                if value != value or abs(value) == float("inf"):
+                if not abs(value) <= sys.float_info.max:  # also for an int that no float can hold
                     raise UserError(f"setting {name}: {value} is not a finite number")
                 return float(value)
         elif isinstance(value, option) and not (option is int and isinstance(value, bool)):
