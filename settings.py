@@ -31,7 +31,15 @@ UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class UserError(Exception):
-    """A mistake in a file, a record or a setting. The programs print it as one line and exit with status 2."""
+    """A mistake in a file, a record or a setting. The programs print it as one line and exit with status 2.
+
+    What a line cannot hold, such as a line break in a label of somebody's file, is escaped.
+    """
+
+    def __init__(self, message: str) -> None:
+        # torch puts the error of a process that loads images behind its traceback
+        message = message.rpartition("\nsettings.UserError: ")[2].strip()
+        super().__init__(UNPRINTABLE.sub(lambda odd: ascii(odd[0])[1:-1], message))
 
 
 def require_file(path: str | Path, remedy: str = "give the path of a file") -> None:
