@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import logging
-import math
 import os
 import pickle
 import platform
@@ -237,7 +236,7 @@ def check_entries(path: str | Path, state: Mapping[str, Any]) -> None:
         if good and kind is int:
             good = 0 <= value < 10**9
         elif good and kind is float:
-            good = not math.isnan(value)
+            good = value == value  # not nan
         elif good and kind in (list, dict):
             held = {"model": Tensor, "training_model": Tensor, "optimizers": dict, "settings": object}.get(name, str)
             good = all(isinstance(item, str) and not UNPRINTABLE.search(item) for item in value)
