@@ -63,7 +63,7 @@ def write_data_set(reading: Reading, destination: Path, link: bool = False) -> l
             notes += more
         text = json.dumps(records, indent=1, ensure_ascii=False) + "\n"
         target.parent.mkdir(exist_ok=True)
-        target.write_text(text, encoding="utf-8")
+        target.write_text(text, encoding="utf-8", errors="backslashreplace")  # half a character, as JSON escapes it
         os.replace(partial_folder, folder)
     except BaseException:
         shutil.rmtree(partial_folder, ignore_errors=True)

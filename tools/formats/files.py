@@ -64,7 +64,7 @@ def read_xml(file: Path) -> ElementTree.Element:
 def write_json(file: Path, content: Any) -> None:
     """Write indented JSON in UTF-8; make the folder if needed."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8", "backslashreplace")
 
 
 @contextlib.contextmanager
