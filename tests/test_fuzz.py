@@ -174,7 +174,7 @@ def change_tensor(tensor: Tensor, generator: np.random.Generator) -> Tensor:
         lambda: tensor.bool(), lambda: torch.full_like(like, math.nan), lambda: torch.full_like(like, math.inf),
         lambda: like + 1, lambda: tensor[None], lambda: tensor.flatten()[:0], lambda: tensor.flatten()[:1],
         lambda: tensor.flip(-1) if tensor.ndim else -tensor, lambda: tensor.to_sparse(), lambda: tensor.to("meta"),
-        lambda: torch.nn.Parameter(like), lambda: torch.zeros(1).expand(tensor.shape),
+        lambda: torch.nn.Parameter(like), lambda: torch.zeros(()).expand(tensor.shape),
     ])()  # fmt: skip
 
 
