@@ -156,6 +156,8 @@ def check_value(name: str, value: Any, hint: Any) -> Any:
                     raise UserError(f"setting {name}: {value} is not a finite number")
                 return float(value)
         elif isinstance(value, option) and not (option is int and isinstance(value, bool)):
+            if isinstance(value, int) and abs(value) >= 2**63:  # more than torch and numpy hold
+                raise UserError(f"setting {name}: {value} is too large")
             if isinstance(value, str) and UNPRINTABLE.search(value):
                 raise UserError(f"setting {name}: {value!r} holds a control character or half a character; remove it")
             return value
