@@ -61,7 +61,8 @@ def train(config: Config, run_dir: Path) -> LandmarkData:
             write_provenance(run_dir, config, state.detector.num_parameters, state.device)
         splits = {name: [data.records[i].name for i in members] for name, members in data.splits.items()}
         write_text(run_dir / "split.json", json.dumps(splits, indent=1, ensure_ascii=False))
-    rows = read_metrics(run_dir / "metrics.csv")[: state.epoch]  # a row may be ahead of its checkpoint
+    rows = read_metrics(run_dir / "metrics.csv", state.epoch)
+    rows = [row for row in rows if row["epoch"] <= state.epoch]  # a row may be ahead of its checkpoint
     loader = make_loader(config, data.select("train"), train=True)
     # without a val split, the first training image is watched
     val_loader = make_loader(config, data.select("val") or data.select("train")[:1], train=False)
@@ -369,8 +370,11 @@ def epoch_text(row: Mapping[str, Any], epochs: int, unit: str, seconds_per_epoch
     return f"{text}  {row['seconds']:.1f} s, {left // 60:.0f} min {left % 60:02.0f} s left"
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a metrics.csv with numbers as numbers; [] if there is no file. Raises UserError if damaged."""
+def read_metrics(path: Path, epochs: int = 0) -> list[dict[str, Any]]:
+    """Return the rows of a metrics.csv with numbers as numbers; [] if there is no file.
+
+    Raises UserError if it is damaged: it must hold successive epochs, and this many or more.
+    """
     if not path.exists():
         return []
     try:
@@ -378,8 +382,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             rows: list[dict[str, Any]] = [
                 {k: float(v) if k != "epoch" else int(v) for k, v in row.items()} for row in csv.DictReader(file)
             ]
-        if any(row["epoch"] != number for number, row in enumerate(rows, 1)):
-            raise ValueError("its epochs are not 1, 2, ...")
+        start = rows[0]["epoch"] if rows else 1  # later than 1 where an older file was removed
+        if start + len(rows) <= epochs or [row["epoch"] for row in rows] != [*range(start, start + len(rows))]:
+            raise ValueError("epochs are missing")
     except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
         raise UserError(f"{path} is damaged ({reason_of(error)}); restore it, or remove it to go on without") from None
     return rows
