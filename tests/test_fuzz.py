@@ -22,13 +22,15 @@ from PIL import Image
 from torch import Tensor
 
 import main
+from config import CHOICES
 from methods import METHODS, load_detector, method_class
 from reading.images import image_size, read_image
 from reading.splits import load_data
 from run_folder import read_checkpoint, save_checkpoint
-from settings import UserError, setting_types
+from settings import UserError, parse_text, setting_types
 from tools import convert
 from tools.formats import FORMATS
+from tools.formats.common import record_points
 from train import read_metrics, start_or_resume, train
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -62,6 +64,9 @@ ODD = [
     "\u2028", "\x1b[2J", "x" * 5000, "Z\u0308", "test", "val", "pooled",
     [], {}, [1], [None], ["R1", "R2"], {"a": 1}, DEEP,
 ]  # fmt: skip
+
+
+WORDS = [odd for odd in ODD if not isinstance(odd, list | dict)]
 
 
 def pick(generator: np.random.Generator, options: Any) -> Any:
@@ -129,7 +134,12 @@ def test_a_data_json_is_read_or_refused(folder, tmp_path):
         text = json.dumps(content).encode()
         (tmp_path / "data.json").write_bytes(damage_bytes(text, generator) if generator.random() < 0.1 else text)
         data = load_data(pick(generator, configs))
-        assert len(data.records) == len({record.name for record in data.records}) and data.splits["train"]
+        read = json.loads((tmp_path / "data.json").read_bytes())
+        expected = {entry["imagePath"]: record_points(entry) for entry in read}
+        assert data.splits["train"] and {record.name for record in data.records} == expected.keys()
+        for record in data.records:
+            points = [expected[record.name][name] or (math.nan, math.nan) for name in data.abbreviations]
+            assert np.array_equal(record.landmarks, points, equal_nan=True)
 
     try_all(attempt)
 
@@ -140,15 +150,25 @@ def test_settings_are_taken_or_refused(tmp_path):
     def attempt(generator: np.random.Generator) -> None:
         method = pick(generator, sorted(METHODS))
         names = [*setting_types(method_class(method).Config), "x", "epoch"]
-        chosen = {pick(generator, names): pick(generator, ODD) for _ in range(generator.integers(1, 3))}
+        chosen = {}
+        for name in sorted({pick(generator, names) for _ in range(generator.integers(1, 4))}):
+            usual = getattr(method_class(method).Config, name, None)
+            fitting = [list(usual)] if isinstance(usual, tuple) else [usual, *CHOICES.get(name, ())]
+            fitting += [] if isinstance(usual, bool | str | tuple | None) else [usual * 2, usual / 4, usual + 1]
+            chosen[name] = pick(generator, fitting if generator.random() < 0.5 else ODD)
         if generator.random() < 0.5:
             path.write_text(json.dumps({"method": method} | chosen))
             words = ["--config", str(path)]
         else:
-            texts = {name: str(value) for name, value in chosen.items()}
+            texts = {name: main.value_text(tuple(v) if isinstance(v, list) else v) for name, v in chosen.items()}
             words = [f"--method={method}", *(f"--{name}={text}" for name, text in texts.items())]
         config = main.resolve_config(*main.parse_arguments(words))
-        assert type(config)(**config.to_dict()) == config
+        if "--config" in words:
+            chosen.pop("method", None)
+            assert config.to_dict().items() >= chosen.items()
+        for name in chosen:  # the text of a value gives that value
+            text = main.value_text(getattr(config, name))
+            assert getattr(config, name) == parse_text(name, text, setting_types(type(config))[name])
 
     try_all(attempt)
 
@@ -241,13 +261,18 @@ def test_the_damaged_files_of_a_run_are_read_or_refused(runs, tmp_path):
 
     def attempt(generator: np.random.Generator) -> None:
         name = pick(generator, ("config.json", "split.json", "metrics.csv"))
-        (tmp_path / name).write_bytes(damage_bytes(files[name], generator))
+        if name != "metrics.csv" and generator.random() < 0.5:
+            content = json.loads(files[name])
+            damage_tree(content, generator, lambda value: pick(generator, ODD))
+            (tmp_path / name).write_text(json.dumps(content))
+        else:
+            (tmp_path / name).write_bytes(damage_bytes(files[name], generator))
         try:
             config, _ = main.resolve_resumed_config(
                 argparse.Namespace(resume=str(tmp_path), preset=[], config=None), {}
             )
             check_resumed(tmp_path, config, written)
-            assert [row["epoch"] for row in read_metrics(tmp_path / "metrics.csv")] in ([1], [])
+            assert [row["epoch"] for row in read_metrics(tmp_path / "metrics.csv", 1)] == [1]
         finally:
             (tmp_path / name).write_bytes(files[name])
 
@@ -262,7 +287,8 @@ def test_a_damaged_image_is_read_or_refused(tmp_path):
     write_dicom(tmp_path / "a.dcm", pixels)
     for ending in ("png", "jpg", "tif"):
         Image.fromarray((pixels // 16).astype(np.uint8)).save(tmp_path / f"a.{ending}")
-    Image.fromarray(pixels.astype(np.uint16)).save(tmp_path / "deep.tif")
+    Image.fromarray(pixels.astype(np.uint16)).save(tmp_path / "deep.tif", compression="tiff_lzw")
+    Image.fromarray(pixels.astype(np.uint16)).save(tmp_path / "deep.png")
     files = {path.name: path.read_bytes() for path in sorted(tmp_path.iterdir())}
 
     def attempt(generator: np.random.Generator) -> None:
@@ -286,7 +312,7 @@ def damage_cell(text: str, generator: np.random.Generator) -> str:
     lines = [line.split(",") for line in text.splitlines()]
     cells = pick(generator, lines)
     place, kind = generator.integers(len(cells)), pick(generator, ["change", "drop", "double"])
-    odd = str(pick(generator, ODD[:-7])).encode("utf-8", "replace").decode()
+    odd = str(pick(generator, WORDS)).encode("utf-8", "replace").decode()
     cells[place : place + 1] = {"change": [odd], "drop": [], "double": [cells[place]] * 2}[kind]
     return "\n".join(",".join(cells) for cells in lines) + "\n"
 
@@ -296,7 +322,7 @@ def damage_xml(text: str, generator: np.random.Generator) -> str:
     root = ElementTree.fromstring(text)
     parents = [element for element in root.iter() if len(element) or element.attrib]
     element = pick(generator, parents)
-    odd = re.sub("[^ -~]", "", str(pick(generator, ODD[:-7])))
+    odd = re.sub("[^ -~]", "", str(pick(generator, WORDS)))
     if len(element) and generator.random() < 0.5:
         child = pick(generator, list(element))
         element.remove(child) if generator.random() < 0.5 else element.append(child)
