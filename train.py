@@ -383,7 +383,8 @@ def read_metrics(path: Path, epochs: int = 0) -> list[dict[str, Any]]:
                 {k: float(v) if k != "epoch" else int(v) for k, v in row.items()} for row in csv.DictReader(file)
             ]
         start = rows[0]["epoch"] if rows else 1  # later than 1 where an older file was removed
-        if start + len(rows) <= epochs or [row["epoch"] for row in rows] != [*range(start, start + len(rows))]:
+        after = start + len(rows)
+        if not start <= epochs + 1 <= after or [row["epoch"] for row in rows] != [*range(start, after)]:
             raise ValueError("epochs are missing")
     except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
         raise UserError(f"{path} is damaged ({reason_of(error)}); restore it, or remove it to go on without") from None
