@@ -18,6 +18,7 @@ from machine import exit_status
 from run_folder import (
     create_run_folder,
     discard_unstarted,
+    load_weights,
     read_checkpoint,
     save_checkpoint,
     start_log,
@@ -215,6 +216,19 @@ def test_a_checkpoint_with_an_entry_out_of_range_is_refused(tmp_path, wrong):
     save_checkpoint(tmp_path / "last.pt", STATE | wrong)
     with refuses("last.pt", "checkpoint"):
         read_checkpoint(tmp_path / "last.pt")
+
+
+def test_only_the_very_weights_of_a_checkpoint_are_loaded():
+    network = torch.nn.BatchNorm1d(2)
+    whole = {name: weight.clone() for name, weight in network.state_dict().items()}
+    load_weights("last.pt", network, whole)
+    bias, wrong = whole["bias"], [whole["num_batches_tracked"].float()]
+    wrong += [bias.to(torch.complex64), bias.long(), bias.half(), bias.double(), bias / 0, bias[:1], bias.to_sparse()]
+    states = [whole | {"bias" if tensor.ndim else "num_batches_tracked": tensor} for tensor in wrong]
+    states += [{name: whole[name] for name in whole if name != left_out} for left_out in whole]
+    for state in (*states, whole | {"other": bias}):
+        with refuses("last.pt", "weights"):
+            load_weights("last.pt", network, state)
 
 
 # --- Writing ---
