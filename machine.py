@@ -264,8 +264,6 @@ def exit_status(work: Callable[[], int | None]) -> int:
         )
     except KeyboardInterrupt:
         return 130
-    # the error of a loader process arrives with its traceback; the message is the last line
-    message = message.splitlines()[-1].removeprefix("settings.UserError: ")
     process = f"process {os.environ['RANK']}: " if os.environ.get("RANK", "0") != "0" else ""
     print(f"{process}error: {message}", file=sys.stderr)
     return 2

@@ -24,7 +24,7 @@ from config import PRESETS, Config
 from data import make_loader
 from evaluate import evaluate
 from machine import exit_status, join_processes, leave_processes, on_first_process, prepare_device, process_rank
-from methods import METHODS, create_detector, load_detector, method_class
+from methods import METHODS, create_detector, load_detector, method_class, trained_config
 from reading.annotation import read_annotation
 from reading.splits import LandmarkData, load_data
 from reporting.explain import draw_explanations
@@ -150,10 +150,10 @@ def resolve_tested_config(options: argparse.Namespace, overrides: Overrides) -> 
     Raises UserError for a change of a setting that its weights depend on.
     """
     state = read_checkpoint(options.test)
-    cls = method_class(state["method"]).Config
+    trained = trained_config(state)
+    cls = type(trained)
     changes = preset_settings(cls, options.preset)
     changes |= (read_settings(options.config) if options.config else {}) | parse_settings(cls, overrides)
-    trained = build_config(cls, state["settings"])
     for name in cls.fixed_by_weights:
         value = getattr(trained, name)
         if changes.get(name, value) not in (None, value):
@@ -194,7 +194,7 @@ def run_training(config: Config, run_dir: Path) -> LandmarkData:
     data = train(config, run_dir)
     best, last = run_dir / "best.pt", run_dir / "last.pt"
     state = read_checkpoint(on_first_process(lambda: best if best.exists() else last))
-    resolved = dict(crop=state["settings"].get("crop", config.crop), num_landmarks=len(data.abbreviations))
+    resolved = dict(crop=trained_config(state).crop, num_landmarks=len(data.abbreviations))
     test(config.replace(**resolved), run_dir, data, state)
     return data
 

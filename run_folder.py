@@ -5,7 +5,6 @@ import csv
 import io
 import json
 import logging
-import math
 import os
 import pickle
 import platform
@@ -21,12 +20,13 @@ import cv2
 import numpy as np
 import torch
 import torchvision
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from config import Config
 from machine import describe_hardware, process_count
-from settings import UserError, require_file, without_retired
+from reading.annotation import read_split
+from settings import UNPRINTABLE, UserError, require_file, without_retired
 
 log = logging.getLogger("farnet")
 
@@ -212,6 +212,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Return what save_checkpoint wrote, without executing anything in the file.
 
+    Its entry "path" is the file itself, for messages.
     Raises UserError for a file that is absent, truncated, damaged, or not a checkpoint of this repository.
     """
     require_file(path, "give a best.pt or last.pt of a run")
@@ -236,7 +237,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a checkpoint of this repository; give a best.pt or last.pt of a run")
     state.setdefault("names", state.get("abbreviations"))
     check_entries(path, state)
-    return state | {"settings": without_retired(state["settings"])}
+    return state | {"settings": without_retired(state["settings"]), "path": str(path)}
 
 
 def check_entries(path: str | Path, state: Mapping[str, Any]) -> None:
@@ -249,17 +250,49 @@ def check_entries(path: str | Path, state: Mapping[str, Any]) -> None:
         if good and kind is int:
             good = 0 <= value < 10**9
         elif good and kind is float:
-            good = not math.isnan(value)
+            good = value == value  # not nan
         elif good and kind in (list, dict):
             held = {"model": Tensor, "training_model": Tensor, "optimizers": dict, "settings": object}.get(name, str)
-            good = all(isinstance(item, str) for item in value)
+            good = all(isinstance(item, str) and not UNPRINTABLE.search(item) for item in value)
             good = good and (kind is list or all(isinstance(item, held) for item in value.values()))
+        if good and name == "settings":
+            try:
+                json.dumps(value)
+            except (TypeError, ValueError, RecursionError):  # a tensor, for one
+                good = False
         if not good:
             what = "is absent" if name not in state else f"has a wrong value ({type(value).__name__})"
             raise UserError(f"checkpoint {path}: its entry {name!r} {what}; give a best.pt or last.pt of a run")
     landmarks, count = state["abbreviations"], state["settings"].get("num_landmarks")
     if not landmarks or not len(set(landmarks)) == len(landmarks) == len(state["names"]) == count:
         raise UserError(f"checkpoint {path}: its landmarks, their names and their number disagree; use another one")
+    for split in set(state["images"].values()):  # of which main.py makes folders
+        read_split(f"checkpoint {path}: its entry 'images'", split)
+
+
+def load_weights(path: str | Path, network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Load the weights of a checkpoint, exactly those that it holds: torch would cast other numbers without a word.
+
+    Raises UserError, which names the file, unless names, shapes and types are the network's and all numbers are finite.
+    """
+    own = network.state_dict()
+    for name in {**own, **weights}:
+        if name not in weights or name not in own:
+            reason = f"{name} is {'absent' if name in own else 'unknown'}"
+        elif describe_tensor(weights[name]) != describe_tensor(own[name]):
+            reason = f"{name} is {describe_tensor(weights[name])}, not {describe_tensor(own[name])}"
+        elif not weights[name].isfinite().all():
+            reason = f"{name} holds nan or infinite values"
+        else:
+            continue
+        raise UserError(f"checkpoint {path}: its weights cannot be used: {reason}; use another one")
+    network.load_state_dict(dict(weights))
+
+
+def describe_tensor(tensor: Tensor) -> str:
+    """Return shape and type of a tensor, and how it is stored if that is unusual, in one line."""
+    odd = "" if tensor.layout == torch.strided and not tensor.is_meta else " (sparse or without numbers)"
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}{odd}"
 
 
 def seen_images(state: Mapping[str, Any]) -> dict[str, str]:

@@ -11,6 +11,7 @@ import json
 import logging
 import re
 import stat
+import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -30,7 +31,15 @@ UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class UserError(Exception):
-    """A mistake in a file, a record or a setting. The programs print it as one line and exit with status 2."""
+    """A mistake in a file, a record or a setting. The programs print it as one line and exit with status 2.
+
+    What a line cannot hold, such as a line break in a label of somebody's file, is escaped.
+    """
+
+    def __init__(self, message: str) -> None:
+        # torch puts the error of a process that loads images behind its traceback
+        message = message.rpartition("\nsettings.UserError: ")[2].strip()
+        super().__init__(UNPRINTABLE.sub(lambda odd: ascii(odd[0])[1:-1], message))
 
 
 def require_file(path: str | Path, remedy: str = "give the path of a file") -> None:
@@ -143,10 +152,12 @@ def check_value(name: str, value: Any, hint: Any) -> Any:
                 return tuple(check_value(name, item, typing.get_args(option)[0]) for item in value)
         elif option is float:
             if isinstance(value, int | float) and not isinstance(value, bool):
-                if value != value or abs(value) == float("inf"):
+                if not abs(value) <= sys.float_info.max:  # also for an int that no float can hold
                     raise UserError(f"setting {name}: {value} is not a finite number")
                 return float(value)
         elif isinstance(value, option) and not (option is int and isinstance(value, bool)):
+            if isinstance(value, int) and abs(value) >= 2**63:  # more than torch and numpy hold
+                raise UserError(f"setting {name}: {value} is too large")
             if isinstance(value, str) and UNPRINTABLE.search(value):
                 raise UserError(f"setting {name}: {value!r} holds a control character or half a character; remove it")
             return value

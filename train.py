@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -28,10 +28,18 @@ from data import make_loader
 from detector import LandmarkDetector
 from evaluate import evaluate, to_device
 from machine import memory_text, prepare_device, process_count, process_rank, training_command, uses_bfloat16
-from methods import create_detector, load_detector
+from methods import create_detector, load_detector, trained_config
 from reading.splits import LandmarkData, load_data, read_split_file
 from reporting.pictures import draw_curves, draw_progress
-from run_folder import read_checkpoint, save_checkpoint, write_provenance, write_text
+from run_folder import (
+    describe_tensor,
+    load_weights,
+    read_checkpoint,
+    reason_of,
+    save_checkpoint,
+    write_provenance,
+    write_text,
+)
 from settings import UserError
 from utils import error_figures, finite_mean, is_loss_term, seed_everything
 
@@ -53,7 +61,8 @@ def train(config: Config, run_dir: Path) -> LandmarkData:
             write_provenance(run_dir, config, state.detector.num_parameters, state.device)
         splits = {name: [data.records[i].name for i in members] for name, members in data.splits.items()}
         write_text(run_dir / "split.json", json.dumps(splits, indent=1, ensure_ascii=False))
-    rows = read_metrics(run_dir / "metrics.csv")[: state.epoch]  # a row may be ahead of its checkpoint
+    rows = read_metrics(run_dir / "metrics.csv", state.epoch)
+    rows = [row for row in rows if row["epoch"] <= state.epoch]  # a row may be ahead of its checkpoint
     loader = make_loader(config, data.select("train"), train=True)
     # without a val split, the first training image is watched
     val_loader = make_loader(config, data.select("val") or data.select("train")[:1], train=False)
@@ -178,11 +187,11 @@ def start_or_resume(config: Config, run_dir: Path, device: torch.device) -> Trai
     """Return the state of a new run, or of the run that wrote run_dir/last.pt. Raises UserError."""
     last, split_file = run_dir / "last.pt", run_dir / "split.json"
     splits = read_split_file(split_file) if split_file.exists() else None
-    saved = read_checkpoint(last) if last.exists() else {}
+    saved = read_to_resume(last, config) if last.exists() else {}
     data = load_data(config, saved.get("abbreviations"), splits)
     config = config.replace(num_landmarks=len(data.abbreviations))
     if saved:
-        config = config.replace(crop=saved["settings"].get("crop", config.crop))
+        config = config.replace(crop=trained_config(saved).crop)
         detector = load_detector(saved, config)
         log.info("resuming from %s after epoch %d", last, saved["epoch"])
         before, now = saved.get("processes", process_count()), process_count()
@@ -202,29 +211,62 @@ def start_or_resume(config: Config, run_dir: Path, device: torch.device) -> Trai
     averaged = None
     if config.ema > 0:
         averaged = MovingAverage(detector, config.ema, saved.get("averaged_steps", 0))
-        if "training_model" in saved:  # the checkpoint's model is the average
-            load_state(last, detector, saved["training_model"])
+        if saved:  # the checkpoint's model is the average
+            load_weights(last, detector, saved["training_model"])
     if process_count() > 1 and any(isinstance(module, nn.BatchNorm2d) for module in detector.modules()):
         if device.type == "cuda":
             nn.SyncBatchNorm.convert_sync_batchnorm(detector)
         else:
             log.warning("on a CPU, batch norm only sees the images of its own process; set norm to instance")
     optimizers = detector.configure_optimizers()
+    if saved and saved["optimizers"].keys() != optimizers.keys():
+        names = ", ".join(saved["optimizers"]) or "none"
+        raise UserError(f"{last} has the optimizers {names}, not {', '.join(optimizers)}; it cannot be resumed")
     for name, optimizer in optimizers.items():
         if saved:
-            load_state(last, optimizer, saved.get("optimizers", {}).get(name, {}))
+            load_optimizer(last, optimizer, saved["optimizers"][name])
     detector.distribute(device)
     epoch, best_MRE = saved.get("epoch", 0), saved.get("best_MRE", math.inf)
     return TrainingState(config, data, run_dir, device, detector, averaged, optimizers, epoch, best_MRE)
 
 
-def load_state(path: Path, target: LandmarkDetector | Optimizer, state: Mapping[str, Any]) -> None:
-    """Load a state of a checkpoint. Raises UserError if it does not fit."""
-    try:
-        target.load_state_dict(dict(state))
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise UserError(f"{path} does not fit the settings of its run ({reason}); it cannot be resumed") from None
+def read_to_resume(path: Path, config: Config) -> dict[str, Any]:
+    """Return a run's last.pt. Raises UserError if it lacks what training goes on from, or is another method's."""
+    saved = read_checkpoint(path)
+    if saved["method"] != config.method:
+        raise UserError(f"{path} is a checkpoint of {saved['method']}, not {config.method}; it cannot be resumed")
+    of_average = {"training_model", "averaged_steps"}
+    expected = {"best_MRE", "optimizers"} | (of_average if config.ema > 0 else set())
+    # without them training would start from the average, or anew, without a word
+    for name in sorted(expected ^ (saved.keys() & (expected | of_average))):
+        what = "has no" if name in expected else "has an"
+        raise UserError(f"{path} {what} entry {name!r}, with setting ema {config.ema:g}; it cannot be resumed")
+    return saved
+
+
+def load_optimizer(path: Path, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """Load what an optimiser knows of its parameters; the settings of the run give all the rest.
+
+    Raises UserError unless that is finite, and of the shape and type of the parameters: torch would cast it.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    known: Any = state.get("state")
+    good = (
+        isinstance(known, dict)
+        and known.keys() <= set(range(len(parameters)))
+        and all(isinstance(values, dict) for values in known.values())
+        and len({frozenset(values) for values in known.values()}) <= 1
+        and all(
+            isinstance(value, Tensor)
+            and describe_tensor(value) == describe_tensor(torch.zeros(()) if name == "step" else parameters[number])
+            and value.isfinite().all()
+            for number, values in known.items()
+            for name, value in values.items()
+        )
+    )
+    if not good:
+        raise UserError(f"{path}: its entry 'optimizers' does not fit the settings of its run; it cannot be resumed")
+    optimizer.load_state_dict({"state": known, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def describe_training(state: TrainingState) -> None:
@@ -334,12 +376,25 @@ def epoch_text(row: Mapping[str, Any], epochs: int, unit: str, seconds_per_epoch
     return f"{text}  {row['seconds']:.1f} s, {left // 60:.0f} min {left % 60:02.0f} s left"
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a metrics.csv with numbers as numbers; [] if there is no file."""
+def read_metrics(path: Path, epochs: int = 0) -> list[dict[str, Any]]:
+    """Return the rows of a metrics.csv with numbers as numbers; [] if there is no file.
+
+    Raises UserError if it is damaged: it must hold successive epochs, and this many or more.
+    """
     if not path.exists():
         return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return [{k: float(v) if k != "epoch" else int(v) for k, v in row.items()} for row in csv.DictReader(file)]
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows: list[dict[str, Any]] = [
+                {k: float(v) if k != "epoch" else int(v) for k, v in row.items()} for row in csv.DictReader(file)
+            ]
+        start = rows[0]["epoch"] if rows else 1  # later than 1 where an older file was removed
+        after = start + len(rows)
+        if not start <= epochs + 1 <= after or [row["epoch"] for row in rows] != [*range(start, after)]:
+            raise ValueError("epochs are missing")
+    except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
+        raise UserError(f"{path} is damaged ({reason_of(error)}); restore it, or remove it to go on without") from None
+    return rows
 
 
 def write_metrics(path: Path, rows: list[dict[str, Any]]) -> None:

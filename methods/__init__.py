@@ -9,7 +9,7 @@ from methods.noothout import Noothout
 from methods.posenet import PoseNet
 from methods.unet import UNet
 from model import FARNet
-from run_folder import seen_images
+from run_folder import load_weights, seen_images
 from settings import UserError, build_config, check_names
 
 METHODS: dict[str, type[LandmarkDetector]] = {
@@ -28,19 +28,22 @@ def create_detector(config: Config) -> LandmarkDetector:
     return method_class(config.method)(config)
 
 
+def trained_config(state: Mapping[str, Any]) -> Config:
+    """Return the settings of a checkpoint (run_folder.read_checkpoint). Raises UserError, which names the file."""
+    try:
+        return build_config(method_class(state["method"]).Config, state["settings"])
+    except UserError as error:
+        raise UserError(f"checkpoint {state['path']}: {error}") from None
+
+
 def load_detector(state: Mapping[str, Any], config: Config | None = None) -> LandmarkDetector:
     """Return a detector with the weights of a checkpoint (run_folder.read_checkpoint), on the CPU in eval mode.
 
     config: its settings; none: those of the checkpoint. Raises UserError if the weights do not fit.
     """
-    cls = method_class(state["method"])
-    trained = build_config(cls.Config, state["settings"])
-    detector = cls(trained.without_pretrained())
+    trained = trained_config(state)
+    detector = method_class(state["method"])(trained.without_pretrained())
     detector.config = config or trained
     detector.seen = seen_images(state)
-    try:
-        detector.load_state_dict(state["model"])
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise UserError(f"the checkpoint's weights do not fit its settings: {reason}") from None
+    load_weights(state["path"], detector, state["model"])
     return detector.eval()

@@ -20,7 +20,7 @@ from detector import LandmarkDetector
 from methods.patches import class_targets, count_votes, displacement_targets, patch_loss, random_chunk, take_windows
 from networks.normalisation import use_image_statistics
 from networks.patch_networks import GlobalNetwork, LocalNetworks
-from run_folder import read_checkpoint, seen_images
+from run_folder import load_weights, read_checkpoint, seen_images
 from settings import UserError
 from utils import network_errors
 
@@ -110,7 +110,7 @@ class Noothout(LandmarkDetector):
         if config.global_checkpoint is not None:
             state, prefix = read_global_run(config, config.global_checkpoint), "global_network."
             weights = {name.removeprefix(prefix): w for name, w in state["model"].items() if name.startswith(prefix)}
-            self.global_network.load_state_dict(weights)
+            load_weights(config.global_checkpoint, self.global_network, weights)
             self.seen, self.abbreviations = seen_images(state), tuple(state["abbreviations"])
         self.global_network.requires_grad_(config.stages != "local")
 

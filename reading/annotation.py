@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -160,7 +161,7 @@ def read_record(where: str, entry: dict, points: list[dict], img_dir: Path) -> R
         if values == [None, None] or point.get("visible") in (False, 0):
             continue
         for axis, value in zip("XY", values, strict=True):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
                 expected = "a finite number in px (X and Y null for a missing landmark)"
                 raise UserError(f"{where}: point {name!r}: {axis} is {value!r}; expected {expected}")
         landmarks[row], occluded[row] = values, bool(point.get("occluded"))

@@ -6,6 +6,7 @@ Nothing here depends on records or landmarks. data.py defines the letters and fr
 import contextlib
 import itertools
 import math
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -95,7 +96,7 @@ def naming(path: Path) -> Iterator[None]:
         raise UserError(f"image {path} is not an image that can be read (JPEG, PNG, BMP, TIFF, DICOM)") from None
     except Image.DecompressionBombError:
         raise UserError(f"image {path} is too large; expected at most {dicom.MOST_PIXELS:,} px") from None
-    except (OSError, SyntaxError, ValueError, KeyError, TypeError, cv2.error) as error:
+    except (OSError, SyntaxError, ValueError, LookupError, TypeError, struct.error, cv2.error) as error:
         if isinstance(error, OSError) and error.errno is not None:  # of the system, such as a lack of permission
             raise UserError(f"image {path} cannot be read ({error.strerror})") from None
         reason = (str(error) or repr(error)).splitlines()[0]

@@ -3,6 +3,7 @@
 An image is identified by its path relative to a folder: patients may have files of the same name.
 """
 
+import os
 import re
 import unicodedata
 from pathlib import Path
@@ -31,7 +32,7 @@ def find_file(folder: Path, name: str) -> Path | None:
 
     The path may have backslashes, and differ from the file's in case or in how the file system composes its letters.
     """
-    if (folder / name).is_file():
+    if os.path.isfile(folder / name):  # false for a name that no file can have; Path.is_file raises
         return folder / name
     found = [folder]
     for part in path_parts(name):

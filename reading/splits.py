@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from config import Config
-from reading.annotation import Record, read_annotation, read_images, read_spacing, shorten
+from reading.annotation import Record, read_annotation, read_images, read_spacing, read_split, shorten
 from settings import UserError, check_names, read_json
 
 log = logging.getLogger("farnet")
@@ -49,6 +49,8 @@ def read_split_file(path: Path) -> dict[str, list[str]]:
     """Return the names of the images in each split from a run's split.json. Raises UserError for another content."""
     splits = read_json(path, "restore the split.json of the run")
     lists = splits.values() if isinstance(splits, dict) else [None]
+    for split in splits if isinstance(splits, dict) else ():
+        read_split(str(path), split)  # of which main.py makes folders
     if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
         raise UserError(f"{path} must hold lists of image names by split; restore the split.json of the run")
     return splits
@@ -81,7 +83,7 @@ def load_data(
     else:
         missing = [name for members in splits.values() for name in members if name not in named]
         if missing:
-            raise UserError(f"{config.json_path}: image {missing[0]} of the run's split.json has no record any more")
+            raise UserError(f"{config.json_path}: image {missing[0]!r} of the run's split.json has no record any more")
         known = {name for members in splits.values() for name in members}
         new = [record.name for record in records if record.name not in known]
         if config.folds:  # test sets that the records name belong to no fold

@@ -219,3 +219,25 @@ def write_dicom(file: Path, pixels: np.ndarray, photometric="MONOCHROME2", bits=
         setattr(data, name, value)
     data.save_as(file, enforce_file_format=True)
     return file
+
+
+SOURCES = {  # every format, and how its files are made; None: by its own `write`
+    "labelme": None, "coco": None, "cvat": None, "labelstudio": None, "native": None, "via": write_via,
+    "slicer": write_slicer, "suh": write_suh, "cl_csv": write_cl_csv, "isbi_csv": write_isbi_csv, "hand": write_hand,
+    "spine": write_spine, "aariz": write_aariz, "isbi2015": write_isbi, "cl2023": write_cl2023,
+}  # fmt: skip
+
+
+def write_source(name: str, folder: Path) -> Path:
+    """Files of a format in an empty folder; what of them is read."""
+    write = SOURCES[name]
+    if write is not None:
+        draw_images(folder)
+        return write(folder)
+    native = write_native(folder / "set") / "json" / "data.json"
+    if name == "native":
+        return native
+    images = folder / "set" / "imgs"
+    FORMATS[name].write(FORMATS["native"].read(native).pairs, images)
+    files = [path for path in images.iterdir() if path.suffix != ".png"]
+    return files[0] if len(files) == 1 else images

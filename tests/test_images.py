@@ -201,9 +201,11 @@ def test_an_absurd_size_is_refused_before_its_memory_is_taken(tmp_path):
 def test_a_file_that_is_cut_off_is_refused(tmp_path):
     film = np.random.default_rng(0).integers(0, 65535, (60, 50, 3)).astype(np.uint16)
     for file in (write_deep_png(tmp_path / "a.png", film), write_tiff(tmp_path / "a.tif", film, 2)):
-        file.write_bytes(file.read_bytes()[:-9000])
-        with refuses(file.name, "damaged"):
-            read_image(file)
+        whole = file.read_bytes()
+        for length in (*range(1, 20), -9000):
+            file.write_bytes(whole[:length])
+            with refuses(file.name, *(["damaged"] if length < 0 else [])):
+                read_image(file)
 
 
 def test_without_augmentation_an_image_is_exactly_the_area_resize():

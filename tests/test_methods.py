@@ -160,8 +160,8 @@ def test_an_unknown_method_is_refused_with_the_list():
 def test_weights_that_do_not_fit_their_settings_are_refused(dataset, method):
     config = method_config(dataset, method)
     state = checkpoint_state(config, load_data(config), create_detector(config), {"epoch": 1, "best_MRE": 2.0})
-    with refuses("weights"):
-        load_detector(state | {"settings": config.replace(num_landmarks=5).to_dict()})
+    with refuses("last.pt", "weights"):
+        load_detector(state | {"settings": config.replace(num_landmarks=5).to_dict(), "path": "last.pt"})
 
 
 def test_a_checkpoint_tells_the_landmarks_of_other_data_apart(dataset, tmp_path):

@@ -20,6 +20,7 @@ from machine import exit_status
 from run_folder import (
     create_run_folder,
     discard_unstarted,
+    load_weights,
     read_checkpoint,
     save_checkpoint,
     start_log,
@@ -170,6 +171,7 @@ def test_other_files_folders_and_nothing_are_refused_as_checkpoints(tmp_path):
 def test_a_flipped_bit_anywhere_in_a_checkpoints_content_is_refused(tmp_path):
     save_checkpoint(tmp_path / "last.pt", STATE)
     whole = read_checkpoint(tmp_path / "last.pt")
+    del whole["path"]
     content = (tmp_path / "last.pt").read_bytes()
     weight = content.index(torch.arange(6.0).numpy().tobytes())
     for place in {weight + 7, *range(0, len(content), 29)}:
@@ -181,6 +183,7 @@ def test_a_flipped_bit_anywhere_in_a_checkpoints_content_is_refused(tmp_path):
         except UserError as error:
             assert "flipped.pt" in str(error) and "\n" not in str(error)
         else:  # the bit is padding
+            assert state.pop("path").endswith("flipped.pt")
             assert place != weight + 7 and torch.equal(state["model"]["weight"], whole["model"]["weight"])
             assert {k: v for k, v in state.items() if k != "model"} == {k: v for k, v in whole.items() if k != "model"}
 
@@ -215,6 +218,19 @@ def test_a_checkpoint_with_an_entry_out_of_range_is_refused(tmp_path, wrong):
     save_checkpoint(tmp_path / "last.pt", STATE | wrong)
     with refuses("last.pt", "checkpoint"):
         read_checkpoint(tmp_path / "last.pt")
+
+
+def test_only_the_very_weights_of_a_checkpoint_are_loaded():
+    network = torch.nn.BatchNorm1d(2)
+    whole = {name: weight.clone() for name, weight in network.state_dict().items()}
+    load_weights("last.pt", network, whole)
+    bias, wrong = whole["bias"], [whole["num_batches_tracked"].float()]
+    wrong += [bias.to(torch.complex64), bias.long(), bias.half(), bias.double(), bias / 0, bias[:1], bias.to_sparse()]
+    states = [whole | {"bias" if tensor.ndim else "num_batches_tracked": tensor} for tensor in wrong]
+    states += [{name: whole[name] for name in whole if name != left_out} for left_out in whole]
+    for state in (*states, whole | {"other": bias}):
+        with refuses("last.pt", "weights"):
+            load_weights("last.pt", network, state)
 
 
 # --- Writing ---

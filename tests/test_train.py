@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import ABBREVIATIONS, TinyDetector, make_records, refusal, tiny_config, write_records
+from conftest import ABBREVIATIONS, TinyDetector, make_records, mentions, refusal, refuses, tiny_config, write_records
 from torch.optim.swa_utils import AveragedModel
 
 import train as train_module
@@ -332,4 +332,32 @@ def test_a_checkpoint_of_an_older_run_resumes_with_one_note_of_what_is_ignored(d
     assert not set(RETIRED) & read_checkpoint(dataset / "run" / "last.pt")["settings"].keys()
     older["settings"] |= {"unheard_of": 1}
     save_checkpoint(dataset / "run" / "last.pt", older)
-    assert "unheard_of" in refusal(lambda: load_detector(read_checkpoint(dataset / "run" / "last.pt")))
+    message = refusal(lambda: load_detector(read_checkpoint(dataset / "run" / "last.pt")))
+    assert mentions(message, "unheard_of", dataset / "run" / "last.pt")
+
+
+def test_a_last_pt_without_what_training_goes_on_from_is_refused(dataset):
+    config = small_config(dataset, epochs=1, ema=0.9)
+    run(config, dataset / "run")
+    last = dataset / "run" / "last.pt"
+    state = read_checkpoint(last)
+    moments = state["optimizers"]["adam"]
+    odd = {"state": moments["state"] | {0: moments["state"][0] | {"exp_avg": torch.zeros(1)}}}
+    for wrong in ({"training_model": {}}, *({"optimizers": each} for each in ({}, {"adam": {}}, {"adam": odd}))):
+        save_checkpoint(last, state | wrong)
+        with refuses(last):
+            run(config.replace(epochs=2), dataset / "run")
+    for name in ("optimizers", "training_model", "averaged_steps", "best_MRE"):
+        save_checkpoint(last, {key: value for key, value in state.items() if key != name})
+        with refuses(last, name):
+            run(config.replace(epochs=2), dataset / "run")
+    save_checkpoint(last, state)
+    with refuses(last, "averaged_steps", "ema 0"):
+        run(config.replace(epochs=2, ema=0.0), dataset / "run")
+    (dataset / "run" / "metrics.csv").write_text("epoch,lr\n")
+    with refuses("metrics.csv"):
+        run(config.replace(epochs=2), dataset / "run")
+    (dataset / "run" / "metrics.csv").unlink()
+    for epochs in (2, 3):  # without the rows that were removed
+        run(config.replace(epochs=epochs), dataset / "run")
+    assert [row["epoch"] for row in read_metrics(dataset / "run" / "metrics.csv", 3)] == [2, 3]

@@ -40,10 +40,10 @@ from tqdm import tqdm
 from config import Config
 from evaluate import predict_batch
 from machine import exit_status
-from methods import load_detector, method_class
+from methods import load_detector, trained_config
 from reading.images import read_image
 from run_folder import read_checkpoint, source_commit, write_bytes
-from settings import UserError, build_config
+from settings import UserError
 from tools.export_graph import ImageToLandmarks
 from tools.unannotated import find_image_files, make_views
 
@@ -199,7 +199,7 @@ def export(checkpoint: str, kind: str, out: Path, places: Sequence[str], most: i
         raise UserError("the graph reproduces OpenCV 5, but an older one is installed: pip install -U opencv-python")
     state = read_checkpoint(checkpoint)
     settings = dict(device="cpu", test_precision="fp32", views=1, channels_last=False)
-    config = build_config(method_class(state["method"]).Config, state["settings"] | settings)
+    config = trained_config(state).replace(**settings)
     images = read_for_check(config, places, most)
     detector = load_detector(state, config).for_inference()
     eager = make_eager(detector, config)

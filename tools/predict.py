@@ -37,7 +37,7 @@ from data import Sample, limit_threads
 from detector import LandmarkDetector
 from evaluate import Predictions, gather_predictions, predict_batch
 from machine import exit_status, prepare_device
-from methods import load_detector, method_class
+from methods import load_detector, trained_config
 from reading.annotation import Record, read_spacing, shorten
 from reporting.measurements import measure
 from reporting.pictures import draw_overlays
@@ -69,7 +69,7 @@ class Predictor:
         self.num_parameters = 0
         for path in (checkpoint, *others):
             state = read_checkpoint(path)
-            config = build_config(method_class(state["method"]).Config, state["settings"] | settings)
+            config = build_config(type(trained_config(state)), state["settings"] | settings)
             if not self.members:
                 self.landmarks = {name: state[name] for name in ("abbreviations", "names")}
                 self.device = prepare_device(config)
