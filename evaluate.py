@@ -53,6 +53,22 @@ def evaluate(detector: LandmarkDetector, loader: DataLoader, device: torch.devic
     return gather_predictions(results)
 
 
+def average_members(
+    found: Sequence[tuple[np.ndarray, Mapping[str, np.ndarray]]],
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Return the mean landmarks (I, N, 2) and figures (I, N) by name of several networks; a figure may lack in some.
+
+    For more than one network also "ensemble_spread": the root mean square distance of their landmarks from the mean.
+    """
+    members = np.stack([landmarks for landmarks, _ in found])
+    mean = members.mean(0)
+    names = dict.fromkeys(name for _, figures in found for name in figures)
+    means = {name: np.mean([figures[name] for _, figures in found if name in figures], 0) for name in names}
+    if len(found) > 1:
+        means["ensemble_spread"] = np.sqrt(((members - mean) ** 2).sum(-1).mean(0))
+    return mean, means
+
+
 def predict_batch(
     detector: LandmarkDetector, batch: Sample, device: torch.device, epoch: int = 0
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:

@@ -4,7 +4,7 @@ python main.py                                       the settings of config.py
 python main.py --preset demo                         presets, e.g. the bundled phantoms in a few minutes
 python main.py --config FILE.json --epochs 100       settings from a file and from the command line
 python main.py --resume runs/farnet-...              resume an interrupted run
-python main.py --test runs/farnet-.../best.pt        test a checkpoint with its settings, no training
+python main.py --test runs/farnet-.../best.pt        test a checkpoint with its settings, or the mean of several
 python main.py --folds 4                             cross-validation: four runs and a pooled report
 torchrun --nproc_per_node=4 main.py ...              any of these on four GPUs
 """
@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 from config import PRESETS, Config
 from data import make_loader
-from evaluate import evaluate
+from evaluate import average_members, evaluate
 from machine import exit_status, join_processes, leave_processes, on_first_process, prepare_device, process_rank
 from methods import METHODS, create_detector, load_detector, method_class, trained_config
 from reading.annotation import read_annotation
@@ -44,6 +44,7 @@ from train import train
 
 log = logging.getLogger("farnet")
 
+Tested = tuple[Config, dict[str, Any]]  # the settings of a test, and the checkpoint
 Overrides = dict[str, str | None]  # settings from the command line, as text; None: given without a value
 # Settings that may change when a run is resumed: where and how long it runs, not what it trains.
 RESUMABLE = (
@@ -70,7 +71,9 @@ def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, Overrides
     parser.add_argument("--config", metavar="FILE.json", help="settings by name, e.g. a run's config.json")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--resume", metavar="RUN", help="folder of a run to resume")
-    action.add_argument("--test", metavar="CHECKPOINT", help="best.pt or last.pt to test, no training")
+    action.add_argument(
+        "--test", nargs="+", metavar="CHECKPOINT", help="best.pt or last.pt to test; several: their mean"
+    )
     options, rest = parser.parse_known_args(arguments)
     overrides: Overrides = {}
     while rest:
@@ -144,12 +147,12 @@ def resolve_resumed_config(options: argparse.Namespace, overrides: Overrides) ->
     return build_config(cls, settings | parse_settings(cls, overrides)), run_dir
 
 
-def resolve_tested_config(options: argparse.Namespace, overrides: Overrides) -> tuple[Config, dict[str, Any]]:
+def resolve_tested_config(path: str, options: argparse.Namespace, overrides: Overrides) -> Tested:
     """Return a checkpoint's settings with the requested changes, and the checkpoint.
 
     Raises UserError for a change of a setting that its weights depend on.
     """
-    state = read_checkpoint(options.test)
+    state = read_checkpoint(path)
     trained = trained_config(state)
     cls = type(trained)
     changes = preset_settings(cls, options.preset)
@@ -158,34 +161,40 @@ def resolve_tested_config(options: argparse.Namespace, overrides: Overrides) -> 
         value = getattr(trained, name)
         if changes.get(name, value) not in (None, value):
             raise UserError(
-                f"{options.test} was trained with {name} {value}, not {changes[name]}; use another "
+                f"{path} was trained with {name} {value}, not {changes[name]}; use another "
                 f"checkpoint, or leave out {name}"
             )
     changes["num_landmarks"] = state["settings"]["num_landmarks"]
     return build_config(cls, state["settings"] | {"run_dir": None} | changes), state
 
 
-def test(config: Config, run_dir: Path, data: LandmarkData, state: dict[str, Any]) -> None:
-    """Predict every test set with a checkpoint and write the report of each to run_dir/<test set>."""
-    started, device = time.perf_counter(), prepare_device(config)
-    detector = load_detector(state, config).to(device)
-    fast = detector.for_inference()
+def test(run_dir: Path, data: LandmarkData, tested: Sequence[Tested]) -> None:
+    """Predict every test set with checkpoints, as their mean, and write the report of each to run_dir/<test set>."""
+    config, started, device = tested[0][0], time.perf_counter(), prepare_device(tested[0][0])
+    detectors = [load_detector(state, own).to(device) for own, state in tested]
+    fast = [detector.for_inference() for detector in detectors]
     if not data.test_sets:
         log.warning("no test set (splits: %s), so no report; set test_fraction", ", ".join(data.splits))
     for test_set in data.test_sets:
         records = data.select(test_set)
         folder = run_dir / test_set
-        loader = make_loader(config, records, train=False, views=config.views)
-        predictions = evaluate(fast, loader, device, state["epoch"] - 1)
+        members = []
+        for detector, (own, state) in zip(fast, tested, strict=True):
+            loader = make_loader(own, records, train=False, views=own.views)
+            members.append(evaluate(detector, loader, device, state["epoch"] - 1))
+        mean, figures = average_members([(each.landmarks, {"score": each.score, **each.extras}) for each in members])
+        predictions = members[0]._replace(landmarks=mean, score=figures.pop("score"), extras=figures)
         if process_rank() > 0:
             continue
         folder.mkdir(exist_ok=True)
         write_predictions(folder / "predictions.csv", predictions, data.abbreviations, data.unit)
         table = read_predictions(folder / "predictions.csv")
-        figures = report(config, run_dir, folder, data, records, table)
-        if config.explain:
-            draw_explanations(folder, table, records, detector)
-        log.info("test set %s, report in %s\n%s", test_set, folder, figures)
+        summary = report(config, run_dir, folder, data, records, table)
+        if config.explain and len(tested) > 1:
+            log.warning("explain: activation maps are those of one network; test one checkpoint to draw them")
+        elif config.explain:
+            draw_explanations(folder, table, records, detectors[0])
+        log.info("test set %s, report in %s\n%s", test_set, folder, summary)
     log.info("tested in %.1f min", (time.perf_counter() - started) / 60)
 
 
@@ -195,7 +204,7 @@ def run_training(config: Config, run_dir: Path) -> LandmarkData:
     best, last = run_dir / "best.pt", run_dir / "last.pt"
     state = read_checkpoint(on_first_process(lambda: best if best.exists() else last))
     resolved = dict(crop=trained_config(state).crop, num_landmarks=len(data.abbreviations))
-    test(config.replace(**resolved), run_dir, data, state)
+    test(run_dir, data, [(config.replace(**resolved), state)])
     return data
 
 
@@ -226,22 +235,32 @@ def run_folds(config: Config, run_dir: Path) -> None:
         log.info("all %d folds, report in %s\n%s", config.folds, pooled, figures)
 
 
-def run_test(config: Config, run_dir: Path, state: dict[str, Any]) -> None:
-    """Test a checkpoint. If the records name no splits, the images that it has not seen form the test set."""
-    data = load_data(config, state["abbreviations"], seen=state["images"], for_training=False)
+def run_test(run_dir: Path, tested: Sequence[Tested]) -> None:
+    """Test checkpoints, as their mean. If the records name no splits, the images that none has seen form the test set.
+
+    Raises UserError if the checkpoints do not find the same landmarks in the same order.
+    """
+    (config, first), seen = tested[0], dict[str, str]()
+    for _, state in tested:
+        if state["abbreviations"] != first["abbreviations"]:
+            raise UserError(f"{state['path']} does not find the landmarks of {first['path']} in their order")
+        seen |= {image: split for image, split in state["images"].items() if seen.get(image) not in ("train", "val")}
+    data = load_data(config, first["abbreviations"], seen=seen, for_training=False)
     if process_rank() == 0:
-        write_provenance(run_dir, config, load_detector(state).num_parameters, prepare_device(config))
-    test(config, run_dir, data, state)
+        parameters = sum(load_detector(state).num_parameters for _, state in tested)
+        write_provenance(run_dir, config, parameters, prepare_device(config))
+    test(run_dir, data, tested)
 
 
 def run(arguments: list[str]) -> None:
     """Run main.py with these command-line arguments. Raises UserError."""
     options, overrides = parse_arguments(arguments)
-    state: dict[str, Any] = {}
+    tested: list[Tested] = []
     if options.resume:
         config, run_dir = resolve_resumed_config(options, overrides)
     elif options.test:
-        config, state = resolve_tested_config(options, overrides)
+        tested = [resolve_tested_config(path, options, overrides) for path in options.test]
+        config = tested[0][0]
     else:
         config = resolve_config(options, overrides)
     join_processes(prepare_device(config))
@@ -254,7 +273,7 @@ def run(arguments: list[str]) -> None:
             source = " ".join(["--method", config.method, *(["--preset", *options.preset] if options.preset else [])])
             log.info("%s replaced these values of config.py: %s", source, replaced)
         if options.test:
-            run_test(config, run_dir, state)
+            run_test(run_dir, tested)
         elif config.folds and not config.fold:
             run_folds(config, run_dir)
         else:

@@ -320,6 +320,24 @@ def test_a_folder_that_is_not_a_run_cannot_be_resumed(tmp_path, refused):
     assert str(tmp_path / "none") in refused("--resume", tmp_path / "none")
 
 
+def test_several_checkpoints_are_tested_as_their_mean(tiny_run, tmp_path, refused):
+    state = read_checkpoint(tiny_run / "best.pt")
+    weights = {name: weight * 1.1 if weight.is_floating_point() else weight for name, weight in state["model"].items()}
+    save_checkpoint(tmp_path / "other.pt", state | {"model": weights})
+    paths = [str(tiny_run / "best.pt"), str(tmp_path / "other.pt")]
+    for name, tested in {"a": paths[:1], "b": paths[1:], "both": paths}.items():
+        main.run(["--test", *tested, "--run_dir", str(tmp_path / name), "--explain", str(len(tested) - 1)])
+    tables = [read_predictions(tmp_path / name / "test1" / "predictions.csv") for name in ("a", "b", "both")]
+    assert np.abs(tables[0].landmarks - tables[1].landmarks).max() > 0.01
+    assert np.abs(tables[2].landmarks - (tables[0].landmarks + tables[1].landmarks) / 2).max() < 1e-3
+    spread = np.linalg.norm(tables[0].landmarks - tables[1].landmarks, axis=-1) / 2
+    assert np.abs(tables[2].columns["ensemble_spread"] - spread).max() < 1e-3
+    assert "explain" in (tmp_path / "both" / "log.txt").read_text(encoding="utf-8")
+    last_first = {key: state[key][::-1] for key in ("abbreviations", "names")}
+    save_checkpoint(tmp_path / "other.pt", state | last_first)
+    assert "other.pt" in refused("--test", *paths)
+
+
 @pytest.mark.parametrize("words", [["main.py", "--test", "best.pt"], ["tools/predict.py", "best.pt"]])
 def test_a_test_and_predictions_cannot_be_resumed_as_a_training_run(tiny_run, words, refused):
     path = tiny_run / "config.json"

@@ -35,7 +35,7 @@ from tqdm import tqdm
 from config import Config
 from data import Sample, limit_threads
 from detector import LandmarkDetector
-from evaluate import Predictions, gather_predictions, predict_batch
+from evaluate import Predictions, average_members, gather_predictions, predict_batch
 from machine import exit_status, prepare_device
 from methods import load_detector, trained_config
 from reading.annotation import Record, read_spacing, shorten
@@ -104,7 +104,7 @@ class Predictor:
         All are means over views and checkpoints. The figures are "score", the extras of the methods and, for several
         checkpoints, "ensemble_spread": the root mean square distance of their landmarks from the mean.
         """
-        found, figures = [], []
+        found = []
         for number, (detector, epoch, order) in enumerate(self.members):
             samples, size = [sample for views in images for sample in views[number]], detector.config.batch_size
             batches = (default_collate(samples[start : start + size]) for start in range(0, len(samples), size))
@@ -114,13 +114,9 @@ class Predictor:
                 joined = np.concatenate(list(values))[:, order]
                 return joined.reshape(len(images), -1, *joined.shape[1:]).mean(1)
 
-            found.append(mean_of_views(landmarks for landmarks, _ in parts))
-            figures.append({name: mean_of_views(values[name] for _, values in parts) for name in parts[0][1]})
-        mean = np.mean(found, 0)
-        means = {name: np.mean([own[name] for own in figures if name in own], 0) for own in figures for name in own}
-        if len(found) > 1:
-            means["ensemble_spread"] = np.sqrt(((np.stack(found) - mean) ** 2).sum(-1).mean(0))
-        return mean, means
+            figures = {name: mean_of_views(values[name] for _, values in parts) for name in parts[0][1]}
+            found.append((mean_of_views(landmarks for landmarks, _ in parts), figures))
+        return average_members(found)
 
 
 def predict_images(predictor: Predictor, loader: DataLoader) -> tuple[Predictions, list[Record], list[UnreadableImage]]:
