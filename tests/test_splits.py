@@ -1,10 +1,11 @@
+import json
 import logging
 import shutil
 
 import pytest
 from conftest import data_refusal, make_records, mentions, refuses, tiny_config, write_records
 
-from reading.splits import load_data
+from reading.splits import load_data, read_split_file
 
 
 def fingerprints(folder) -> dict[str, str]:
@@ -181,3 +182,10 @@ def test_a_landmark_without_a_training_point_is_reported_and_nothing_to_train_on
         for point in record["points"]:
             point["visible"] = False
     assert mentions(data_refusal(dataset, records), "data.json", "no training image has a point")
+
+
+@pytest.mark.parametrize("split", ["../x", "a\nb", "x" * 100, "pooled"])
+def test_a_split_json_whose_split_cannot_be_a_folder_is_refused(tmp_path, split):
+    (tmp_path / "split.json").write_text(json.dumps({"train": ["a.png"], split: ["b.png"]}))
+    with refuses("split.json", "split"):
+        read_split_file(tmp_path / "split.json")
