@@ -304,6 +304,12 @@ def test_an_image_that_is_empty_corrupt_or_cut_off_is_refused(dataset, damage, w
     assert mentions(message, f"bad [1].{ending}", words)
 
 
+def test_a_name_that_no_file_can_have_is_refused(dataset):
+    records = make_records(dataset)
+    records[0]["imagePath"] = "x" * 5000
+    assert "xxx" in data_refusal(dataset, records)
+
+
 def test_two_records_of_one_image_are_refused(dataset):
     records = make_records(dataset)
     assert mentions(data_refusal(dataset, [*records, records[0]]), "image 0 (ä).png")

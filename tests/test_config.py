@@ -12,6 +12,7 @@ from config import PRESETS, Config
 from methods import METHODS
 from settings import (
     RETIRED,
+    UserError,
     build_config,
     check_value,
     parse_text,
@@ -79,10 +80,15 @@ def test_an_unknown_preset_is_refused_with_all():
 @pytest.mark.parametrize(
     ("name", "value"),
     [("epochs", "ten"), ("epochs", 1.5), ("epochs", True), ("lr", "fast"), ("lr", None), ("channels_last", 1),
-     ("lr_milestones", 200), ("lr_milestones", ["a"]), ("method", 3), ("spacing", True), ("lr", float("nan"))],
+     ("lr_milestones", 200), ("lr_milestones", ["a"]), ("method", 3), ("spacing", True), ("lr", float("nan")),
+     ("lr", 10**400), ("height", 10**400)],
 )  # fmt: skip
 def test_a_mistyped_value_is_refused_by_the_settings_name(name, value):
     assert name in refusal(build_config, Config, {name: value})
+
+
+def test_a_refusal_is_one_line_whatever_it_names():
+    assert str(UserError("label 'a\nb\u2028\x1b\ud800' ä")) == r"label 'a\nb\u2028\x1b\ud800' ä"
 
 
 @pytest.mark.parametrize(

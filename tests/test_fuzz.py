@@ -39,10 +39,10 @@ DRAWS = 300
 CPU = torch.device("cpu")
 
 
-def try_all(attempt: Callable[[np.random.Generator], Any], draws: int = DRAWS) -> None:
+def try_all(attempt: Callable[[np.random.Generator], Any]) -> None:
     """Try all draws: each must be accepted or refused in one line, and both must occur."""
     accepted = 0
-    for draw in range(draws):
+    for draw in range(DRAWS):
         try:
             attempt(np.random.default_rng(draw))
             accepted += 1
@@ -50,7 +50,7 @@ def try_all(attempt: Callable[[np.random.Generator], Any], draws: int = DRAWS) -
             assert len(str(error).splitlines()) == 1, f"draw {draw}: {error}"
         except Exception as error:
             raise AssertionError(f"draw {draw} ends in {error!r}") from error
-    assert 0 < accepted < draws
+    assert 0 < accepted < DRAWS
 
 
 # --- Damage ---
@@ -64,8 +64,6 @@ ODD = [
     "\u2028", "\x1b[2J", "x" * 5000, "Z\u0308", "test", "val", "pooled",
     [], {}, [1], [None], ["R1", "R2"], {"a": 1}, DEEP,
 ]  # fmt: skip
-
-
 WORDS = [odd for odd in ODD if not isinstance(odd, list | dict)]
 
 

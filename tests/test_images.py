@@ -198,6 +198,7 @@ def test_an_absurd_size_is_refused_before_its_memory_is_taken(tmp_path):
                 function(file)
 
 
+@pytest.mark.filterwarnings("ignore")  # Pillow: corrupt EXIF data
 def test_a_file_that_is_cut_off_is_refused(tmp_path):
     film = np.random.default_rng(0).integers(0, 65535, (60, 50, 3)).astype(np.uint16)
     for file in (write_deep_png(tmp_path / "a.png", film), write_tiff(tmp_path / "a.tif", film, 2)):

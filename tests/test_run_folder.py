@@ -212,6 +212,7 @@ def test_a_checkpoint_without_an_entry_or_with_another_type_there_is_refused(tmp
         {"epoch": 10**30},
         {"best_MRE": "1"}, {"best_MRE": float("nan")}, {"processes": -1}, {"averaged_steps": "2"}, {"optimizers": [1]},
         {"training_model": {"weight": 1}}, {"abbreviations": ["A", "B"]}, {"names": []},
+        {"images": {"a": "../x"}}, {"names": ["a\nb"]}, {"settings": SETTINGS | {"seed": torch.zeros(2)}},
     ],
 )  # fmt: skip
 def test_a_checkpoint_with_an_entry_out_of_range_is_refused(tmp_path, wrong):

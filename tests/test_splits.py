@@ -1,3 +1,4 @@
+import json
 import logging
 import shutil
 
@@ -6,7 +7,7 @@ import pytest
 from conftest import data_refusal, make_records, mentions, refuses, tiny_config, write_records
 from foreign_files import write_dicom
 
-from reading.splits import load_data
+from reading.splits import load_data, read_split_file
 
 
 def fingerprints(folder) -> dict[str, str]:
@@ -198,3 +199,10 @@ def test_what_a_dicom_file_states_and_what_is_odd_about_it_is_logged_where_anoth
     assert "another spacing" not in caplog.text
     load_data(tiny_config(dataset, spacing=None))
     assert mentions(caplog.text, "0.2 mm", "errors are in px")
+
+
+@pytest.mark.parametrize("split", ["../x", "a\nb", "x" * 100, "pooled"])
+def test_a_split_json_whose_split_cannot_be_a_folder_is_refused(tmp_path, split):
+    (tmp_path / "split.json").write_text(json.dumps({"train": ["a.png"], split: ["b.png"]}))
+    with refuses("split.json", "split"):
+        read_split_file(tmp_path / "split.json")
