@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import logging
+import math
 import os
 import pickle
 import platform
@@ -168,6 +169,33 @@ def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
     text = io.StringIO()
     csv.writer(text).writerows(rows)
     write_text(path, text.getvalue())
+
+
+def read_metrics(path: Path, epochs: int = 0) -> list[dict[str, Any]]:
+    """Return the rows of a metrics.csv with numbers as numbers; [] if there is no file.
+
+    Raises UserError if it is damaged: it must hold successive epochs, and this many or more.
+    """
+    if not path.exists():
+        return []
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows: list[dict[str, Any]] = [
+                {k: float(v) if k != "epoch" else int(v) for k, v in row.items()} for row in csv.DictReader(file)
+            ]
+        start = rows[0]["epoch"] if rows else 1  # later than 1 where an older file was removed
+        after = start + len(rows)
+        if not start <= epochs + 1 <= after or [row["epoch"] for row in rows] != [*range(start, after)]:
+            raise ValueError("epochs are missing")
+    except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
+        raise UserError(f"{path} is damaged ({reason_of(error)}); restore it, or remove it to go on without") from None
+    return rows
+
+
+def write_metrics(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write metrics.csv with the columns of the last row, whole or not at all. Raises UserError."""
+    names = list(rows[-1])
+    write_csv(path, [names, *([row.get(name, math.nan) for name in names] for row in rows)])
 
 
 def write_provenance(run_dir: Path, config: Config, parameters: int, device: torch.device) -> None:

@@ -5,8 +5,6 @@ the learning rate is a function of the epoch, so a resumed run gives the same nu
 """
 
 import copy
-import csv
-import io
 import json
 import logging
 import math
@@ -35,8 +33,9 @@ from run_folder import (
     describe_tensor,
     load_weights,
     read_checkpoint,
-    reason_of,
+    read_metrics,
     save_checkpoint,
+    write_metrics,
     write_provenance,
     write_text,
 )
@@ -374,33 +373,3 @@ def epoch_text(row: Mapping[str, Any], epochs: int, unit: str, seconds_per_epoch
         text += f"  val MRE {row['val_MRE']:.2f} {unit}"
     left = seconds_per_epoch * (epochs - row["epoch"])
     return f"{text}  {row['seconds']:.1f} s, {left // 60:.0f} min {left % 60:02.0f} s left"
-
-
-def read_metrics(path: Path, epochs: int = 0) -> list[dict[str, Any]]:
-    """Return the rows of a metrics.csv with numbers as numbers; [] if there is no file.
-
-    Raises UserError if it is damaged: it must hold successive epochs, and this many or more.
-    """
-    if not path.exists():
-        return []
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows: list[dict[str, Any]] = [
-                {k: float(v) if k != "epoch" else int(v) for k, v in row.items()} for row in csv.DictReader(file)
-            ]
-        start = rows[0]["epoch"] if rows else 1  # later than 1 where an older file was removed
-        after = start + len(rows)
-        if not start <= epochs + 1 <= after or [row["epoch"] for row in rows] != [*range(start, after)]:
-            raise ValueError("epochs are missing")
-    except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
-        raise UserError(f"{path} is damaged ({reason_of(error)}); restore it, or remove it to go on without") from None
-    return rows
-
-
-def write_metrics(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write metrics.csv whole or not at all. Raises UserError."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[-1]), restval=math.nan, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())

@@ -27,11 +27,11 @@ from model import ewc_loss
 from networks.heads import ComposedHead, RefinementHead
 from reading.splits import load_data
 from reporting.predictions import read_predictions
-from run_folder import read_checkpoint, save_checkpoint
+from run_folder import read_checkpoint, read_metrics, save_checkpoint
 from settings import build_config
 from tools import export, predict
 from tools.predict import Predictor
-from train import checkpoint_state, read_metrics, train
+from train import checkpoint_state, train
 from utils import decode_heatmaps, gaussian_heatmaps
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

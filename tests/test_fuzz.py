@@ -26,12 +26,12 @@ from config import CHOICES
 from methods import METHODS, load_detector, method_class
 from reading.images import image_size, read_image
 from reading.splits import load_data
-from run_folder import read_checkpoint, save_checkpoint
+from run_folder import read_checkpoint, read_metrics, save_checkpoint
 from settings import UserError, setting_types
 from tools import convert
 from tools.formats import FORMATS
 from tools.formats.common import record_points
-from train import read_metrics, start_or_resume, train
+from train import start_or_resume, train
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 

@@ -17,8 +17,7 @@ import main
 from methods import load_detector
 from model import FARNet
 from reporting.predictions import read_predictions
-from run_folder import read_checkpoint, save_checkpoint
-from train import read_metrics
+from run_folder import read_checkpoint, read_metrics, save_checkpoint
 
 SPLITS = ["train", "train", "train", "val", "test1", "test2"]
 

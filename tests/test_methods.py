@@ -14,9 +14,9 @@ from experiments.benchmark import measure_here
 from methods import METHODS, create_detector, load_detector, method_class
 from reading.annotation import read_annotation
 from reading.splits import load_data
-from run_folder import read_checkpoint, save_checkpoint
+from run_folder import read_checkpoint, read_metrics, save_checkpoint
 from settings import build_config
-from train import checkpoint_state, read_metrics, train
+from train import checkpoint_state, train
 from utils import is_loss_term
 
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")

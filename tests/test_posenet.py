@@ -6,9 +6,9 @@ from conftest import METHOD_SETTINGS, make_batch, make_records, refuses, tiny_co
 
 from methods import create_detector
 from methods.posenet import PoseNet, PoseNetConfig, maps_loss, masked_entropy, masked_mean
-from run_folder import read_checkpoint
+from run_folder import read_checkpoint, read_metrics
 from settings import build_config, preset_settings
-from train import read_metrics, train
+from train import train
 
 
 def posenet_config(folder, **settings) -> PoseNetConfig:

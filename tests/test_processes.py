@@ -11,8 +11,7 @@ from conftest import METHOD_SETTINGS, make_records, tiny_config, write_records
 
 from methods import create_detector, load_detector
 from reporting.predictions import read_predictions
-from run_folder import read_checkpoint
-from train import read_metrics
+from run_folder import read_checkpoint, read_metrics
 from utils import seed_everything
 
 pytestmark = pytest.mark.slow

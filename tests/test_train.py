@@ -15,17 +15,9 @@ from evaluate import evaluate
 from machine import training_command
 from methods import load_detector
 from reading.splits import load_data
-from run_folder import read_checkpoint, save_checkpoint
+from run_folder import read_checkpoint, read_metrics, save_checkpoint, write_metrics
 from settings import RETIRED, warn_of_retired
-from train import (
-    MovingAverage,
-    learning_rate_factor,
-    read_metrics,
-    resolve_crop,
-    train,
-    warn_of_long_run,
-    write_metrics,
-)
+from train import MovingAverage, learning_rate_factor, resolve_crop, train, warn_of_long_run
 
 
 def run(config, folder) -> None:
