@@ -58,6 +58,7 @@ class Config(Settings):
     decoder_channels: int = 256  # of FARNet's decoder, a multiple of 8: as in the paper; fewer are faster
     norm: str = "instance"  # batch | instance: statistics of the batch or of each image
     sigma: float = 10.0  # standard deviation of the target heatmaps, px, above 0
+    refine: int = 1  # 2 to 4: the network sees 1/refine of height and width; a second stage, crops of them | 1: off
     ewc_alpha: float = 40.0  # weight of the loss at a heatmap's peak, above 0; 1: mean squared error
     decode: str = "argmax"  # argmax: the highest pixel | subpixel: a Gaussian fitted around it
 
@@ -91,7 +92,11 @@ class Config(Settings):
     channels_last: bool = False  # memory layout of tensors, true or false; affects the speed only
     deterministic: bool = False  # true: repeats are bit-equal on CUDA too, slower (a CPU always repeats exactly)
 
-    fixed_by_weights: ClassVar[tuple[str, ...]] = ("method", "num_landmarks")  # settings a checkpoint cannot change
+    fixed_by_weights: ClassVar[tuple[str, ...]] = (
+        "method",
+        "num_landmarks",
+        "refine",
+    )  # settings a checkpoint cannot change
 
     def without_pretrained(self) -> "Config":
         """Return the same settings without files of initial weights, for a detector whose weights are loaded."""
@@ -100,10 +105,13 @@ class Config(Settings):
     def check(self) -> None:
         """Refuse values that have the right type but cannot work. Raises UserError."""
         require = self.require
+        require(1 <= self.refine <= 4, "refine", "it must be 1 to 4")
         for name in ("height", "width"):
             size = getattr(self, name)
-            near = max(64, round(size / 32) * 32)  # at 32 px, batch norm would see one value per channel
-            require(size >= 64 and size % 32 == 0, name, f"it must be a multiple of 32 from 64 on, e.g. {near}")
+            step = 32 * self.refine
+            least = 2 * step  # at 32 px, batch norm would see one value per channel
+            note = f"it must be a multiple of {step} from {least} on, e.g. {max(least, round(size / step) * step)}"
+            require(size >= least and size % step == 0, name, note)
         require(self.num_landmarks is None or self.num_landmarks >= 1, "num_landmarks", "it must be none or at least 1")
         for name in AT_LEAST_1:
             require(getattr(self, name) >= 1, name, "it must be at least 1")

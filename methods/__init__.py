@@ -7,6 +7,7 @@ from config import Config
 from detector import LandmarkDetector
 from methods.noothout import Noothout
 from methods.posenet import PoseNet
+from methods.refined import RefinedDetector, first_config
 from methods.unet import UNet
 from model import FARNet
 from run_folder import load_weights, seen_images
@@ -24,8 +25,9 @@ def method_class(name: str) -> type[LandmarkDetector]:
 
 
 def create_detector(config: Config) -> LandmarkDetector:
-    """Return a new detector of config.method with initial weights."""
-    return method_class(config.method)(config)
+    """Return a new detector of config.method with initial weights, and with a second stage if config.refine asks."""
+    cls = method_class(config.method)
+    return cls(config) if config.refine == 1 else RefinedDetector(config, cls(first_config(config)))
 
 
 def trained_config(state: Mapping[str, Any]) -> Config:
@@ -42,7 +44,7 @@ def load_detector(state: Mapping[str, Any], config: Config | None = None) -> Lan
     config: its settings; none: those of the checkpoint. Raises UserError if the weights do not fit.
     """
     trained = trained_config(state)
-    detector = method_class(state["method"])(trained.without_pretrained())
+    detector = create_detector(trained.without_pretrained())
     detector.config = config or trained
     detector.seen = seen_images(state)
     load_weights(state["path"], detector, state["model"])

@@ -61,6 +61,7 @@ class NoothoutConfig(Config):
     def check(self) -> None:
         super().check()
         self.require(self.stages in ("both", "global", "local"), "stages", "choose one of both, global, local")
+        self.require(self.refine == 1, "refine", "the method has a second stage of its own; it must be 1")
         self.require(self.decode == "subpixel", "decode", "votes have a mean and no maximum; it must be subpixel")
         self.require(self.patch_size in (8, 16, 32), "patch_size", "choose one of 8, 16, 32")
         self.require(self.log_base > 1, "log_base", "it must be above 1")

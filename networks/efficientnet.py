@@ -58,6 +58,11 @@ class EfficientNetLite(nn.Module):
                 self.taps.append(len(self._blocks) - 1)
                 self.channels.append(out)
 
+    def keep_levels(self, levels: int) -> None:
+        """Drop what comes after the first maps, so many of them."""
+        del self._blocks[self.taps[levels - 1] + 1 :]
+        self.taps, self.channels = self.taps[:levels], self.channels[:levels]
+
     def forward(self, image: Tensor) -> list[Tensor]:
         maps, x = [], nn.functional.relu6(self._bn0(self._conv_stem(pad_as_tensorflow(image, 3))))
         for number, block in enumerate(self._blocks):

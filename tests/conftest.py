@@ -167,6 +167,7 @@ METHOD_SETTINGS = {  # what a method needs beside tiny_config to be small and to
         lr=3e-3, norm="batch", stacks=2, hourglass_depth=2, channels=32, discriminator_channels=16, pretrain_epochs=0,
     ),
     "readme": dict(lr=1e-3),
+    "refined": dict(lr=1e-3, refine=2, height=128, width=192),
     "unet": dict(lr=3e-3, backbone="resnet18", norm="batch", label_radius=6, erosion=2, erosion_epochs=1),
 }  # fmt: skip
 

@@ -23,15 +23,15 @@ pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(params=[*METHODS, "readme"])
+@pytest.fixture(params=[*METHODS, "readme", "refined"])
 def method(request, monkeypatch) -> str:
-    """The name of each method in turn, and of the one that docs/methods.md adds in 20 lines."""
-    if request.param == "readme":
+    """The name of each method in turn, of the one that docs/methods.md adds in 20 lines, and of it with refine 2."""
+    if request.param in ("readme", "refined"):
         text = (Path(__file__).resolve().parents[1] / "docs" / "methods.md").read_text(encoding="utf-8")
         code = re.search(r"## Add a method.*?```python\n(.*?)```", text, re.S).group(1)
         names = {}
         exec(compile(code, "docs/methods.md", "exec"), names)
-        monkeypatch.setitem(METHODS, "readme", names["HeatmapUNet"])
+        monkeypatch.setitem(METHODS, request.param, names["HeatmapUNet"])
     return request.param
 
 
@@ -50,7 +50,7 @@ def test_a_method_learns_one_image_to_less_than_a_pixel(dataset, method):
     optimizers = detector.configure_optimizers()
     steps = [detector.train_step(batch, 0, optimizers) for _ in range(80)]
     game = ("adversarial_", "discriminator_")  # what one network wins here another loses
-    terms = [name for name in steps[0] if is_loss_term(name) and not name.startswith(game)]
+    terms = [name for name in steps[0] if is_loss_term(name) and not name.startswith((*game, "refinement"))]
     losses = [sum(step[name] for name in terms) for step in steps]
     landmarks, _ = detector.eval().predict(batch.image)
     assert losses[-1] < losses[0] / 10
@@ -113,6 +113,7 @@ def test_both_precisions_are_those_of_the_settings(dataset, method):
 
 @pytest.mark.parametrize("size", [(64, 96), (96, 64)])
 def test_landmarks_are_predicted_in_the_network_frame_for_any_count_and_size(tmp_path, method, size):
+    size = tuple(METHOD_SETTINGS.get(method, {}).get("refine", 1) * side for side in size)
     config = method_config(tmp_path, method, num_landmarks=7, height=size[0], width=size[1])
     torch.manual_seed(0)
     detector = create_detector(config).eval()
