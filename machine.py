@@ -60,11 +60,12 @@ def training_command(img_dir: str | Path, json_path: str | Path, *options: str, 
     presets, size = [*filter(None, [data_preset]), "modern"], []
     if not torch.cuda.is_available():
         presets.append("cpu")
-        data, cpu = PRESETS.get(data_preset, {}), PRESETS["cpu"]
+        data, cpu = PRESETS.get(data_preset, {}), {"width": Config.width} | PRESETS["cpu"]
         if "height" in data:  # as many px as cpu has, but in the shape that fits the data: tall for a spine
             scale = math.sqrt(cpu["height"] * cpu["width"] / (data["height"] * data["width"]))
             for side in ("height", "width"):
-                size += [f"--{side}", str(32 * round(data[side] * scale / 32))]
+                step = 32 * cpu["refine"]
+                size += [f"--{side}", str(step * round(data[side] * scale / step))]
     places = ["--img_dir", str(img_dir), "--json_path", str(json_path)]
     return shlex.join(["python", "main.py", "--preset", *presets, *size, *places, *options])
 

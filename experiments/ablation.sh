@@ -3,7 +3,7 @@
 #   experiments/ablation.sh FOLDER OUT [--<setting> VALUE ...]
 # FOLDER is the output of `python -m tools.convert isbi2015 SOURCE FOLDER`. Runs are written to OUT; finished ones are
 # kept. A third of the training images are used for testing (fold 1 of 3), the official test images are not. Settings
-# are appended to those of the recipe, e.g. --epochs 1 --height 64 --width 64 for a dry run.
+# are appended to those of the recipe, e.g. --epochs 1 --height 128 --width 128 for a dry run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=$1 out=$2
@@ -18,7 +18,7 @@ train() { # NAME SETTINGS...: one run
   [ -f "$out/$name/test/summary.json" ] && return
   rm -rf "${out:?}/$name"
   $python main.py --preset isbi2015 modern cpu --img_dir "$folder/imgs" --json_path "$folder/json/data.json" \
-    --folds 3 --fold 1 --height 192 --width 160 --sigma 3 --epochs 15 --overlays 0 --run_dir "$out/$name" "$@"
+    --folds 3 --fold 1 --height 384 --width 320 --sigma 3 --epochs 15 --overlays 0 --run_dir "$out/$name" "$@"
 }
 
 retest() { # NAME SETTINGS...: test the recipe's network in another way
@@ -33,6 +33,9 @@ retest() { # NAME SETTINGS...: test the recipe's network in another way
 mkdir -p "$out"
 train recipe "$@"
 train "recipe, another seed" "$@" --seed 1
+train "no second stage" "$@" --refine 1 --height 192 --width 160
+train "random weights" "$@" --backbone_weights none
+train "decoder of 256 channels" "$@" --decoder_channels 256
 train "no crop" "$@" --crop_margin none
 train "no rotation, scaling, shift" "$@" --rotation 0 --scaling 0 --shift 0
 train "no elastic warp" "$@" --elastic 0

@@ -55,6 +55,7 @@ class NoothoutConfig(Config):
         ),
         # small networks: at twice the input size of the other methods' demo they take the same time
         "demo": dict(height=384, width=320, patch_size=16, local_size=48, batch_size=2, epochs=40),
+        "cpu": dict(height=384, width=320, refine=1, epochs=30),
     }  # fmt: skip
     fixed_by_weights: ClassVar[tuple[str, ...]] = (*Config.fixed_by_weights, "patch_size", "log_base")
 

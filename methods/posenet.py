@@ -69,6 +69,7 @@ class PoseNetConfig(Config):
             height=384, width=320, sigma=6.0, stacks=2, channels=64, discriminator_channels=32, optimizer="adam",
             batch_size=2, epochs=30, pretrain_epochs=10,
         ),
+        "cpu": dict(height=384, width=320, refine=1, epochs=30),
     }  # fmt: skip
     fixed_by_weights: ClassVar[tuple[str, ...]] = (
         *Config.fixed_by_weights, "occlusion", "adversarial", "stacks", "hourglass_depth", "channels",

@@ -46,8 +46,11 @@ class UNetConfig(Config):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         # a smaller encoder, smaller batches and six radii of ten epochs each
         "demo": dict(backbone="resnet34", batch_size=2, epochs=60, label_radius=24, erosion=4, erosion_epochs=10),
-        "cpu": dict(backbone="resnet34", norm="batch", label_radius=48, erosion=8, erosion_epochs=5),  # six radii
-    }
+        "cpu": dict(  # six radii
+            backbone="resnet34", backbone_weights="none", height=384, width=320, refine=1, norm="batch",
+            label_radius=48, erosion=8, erosion_epochs=5, epochs=30,
+        ),
+    }  # fmt: skip
 
     def check(self) -> None:
         super().check()
