@@ -50,10 +50,10 @@ def read(source: Path, images: Path | None = None, landmarks: tuple[str, ...] = 
             continue
         with expecting(file, "a LabelMe file"):
             table: dict[str, Any] = {}
-            for place, shape in enumerate(content["shapes"], 1):
+            for place, shape in enumerate(content["shapes"] or [], 1):
                 where = f"{file}: shape {place}"
                 with expecting(where, "a shape of LabelMe"):
-                    if shape.get("shape_type", "point") != "point":  # old files have no shape_type
+                    if (shape.get("shape_type") or "point") != "point":  # old files have no shape_type
                         notes.append(f"{own}: skipped {shape.get('label')!r}, a {shape['shape_type']}")
                         continue
                     if is_unlabelled(shape.get("label")):
