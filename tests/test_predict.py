@@ -84,6 +84,7 @@ def test_an_image_that_cannot_be_read_is_named_and_the_rest_is_done(trained_run,
     (folder / "broken.png").write_bytes((folder / good[0]).read_bytes()[:100])
     (folder / "empty.jpg").touch()
     (folder / "notes.txt").write_text("no image")
+    (folder / f"._{good[0]}").write_bytes(b"left by a Mac")
     assert call(monkeypatch, trained_run / "best.pt", folder, "--out", tmp_path / "out") == 1
     assert sorted(landmarks_of(tmp_path / "out")) == good
     errors = capsys.readouterr().err
