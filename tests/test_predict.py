@@ -291,6 +291,18 @@ def test_odd_names_and_spoilt_images_stop_nothing(trained_run, images, tmp_path,
         assert reason in errors and reason in skipped
 
 
+def test_a_full_disk_does_not_block_the_same_command(trained_run, images, tmp_path, monkeypatch, capsys, fill_disk):
+    words = (trained_run / "best.pt", sorted(images.iterdir())[0], "--out", tmp_path / "out")
+    for writes in range(4):
+        fill_disk(writes)
+        assert call(monkeypatch, *words) == 2
+        assert mentions(capsys.readouterr().err, tmp_path / "out", "No space left", "repeat")
+        assert (tmp_path / "out" / "predictions.csv").exists() == (writes > 0)
+    fill_disk(None)
+    assert call(monkeypatch, *words) == 0 and not (tmp_path / "out" / "unfinished").exists()
+    assert call(monkeypatch, *words) == 2 and mentions(capsys.readouterr().err, "exists already")
+
+
 def test_weights_that_are_nan_end_in_one_line(dataset, tmp_path, monkeypatch, capsys):
     path = save_untrained(tmp_path / "a.pt", dataset)
     state = read_checkpoint(path)

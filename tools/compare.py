@@ -34,7 +34,7 @@ from reporting.report import figure_text
 from reporting.workbook import PRECISE, add_sheet, part_label, write_row, write_settings_sheet
 from run_folder import source_commit, write_bytes, write_csv
 from settings import UserError, read_json
-from tools.formats.files import check_out
+from tools.formats.files import check_out, filling
 from tools.read_runs import Run, implied_spacing, read_runs
 from tools.significance import paired_tests
 from tools.two_readers import mean_is_truth, noise_floor, read_readers, reader_errors
@@ -268,14 +268,15 @@ def compare_runs(options: argparse.Namespace) -> None:
 
     landmark_pairs = [row for own in by_pair.values() for row in own]
     tables = {"comparison": table, "pairs": pairs, "landmarks": landmarks, "landmark_pairs": landmark_pairs}
-    write_tables(out, tables, described)
-    draw_error_curves(errors, readers, thresholds, unit, out / "curves.png")
     panels = {}
     for (run, against), own in itertools.islice(by_pair.items(), MOST_PANELS):
         values = np.array([[row["difference"], row["low"], row["high"]] for row in own])
         panels[f"{run}\nagainst {against}"] = values, np.array([row["p_corrected"] < SIGNIFICANT for row in own])
-    if panels:
-        draw_differences([row["landmark"] for row in landmarks], panels, unit, out / "differences.png")
+    with filling(out):
+        write_tables(out, tables, described)
+        draw_error_curves(errors, readers, thresholds, unit, out / "curves.png")
+        if panels:
+            draw_differences([row["landmark"] for row in landmarks], panels, unit, out / "differences.png")
     print(f"look at {out}: comparison.xls, curves.png{', differences.png' if panels else ''}")
 
 

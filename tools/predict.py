@@ -18,6 +18,7 @@ the DICOM file; else from --spacing; else from the settings of the checkpoint. d
 """
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -44,7 +45,7 @@ from reporting.pictures import draw_overlays
 from reporting.predictions import read_predictions, write_predictions
 from run_folder import read_checkpoint, write_csv, write_provenance, write_text
 from settings import UserError, build_config
-from tools.formats.files import check_out
+from tools.formats.files import check_out, filling
 from tools.unannotated import ImageFiles, UnreadableImage, find_image_files, make_views, read_pixels, recorded_spacings
 from utils import clip_to_image
 
@@ -166,7 +167,7 @@ def write_records(
             points.append(point)
         own = {} if math.isnan(record.spacing) else {"spacing": record.spacing}
         entries.append({"imagePath": record.name, **own, "points": points})
-    path.parent.mkdir()
+    path.parent.mkdir(exist_ok=True)
     write_text(path, json.dumps(entries, indent=1, ensure_ascii=False))
 
 
@@ -245,7 +246,8 @@ def run(options: argparse.Namespace) -> int:
     try:
         predictions, records, unread = predict_images(predictor, loader)
     except BaseException:  # Ctrl-C too: leave no empty folder
-        out.rmdir()
+        with contextlib.suppress(OSError):  # it holds what an earlier try wrote
+            out.rmdir()
         raise
     seconds = time.perf_counter() - started
     print(f"{len(records)} images in {seconds:.1f} s, {len(records) / seconds:.2f} images/s")
@@ -257,14 +259,15 @@ def run(options: argparse.Namespace) -> int:
         print(f"note: {note}", file=sys.stderr)
     for each in unread:
         print(f"skipped: {each.reason}", file=sys.stderr)
-    if unread:
-        write_text(out / "skipped.txt", "".join(f"{ascii(str(each.path))}: {each.reason}\n" for each in unread))
-    write_predictions(out / "predictions.csv", predictions, landmarks["abbreviations"], "px")
-    write_records(out / "json" / "data.json", predictions, records, landmarks)
-    measured = write_measurements(out / "measurements.csv", config, predictions, records, landmarks)
-    used = config.replace(img_dir=str(folder), json_path=str(out / "json" / "data.json"), run_dir=str(out))
-    write_provenance(out, used, predictor.num_parameters, predictor.device)
-    draw_overlays(out, read_predictions(out / "predictions.csv"), records, options.overlays)
+    with filling(out):
+        if unread:
+            write_text(out / "skipped.txt", "".join(f"{ascii(str(each.path))}: {each.reason}\n" for each in unread))
+        write_predictions(out / "predictions.csv", predictions, landmarks["abbreviations"], "px")
+        write_records(out / "json" / "data.json", predictions, records, landmarks)
+        measured = write_measurements(out / "measurements.csv", config, predictions, records, landmarks)
+        used = config.replace(img_dir=str(folder), json_path=str(out / "json" / "data.json"), run_dir=str(out))
+        write_provenance(out, used, predictor.num_parameters, predictor.device)
+        draw_overlays(out, read_predictions(out / "predictions.csv"), records, options.overlays)
     print(f"predictions.csv, json/data.json{', measurements.csv' if measured else ''} and overlays/ in {out}")
     return 1 if unread else 0
 

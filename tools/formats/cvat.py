@@ -13,6 +13,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from reading.images import image_size
+from run_folder import write_bytes
 from settings import UserError
 from tools.formats.common import (
     Images,
@@ -84,4 +85,5 @@ def write(pairs: Sequence[tuple[Path, dict]], destination: Path) -> None:
                 ElementTree.SubElement(image, "points", known | {"points": text, "z_order": "0"})
     destination.mkdir(parents=True, exist_ok=True)
     ElementTree.indent(root)
-    ElementTree.ElementTree(root).write(destination / "annotations.xml", encoding="utf-8", xml_declaration=True)
+    tree = ElementTree.ElementTree(root)
+    write_bytes(destination / "annotations.xml", lambda file: tree.write(file, "utf-8", xml_declaration=True))
