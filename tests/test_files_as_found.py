@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from conftest import mentions, refuses
@@ -187,6 +188,16 @@ def test_a_picture_that_only_labelmes_file_holds_is_written_out(tmp_path, run_pr
     labelme(tmp_path / "b" / "a.json", "a.jpg", imageData="AAAA")
     with refuses("a.json", "imageData"):
         FORMATS["labelme"].read(tmp_path / "b")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_deep_picture_inside_a_labelme_file_keeps_its_greys(tmp_path, channels):
+    film = np.arange(3000, dtype=np.uint16).reshape(50, 60)
+    done, png = cv2.imencode(".png", film if channels == 1 else np.dstack([film] * 3))
+    labelme(tmp_path / "a.json", "lost.png", imageData=base64.b64encode(png.tobytes()).decode())
+    ((picture, _),) = FORMATS["labelme"].read(tmp_path).pairs
+    assert done and picture().dtype == np.uint16
+    assert np.abs(picture() - film * (65535 / 2999)).max() <= 1
 
 
 def test_odd_entries_of_labelme_are_skipped_and_named(tmp_path):
