@@ -32,7 +32,7 @@ def read_csv(file: Path) -> list[list[str]]:
     If all lines have semicolons, or all have tabs, these separate the cells, and a decimal comma becomes a point. A
     first line "sep=;", by which Excel knows the separator, is skipped.
     """
-    text = re.sub(r"\Asep=.?\r?\n", "", read_text(file))
+    text = re.sub(r'\A"?sep=.?"?\r?\n', "", read_text(file))
     lines = [line for line in text.splitlines() if line.strip()]
     delimiter = next((each for each in ";\t" if lines and all(each in line for line in lines)), ",")
     try:
