@@ -3,6 +3,7 @@
 The later one wins: config.py < --preset A B ... (left to right) < --config FILE.json < --<setting> VALUE.
 """
 
+import argparse
 import dataclasses
 import difflib
 import functools
@@ -17,7 +18,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 log = logging.getLogger("farnet")
 
@@ -40,6 +41,13 @@ class UserError(Exception):
         # torch puts the error of a process that loads images behind its traceback
         message = message.rpartition("\nsettings.UserError: ")[2].strip()
         super().__init__(UNPRINTABLE.sub(lambda odd: ascii(odd[0])[1:-1], message))
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser that raises UserError for mistakes."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
 
 
 def require_file(path: str | Path, remedy: str = "give the path of a file") -> None:

@@ -33,7 +33,7 @@ from reporting.pictures import draw_differences, draw_error_curves
 from reporting.report import figure_text
 from reporting.workbook import PRECISE, add_sheet, part_label, write_row, write_settings_sheet
 from run_folder import source_commit, write_bytes, write_csv
-from settings import UserError, read_json
+from settings import Parser, UserError, read_json
 from tools.formats.files import check_out, filling
 from tools.read_runs import Run, implied_spacing, read_runs
 from tools.significance import paired_tests
@@ -282,7 +282,7 @@ def compare_runs(options: argparse.Namespace) -> None:
 
 def main() -> int:
     """Return the exit status: 2 for runs that cannot be compared."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--set", help="the test set (the only one of a run, else test)")
     parser.add_argument("--part", default="headline", choices=("headline", "all", "occluded"), help="which landmarks")
@@ -292,8 +292,7 @@ def main() -> int:
         "--resamples", type=int, default=10000, help="of the bootstrap and the permutation test (10000)"
     )
     parser.add_argument("--out", type=Path, help="the folder for the files (runs/comparison-<time>)")
-    options = parser.parse_args()
-    return exit_status(lambda: compare_runs(options))
+    return exit_status(lambda: compare_runs(parser.parse_args()))
 
 
 if __name__ == "__main__":

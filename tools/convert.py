@@ -32,7 +32,7 @@ from reading import dicom
 from reading.annotation import read_points, read_record, shorten
 from reading.paths import normal_name
 from run_folder import write_bytes
-from settings import UserError, parse_text
+from settings import Parser, UserError, parse_text
 from tools.formats import FORMATS
 from tools.formats.common import OPTIONS, Pixels, Reading, data_options, image_size, record_points, spacing_number
 from tools.formats.files import check_out, filling, write_json
@@ -167,7 +167,7 @@ def print_findings(reading: Reading, notes: Sequence[str]) -> None:
 def make_parser() -> argparse.ArgumentParser:
     """Return a parser with a command per format, whose options are the parameters of its `read`."""
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("python -m tools.convert", description=__doc__, formatter_class=raw)
+    parser = Parser("python -m tools.convert", description=__doc__, formatter_class=raw)
     parser.add_argument("--list", action="store_true", help="print the formats, one line each")
     commands = parser.add_subparsers(dest="format", metavar="FORMAT")
     for name, module in FORMATS.items():

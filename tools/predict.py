@@ -26,6 +26,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,8 @@ from reporting.measurements import measure
 from reporting.pictures import draw_overlays
 from reporting.predictions import read_predictions, write_predictions
 from run_folder import read_checkpoint, write_csv, write_provenance, write_text
-from settings import UserError, build_config
+from settings import Parser, UserError, build_config
+from tools.formats.common import spacing_number
 from tools.formats.files import check_out, filling
 from tools.unannotated import ImageFiles, UnreadableImage, find_image_files, make_views, read_pixels, recorded_spacings
 from utils import clip_to_image
@@ -274,21 +276,22 @@ def run(options: argparse.Namespace) -> int:
 
 def main() -> int:
     """Return 0 if all is done, 1 if some images could not be read, or machine.exit_status's 2 and 130."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="best.pt or last.pt of a run")
     parser.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders or patterns")
     parser.add_argument("--out", required=True, metavar="DIR", help="a new or empty folder")
     parser.add_argument("--ensemble", nargs="+", default=[], metavar="CHECKPOINT", help="more checkpoints")
     parser.add_argument(
-        "--spacing", type=float, help="mm per px, unless a record or a DICOM file states it (as in the checkpoint)"
+        "--spacing",
+        type=partial(spacing_number, where="--spacing"),
+        help="mm per px, unless a record or a DICOM file states it (as in the checkpoint)",
     )
     parser.add_argument("--overlays", type=int, default=100, help="largest number of pictures (100)")
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:1, ... (as in the checkpoint)")
     parser.add_argument("--batch_size", type=int, help="images at a time (as in the checkpoint)")
     parser.add_argument("--workers", type=int, help="processes that read images (as in the checkpoint)")
     parser.add_argument("--views", type=int, help="slightly turned views to average (as in the checkpoint)")
-    options = parser.parse_args()
-    return exit_status(lambda: run(options))
+    return exit_status(lambda: run(parser.parse_args()))
 
 
 if __name__ == "__main__":
