@@ -26,6 +26,7 @@ log = logging.getLogger("farnet")
 RETIRED = ("compose_heads", "device_targets", "fused_optimizer", "fold_norms", "keep_memory", "compile", "gif")
 
 
+FLOAT32_MAX = 3.4e38  # the largest number that a network computes with
 MAX_DEPTH = 20  # of nested lists and objects in a JSON file; ours need five
 # what a csv or xls cell, a log line or a file name cannot hold: control characters, line breaks, halves of a pair
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -162,6 +163,8 @@ def check_value(name: str, value: Any, hint: Any) -> Any:
             if isinstance(value, int | float) and not isinstance(value, bool):
                 if not abs(value) <= sys.float_info.max:  # also for an int that no float can hold
                     raise UserError(f"setting {name}: {value} is not a finite number")
+                if abs(value) > FLOAT32_MAX:
+                    raise UserError(f"setting {name}: {value} is too large")
                 return float(value)
         elif isinstance(value, option) and not (option is int and isinstance(value, bool)):
             if isinstance(value, int) and abs(value) >= 2**63:  # more than torch and numpy hold
