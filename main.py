@@ -18,7 +18,7 @@ import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from config import PRESETS, Config
 from data import make_loader
@@ -32,6 +32,7 @@ from reporting.predictions import pool_predictions, read_predictions, write_pred
 from reporting.report import report
 from run_folder import create_run_folder, discard_unstarted, read_checkpoint, source_commit, start_log, write_provenance
 from settings import (
+    Parser,
     UserError,
     build_config,
     parse_settings,
@@ -51,13 +52,6 @@ RESUMABLE = (
     "epochs", "device", "workers", "save_every", "watch_every", "overlays", "explain", "explain_landmarks", "img_dir",
     "json_path", "report_exclude",
 )  # fmt: skip
-
-
-class Parser(argparse.ArgumentParser):
-    """An argparse parser that raises UserError for mistakes."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
 
 
 def parse_arguments(arguments: list[str]) -> tuple[argparse.Namespace, Overrides]:

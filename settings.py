@@ -3,6 +3,7 @@
 The later one wins: config.py < --preset A B ... (left to right) < --config FILE.json < --<setting> VALUE.
 """
 
+import argparse
 import dataclasses
 import difflib
 import functools
@@ -17,7 +18,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 log = logging.getLogger("farnet")
 
@@ -25,6 +26,7 @@ log = logging.getLogger("farnet")
 RETIRED = ("compose_heads", "device_targets", "fused_optimizer", "fold_norms", "keep_memory", "compile", "gif")
 
 
+FLOAT32_MAX = 3.4e38  # the largest number that a network computes with
 MAX_DEPTH = 20  # of nested lists and objects in a JSON file; ours need five
 # what a csv or xls cell, a log line or a file name cannot hold: control characters, line breaks, halves of a pair
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -40,6 +42,13 @@ class UserError(Exception):
         # torch puts the error of a process that loads images behind its traceback
         message = message.rpartition("\nsettings.UserError: ")[2].strip()
         super().__init__(UNPRINTABLE.sub(lambda odd: ascii(odd[0])[1:-1], message))
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser that raises UserError for mistakes."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
 
 
 def require_file(path: str | Path, remedy: str = "give the path of a file") -> None:
@@ -154,6 +163,8 @@ def check_value(name: str, value: Any, hint: Any) -> Any:
             if isinstance(value, int | float) and not isinstance(value, bool):
                 if not abs(value) <= sys.float_info.max:  # also for an int that no float can hold
                     raise UserError(f"setting {name}: {value} is not a finite number")
+                if abs(value) > FLOAT32_MAX:
+                    raise UserError(f"setting {name}: {value} is too large")
                 return float(value)
         elif isinstance(value, option) and not (option is int and isinstance(value, bool)):
             if isinstance(value, int) and abs(value) >= 2**63:  # more than torch and numpy hold

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from config import SPACINGS
 from settings import UserError
 
 ENDINGS = (".dcm", ".dicom")
@@ -128,6 +129,14 @@ def complete(data, notes: list[str]) -> None:
         if data.get(key) in (None, ""):
             setattr(data, key, value)
             notes.append(f"{key} is missing; took {value}")
+    data.PhotometricInterpretation = str(data.PhotometricInterpretation).strip().upper()
+    allocated, stored = (numbers_of(data, key)[:1] for key in ("BitsAllocated", "BitsStored"))
+    if allocated and not (stored and 1 <= stored[0] <= allocated[0]):
+        notes.append(f"BitsStored cannot be used; took {allocated[0]:g}")
+        data.BitsStored = int(allocated[0])
+    if any(math.isnan(frames) for frames in numbers_of(data, "NumberOfFrames")):
+        notes.append("NumberOfFrames cannot be used; took 1")
+        del data.NumberOfFrames
 
 
 def apply_luts(pixels: np.ndarray, data, notes: list[str]) -> np.ndarray:
@@ -231,8 +240,9 @@ def choose_spacing(spacings: dict[str, list[float]], file: Path) -> tuple[float 
     for key, values in spacings.items():
         if not values:  # may be empty by the standard
             continue
-        if len(values) != 2 or not all(math.isfinite(value) and value > 0 for value in values):
-            notes.append(f"{file.name}: its {key} is {values}, expected two numbers above 0; it is ignored")
+        if len(values) != 2 or not all(SPACINGS[0] <= value <= SPACINGS[1] for value in values):  # false for nan
+            expected = f"two numbers from {SPACINGS[0]:g} to {SPACINGS[1]:g}"
+            notes.append(f"{file.name}: its {key} is {values}, expected {expected}; it is ignored")
             continue
         if abs(values[0] - values[1]) > 0.01 * values[0]:
             raise UserError(f"{file}: {key} is {values}; pixels that are not square are not supported")

@@ -4,12 +4,13 @@ Nothing here depends on records or landmarks. data.py defines the letters and fr
 """
 
 import contextlib
+import io
 import itertools
 import math
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import cv2
 import numpy as np
@@ -26,6 +27,11 @@ FORMATS = ("BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF",
 IMAGENET_MEAN = np.array((0.485, 0.456, 0.406), np.float32)  # RGB, intensities in 0..1
 IMAGENET_SD = np.array((0.229, 0.224, 0.225), np.float32)
 SIZE, BITS, PHOTOMETRIC, ORIENTATION, SAMPLE_FORMAT = (256, 257), 258, 262, 274, 339  # tags of TIFF
+SAMPLES, PLANAR, EXTRA_SAMPLES = 277, 284, 338
+CHUNKS = {273, 279, 324, 325}  # offsets and lengths of strips and tiles
+PIXEL_TAGS = {*SIZE, BITS, 259, PHOTOMETRIC, 266, ORIENTATION, SAMPLES, 278, PLANAR, 317, 320, 322, 323, *CHUNKS}
+PIXEL_TAGS |= {EXTRA_SAMPLES, SAMPLE_FORMAT}
+BIG_TIFF = b"MM\0+"  # the start of a big-endian BigTIFF, which Pillow takes for a small one
 # Pillow knows no 16-bit grey with alpha: let it read the two bytes of each as four channels (see read_raster)
 for key in itertools.product((b"II", b"MM"), (0, 1), ((1,),), (1,), ((16, 16),), ((), (0,), (1,), (2,))):
     TiffImagePlugin.OPEN_INFO[key] = ("RGBA", "RGBA")
@@ -111,18 +117,26 @@ def read_raster(path: Path) -> np.ndarray:
     """Read an image file that is not DICOM. Raises all kinds of errors."""
     white_is_zero = False
     with open(path, "rb") as opened:  # a path would let Pillow map the file into memory, where it misreads turned TIFFs
-        big_endian = opened.read(2) == b"MM"
+        start = opened.read(4)
+        big_endian, source = start[:2] == b"MM", cast(BinaryIO, opened)
+        if start == BIG_TIFF:
+            source = write_small_tiff(path.read_bytes(), read_tiff_tags(opened))
         try:
-            with Image.open(opened, formats=FORMATS) as file:
+            with Image.open(source, formats=FORMATS) as file:
                 tiff = isinstance(file, TiffImagePlugin.TiffImageFile)
                 tags = dict(file.tag_v2) if isinstance(file, TiffImagePlugin.TiffImageFile) else {}
                 raw = str(file.tile)  # the codec and the order of bits, such as RGB;16B
                 white_is_zero = tags.get(PHOTOMETRIC) == 0
-                upright = ImageOps.exif_transpose(file)
-                if tags.get(BITS) == (16, 16):
+                planes = in_planes(tags)
+                upright = file if planes else ImageOps.exif_transpose(file)
+                if planes:
+                    pixels = read_planes(path, tags)
+                elif tags.get(BITS) == (16, 16):
                     pixels = np.asarray(upright).view(">u2" if big_endian and "'raw'" in raw else "<u2")[..., 0]
                 elif upright.mode.startswith(("I", "F")):
                     pixels = np.asarray(upright)
+                    if upright.mode == "F" and big_endian and "'libtiff'" in raw:
+                        pixels = pixels.byteswap()  # libtiff has swapped the bytes, and so has Pillow
                     if tiff and upright.mode == "I" and tags.get(SAMPLE_FORMAT, (1,))[0] == 1:
                         pixels = pixels.view(np.uint32)  # Pillow takes its upper half as negative
                 else:
@@ -136,7 +150,7 @@ def read_raster(path: Path) -> np.ndarray:
         except UnidentifiedImageError:
             tags = read_tiff_tags(opened)
             white_is_zero = tags.get(PHOTOMETRIC) == 0
-            pixels = decode(path)
+            pixels = read_planes(path, tags) if in_planes(tags) else decode(path)
     if pixels.dtype == np.uint8:  # already inverted
         return pixels
     if not np.isfinite(pixels).all():
@@ -152,12 +166,54 @@ def read_tiff_tags(opened: BinaryIO) -> dict[int, Any]:
     if header[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         raise NotATiff
     header += opened.read(8) if b"+" in header[:4] else b""
-    tags = TiffImagePlugin.ImageFileDirectory_v2(header)
+    if header[:4] == BIG_TIFF:
+        tags = TiffImagePlugin.ImageFileDirectory_v2(b"II+\0" + header[4:], prefix=b"MM")
+    else:
+        tags = TiffImagePlugin.ImageFileDirectory_v2(header)
     opened.seek(tags.next)
     tags.load(opened)
     if math.prod(tags[tag] for tag in SIZE) > dicom.MOST_PIXELS:
         raise Image.DecompressionBombError
     return dict(tags)
+
+
+def in_planes(tags: dict[int, Any]) -> bool:
+    """Return whether a TIFF has its channels in planes that Pillow and OpenCV misread or refuse."""
+    deep = max(tags.get(BITS, (1,))) > 8 or tags.get(PHOTOMETRIC) in (0, 1)
+    return tags.get(PLANAR) == 2 and tags.get(SAMPLES, 1) > 1 and deep
+
+
+def read_planes(path: Path, tags: dict[int, Any]) -> np.ndarray:
+    """Read the planes of a TIFF, each as a TIFF of its own, as (h, w) grey or (h, w, 3) RGB, without alpha."""
+    content, kept = path.read_bytes(), {0: 1, 1: 1, 2: 3}.get(tags[PHOTOMETRIC])
+    if kept is None or tags[SAMPLES] < kept:
+        raise ValueError(f"{max(tags[BITS])}-bit planes of photometric {tags[PHOTOMETRIC]} are not supported")
+    planes = []
+    for plane in range(kept):
+        with Image.open(write_small_tiff(content, tags, plane), formats=("TIFF",)) as file:
+            planes.append(np.asarray(ImageOps.exif_transpose(file)))
+    return planes[0] if kept == 1 else np.stack(planes, -1)
+
+
+def write_small_tiff(content: bytes, tags: dict[int, Any], plane: int | None = None) -> io.BytesIO:
+    """Return a TIFF with a directory of 32-bit numbers behind its pixels; plane: of one of its planes, as grey."""
+    kept = {tag: value if isinstance(value, tuple) else (value,) for tag, value in tags.items() if tag in PIXEL_TAGS}
+    if plane is not None:
+        for tag in CHUNKS & kept.keys():
+            count = len(kept[tag]) // tags[SAMPLES]
+            kept[tag] = kept[tag][plane * count : (plane + 1) * count]
+        kept |= {tag: kept[tag][:1] for tag in (BITS, SAMPLE_FORMAT) if tag in kept}
+        kept |= {SAMPLES: (1,), PLANAR: (1,), PHOTOMETRIC: (int(tags[PHOTOMETRIC] > 0 or max(tags[BITS]) > 8),)}
+        kept.pop(EXTRA_SAMPLES, None)
+    order, start = ("<" if content[:2] == b"II" else ">"), len(content) + len(content) % 2
+    directory, beyond, place = struct.pack(f"{order}H", len(kept)), b"", start + 2 + 12 * len(kept) + 4
+    for tag, values in sorted(kept.items()):
+        packed = struct.pack(f"{order}{len(values)}I", *values)
+        directory += struct.pack(f"{order}HHI", tag, 4, len(values))
+        directory += packed if len(values) == 1 else struct.pack(f"{order}I", place + len(beyond))
+        beyond += b"" if len(values) == 1 else packed
+    head = content[:2] + struct.pack(f"{order}HI", 42, start)
+    return io.BytesIO(head + content[8:].ljust(start - 8, b"\0") + directory + bytes(4) + beyond)
 
 
 def decode(path: Path) -> np.ndarray:

@@ -46,9 +46,9 @@ def find_file(folder: Path, name: str) -> Path | None:
 
 def visible_files(folder: Path, pattern: str = "*") -> list[Path]:
     """Return the files in a folder and its subfolders, sorted, without hidden ones and what systems leave behind."""
-    return [
-        path
-        for path in sorted(folder.rglob(pattern))
-        if path.is_file()
-        and not any(part.startswith(".") or part.lower() in LITTER for part in path.relative_to(folder).parts)
-    ]
+    return [path for path in sorted(folder.rglob(pattern)) if path.is_file() and not is_hidden(path, folder)]
+
+
+def is_hidden(path: Path, folder: Path) -> bool:
+    """Return whether a file in a folder, or a folder above it in there, is hidden or what systems leave behind."""
+    return any(part.startswith(".") or part.lower() in LITTER for part in path.relative_to(folder).parts)

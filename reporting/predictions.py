@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from run_folder import write_csv
-from settings import UserError
+from settings import UserError, require_file
 
 OWN_COLUMNS = ("x", "y", "x_true", "y_true", "error", "score", "occluded")  # the other columns are extras
 
@@ -108,6 +109,7 @@ def read_predictions(path: Path) -> PredictionTable:
 
 def read_rows(path: Path) -> list[dict[str, str]]:
     """Return the rows of a csv file, each by column. Raises UserError for an empty or damaged file."""
+    require_file(path, "give the predictions.csv of a run")
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:  # Excel writes a byte order mark
             head, *rows = list(csv.reader(file, strict=True)) or [[]]
@@ -115,6 +117,8 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         raise UserError(f"{path} cannot be read as csv in UTF-8 ({error}); give the predictions.csv of a run") from None
     if not rows:
         raise UserError(f"{path} holds no rows; give the predictions.csv of a run that was tested")
+    if len(head) == 1 and re.search("[;\t]", head[0]):
+        raise UserError(f"{path} is separated by semicolons or tabs; save it with commas and decimal points")
     for number, row in enumerate(rows, 2):
         if len(row) != len(head):
             raise UserError(f"{path}: row {number} has {len(row)} cells, expected {len(head)}; copy the file again")

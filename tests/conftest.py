@@ -1,5 +1,6 @@
 """Small data sets, settings, methods and runs for every test file; what is skipped, and where that fails."""
 
+import errno
 import importlib.util
 import json
 import os
@@ -226,6 +227,24 @@ def run_program(monkeypatch, capsys):
         return status, streams.err if status == 2 else streams.out + streams.err
 
     return call
+
+
+@pytest.fixture
+def fill_disk(monkeypatch):
+    """Let so many more writes succeed; None: all again."""
+    fsync = os.fsync
+
+    def fill(writes: int | None) -> None:
+        left = iter(range(10**6 if writes is None else writes))
+
+        def write(descriptor: int) -> None:
+            if next(left, None) is None:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            fsync(descriptor)
+
+        monkeypatch.setattr(os, "fsync", write)
+
+    return fill
 
 
 # --- Data sets and runs ---

@@ -165,3 +165,14 @@ def test_a_name_is_drawn_as_it_stands(tmp_path, monkeypatch):
     assert labels == [r"x\$_{\$: 2.00 mm", " _under: 2.00 mm"]
     panels = {"a$\nagainst b$": (np.array([[0.1, 0.0, 0.2]]), np.array([True]))}
     draw_differences(["A"], panels, "mm", tmp_path / "differences.png")
+
+
+def test_a_full_disk_does_not_block_the_same_command(run_compare, tmp_path, fill_disk):
+    write_run(tmp_path / "a", ERRORS)
+    write_run(tmp_path / "b", ERRORS + 0.5)
+    for writes in (0, 3, 5):
+        fill_disk(writes)
+        status, output = run_compare(tmp_path / "a", tmp_path / "b")
+        assert status == 2 and mentions(output, tmp_path / "out", "No space left", "repeat")
+    fill_disk(None)
+    assert run_compare(tmp_path / "a", tmp_path / "b")[0] == 0 and not (tmp_path / "out" / "unfinished").exists()

@@ -258,7 +258,8 @@ def test_the_help_shows_every_setting_with_its_default_and_its_comment(capsys):
         ("farnet", "sdr_thresholds", "1e300"), ("farnet", "sigma", "1e308"), ("farnet", "height", "3200000"),
         ("farnet", "spacing", "1e9"), ("farnet", "spacing", "1e-9"), ("farnet", "workers", "100000"),
         ("posenet", "channels", "4000000"), ("posenet", "stacks", "1000000"), ("unet", "label_radius", "1000000"),
-        ("noothout", "local_size", "1000000"), ("farnet", "lr", "1" + "0" * 400), ("farnet", "run_dir", "a\0b"),
+        ("unet", "positive_weight_limit", "1e300"), ("noothout", "local_size", "1000000"),
+        ("farnet", "lr", "1" + "0" * 400), ("farnet", "run_dir", "a\0b"),
     ],
 )  # fmt: skip
 def test_an_absurd_setting_is_refused_with_its_limit(method, name, text):

@@ -37,6 +37,21 @@ def test_dicom_images_become_png_with_their_spacing_and_without_the_patient(tmp_
         assert image.size == (60, 50) and image.mode.startswith("I")
 
 
+@pytest.mark.parametrize("name", WRITABLE)
+def test_a_full_disk_does_not_block_the_same_command(tmp_path, run_program, fill_disk, name):
+    words = ("native", write_native(tmp_path / "set"), tmp_path / "out", "--to", name)
+    for writes in (0, 1):
+        fill_disk(writes)
+        status, output = run_program(convert, *words)
+        assert status == (2 if writes == 0 or name == "labelme" else 0)
+        if status == 2:
+            assert output.startswith("error: ") and mentions(output, tmp_path / "out", "No space left", "repeat")
+    fill_disk(None)
+    status, output = run_program(convert, *words)
+    assert status == 0 if name == "labelme" else "exists already" in output
+    assert not (tmp_path / "out" / "unfinished").exists()
+
+
 def test_a_converted_archive_is_read_by_the_preset(archive, tmp_path_factory, run_program):
     out = tmp_path_factory.mktemp("converted") / "isbi"
     status, output = run_program(convert, "isbi2015", archive, out)

@@ -73,6 +73,9 @@ def write_compressed(file, syntax, content, bits):
         dict(PixelSpacing=b"", PixelPaddingValue=b""),
         dict(PixelSpacing=b"a\\b "),
         dict(PixelSpacing=b"0.1 "),
+        dict(PixelSpacing=b"1e9\\1e9 "),
+        dict(PhotometricInterpretation=b"monochrome2 "),
+        dict(NumberOfFrames=b"x "),
         dict(PhotometricInterpretation=b""),
     ],
 )
@@ -100,6 +103,15 @@ def test_an_absent_attribute_takes_its_usual_value_with_a_note(tmp_path, name):
     data.save_as(tmp_path / "film")
     read = dicom.read(tmp_path / "film")
     assert np.abs(read.image - SHOWN).max() <= 1 and mentions(read.notes[0], "film", name)
+
+
+@pytest.mark.parametrize("stored", [0, 17])
+def test_an_impossible_number_of_stored_bits_is_replaced_with_a_note(tmp_path, stored):
+    data = pydicom.dcmread(write_dicom(tmp_path / "film", FILM))
+    data.BitsStored = stored
+    data.save_as(tmp_path / "film")
+    read = dicom.read(tmp_path / "film")
+    assert np.abs(read.image - SHOWN).max() <= 1 and mentions(read.notes[0], "film", "BitsStored", "16")
 
 
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])

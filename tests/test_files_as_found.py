@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from conftest import mentions, refuses
@@ -189,6 +190,16 @@ def test_a_picture_that_only_labelmes_file_holds_is_written_out(tmp_path, run_pr
         FORMATS["labelme"].read(tmp_path / "b")
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_deep_picture_inside_a_labelme_file_keeps_its_greys(tmp_path, channels):
+    film = np.arange(3000, dtype=np.uint16).reshape(50, 60)
+    done, png = cv2.imencode(".png", film if channels == 1 else np.dstack([film] * 3))
+    labelme(tmp_path / "a.json", "lost.png", imageData=base64.b64encode(png.tobytes()).decode())
+    ((picture, _),) = FORMATS["labelme"].read(tmp_path).pairs
+    assert done and picture().dtype == np.uint16
+    assert np.abs(picture() - film * (65535 / 2999)).max() <= 1
+
+
 def test_odd_entries_of_labelme_are_skipped_and_named(tmp_path):
     draw_images(tmp_path, ["a.png"])
     shapes = [
@@ -294,6 +305,53 @@ def test_regions_of_via_without_a_label_are_skipped_and_named(tmp_path):
     reading = FORMATS["via"].read(write_json(tmp_path / "v.json", content))
     assert tables(reading) == {"a.png": POINT}
     assert mentions(" ".join(reading.notes), "a.png: skipped a rect", "a.png: skipped region 3", "lost.png: skipped")
+
+
+def test_an_image_of_via_without_regions_and_a_region_without_a_shape_are_skipped(tmp_path):
+    draw_images(tmp_path, ["a.png", "b.png"])
+    point = {"shape_attributes": {"name": "point", "cx": 11, "cy": 20}, "region_attributes": {"name": "S"}}
+    regions = {"a.png": [point, {"region_attributes": {"name": "N"}}], "b.png": None}
+    content = {name: {"filename": name, "regions": own} for name, own in regions.items()}
+    reading = FORMATS["via"].read(write_json(tmp_path / "via.json", content))
+    assert tables(reading) == {"a.png": POINT} and len(reading.notes) == 3
+
+
+def test_a_task_of_label_studio_without_annotations_is_skipped(tmp_path):
+    draw_images(tmp_path, ["a.png", "b.png", "c.png"])
+    done = {"a.png": [{"result": results("S")}], "b.png": None, "c.png": [{"result": None}]}
+    tasks = [{"data": {"image": name}, "annotations": own} for name, own in done.items()]
+    reading = FORMATS["labelstudio"].read(write_json(tmp_path / "tasks.json", tasks))
+    assert list(tables(reading)) == ["a.png"] and "task 2 (b.png)" in reading.notes[0]
+
+
+@pytest.mark.parametrize("name", WRITABLE)
+def test_names_with_percent_and_hash_signs_are_written_and_read_back(tmp_path, name):
+    draw_images(tmp_path / "set" / "imgs", ["a%20b.png", "a b.png", "c #1.png"])
+    point = {"pointName": "S", "pointAbbreviation": "S", "X": 11.0, "Y": 20.0}
+    records = [{"imagePath": name, "points": [point]} for name in ("a%20b.png", "c #1.png")]
+    source = FORMATS["native"].read(write_json(tmp_path / "set" / "json" / "data.json", records))
+    FORMATS[name].write(source.pairs, tmp_path / "out")
+    (only, *more) = sorted((tmp_path / "out").iterdir())
+    back = FORMATS[name].read(only.parent if more else only, images=tmp_path / "set" / "imgs")
+    assert sorted(tables(back)) == ["a%20b.png", "c #1.png"]
+
+
+def test_a_second_box_of_coco_in_which_nothing_was_labelled_is_left_out(tmp_path):
+    draw_images(tmp_path, ["a.png"])
+    boxes = [{"image_id": 1, "category_id": 1, "keypoints": own} for own in ([0] * 3, [11, 20, 2], [0] * 3)]
+    category = {"id": 1, "name": "film", "keypoints": ["S"]}
+    content = {"images": [{"id": 1, "file_name": "a.png"}], "annotations": boxes, "categories": [category]}
+    assert tables(FORMATS["coco"].read(write_json(tmp_path / "coco.json", content))) == {"a.png": POINT}
+
+
+@pytest.mark.parametrize("flag", ["occluded", "outside"])
+def test_a_flag_of_cvat_that_is_neither_0_nor_1_is_refused(tmp_path, flag):
+    draw_images(tmp_path, ["a.png"])
+    point = f'<points label="S" points="11,20" {flag}="true"/>'
+    text = f'<annotations><image name="a.png" width="60" height="50">{point}</image></annotations>'
+    (tmp_path / "a.xml").write_text(text)
+    with refuses("a.png", flag, "'true'", "0 or 1"):
+        FORMATS["cvat"].read(tmp_path / "a.xml")
 
 
 def test_an_image_of_cvat_without_points_need_not_be_there(tmp_path):

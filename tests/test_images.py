@@ -129,6 +129,56 @@ def assert_reads(path, expected, tolerance=1e-3):
         assert np.abs(grey - expected).max() <= tolerance, path
 
 
+def write_planes(path, planes, photometric, orientation, order, big, deflate=False, tile=None):
+    """Write a TIFF, or a BigTIFF, of planes (c, h, w), each in a strip, or in one tile of tile x tile px."""
+    data = [np.pad(each, [(0, (tile or n) - n) for n in each.shape]) for each in planes]
+    data = [each.astype(each.dtype.newbyteorder(order)).tobytes() for each in data]
+    data = [zlib.compress(each) if deflate else each for each in data]
+    height, width = planes[0].shape
+    lengths = [len(each) for each in data]
+    starts = [16 + sum(lengths[:n]) for n in range(len(data))]
+    kind = {"u": 1, "f": 3}[planes.dtype.kind]
+    entries = {
+        256: [width], 257: [height], 258: [8 * planes.itemsize] * len(data), 259: [8 if deflate else 1],
+        262: [photometric], 274: [orientation], 277: [len(data)], 284: [2 if len(data) > 1 else 1],
+        339: [kind] * len(data),
+    }  # fmt: skip
+    entries |= {322: [tile], 323: [tile], 324: starts, 325: lengths} if tile else {278: [height]}
+    entries |= {} if tile else {273: starts, 279: lengths}
+    entries |= {338: [2]} if len(data) in (2, 4) else {}
+    kind, letter, word = (16, "Q", "Q") if big else (4, "I", "H")
+    start = 16 + sum(lengths)
+    directory, beyond = struct.pack(order + word, len(entries)), b""
+    place = start + len(directory) + len(entries) * (20 if big else 12) + struct.calcsize(order + letter)
+    for tag, values in sorted(entries.items()):
+        packed = struct.pack(f"{order}{len(values)}{letter}", *values)
+        if len(values) > 1:
+            packed, beyond = struct.pack(order + letter, place + len(beyond)), beyond + packed
+        directory += struct.pack(order + "HH" + letter, tag, kind, len(values)) + packed
+    head = {"<": b"II", ">": b"MM"}[order]
+    head += struct.pack(order + "HHHQ", 43, 8, 0, start) if big else struct.pack(order + "HIQ", 42, start, 0)
+    path.write_bytes(head.ljust(16, b"\0") + b"".join(data) + directory + struct.pack(order + letter, 0) + beyond)
+    return path
+
+
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_a_tiff_may_be_large_big_endian_and_hold_each_channel_in_a_plane(tmp_path, channels, order, big):
+    planes = np.moveaxis(np.atleast_3d(channels_of(FILM, channels)), -1, 0)
+    for orientation, deflate, tile in itertools.product((1, 3, 6), (False, True), (None, 16)):
+        photometric = 2 if channels > 2 else orientation % 2  # white is zero in a turned one
+        own = planes if photometric else FILM.max() - planes + FILM.min()
+        file = write_planes(tmp_path / "film.tif", own, photometric, orientation, order, big, deflate, tile)
+        assert_reads(file, shown_as(SHOWN, orientation))
+
+
+def test_a_compressed_big_endian_tiff_of_fractions_is_read_as_it_is(tmp_path):
+    fractions = (FILM / 4000).astype(np.float32)[None]
+    for order, deflate in itertools.product("<>", (False, True)):
+        assert_reads(write_planes(tmp_path / "film.tif", fractions, 1, 1, order, False, deflate), SHOWN)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_a_sixteen_bit_film_is_the_same_picture_in_any_number_of_channels(tmp_path, channels, orientation):

@@ -1,3 +1,4 @@
+import importlib
 import platform
 import subprocess
 import sys
@@ -5,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import refusal
+from conftest import mentions, refusal
 
 from machine import (
     exit_status,
@@ -137,3 +138,21 @@ def test_the_recommended_command_is_whole_and_made_for_this_machine(monkeypatch)
         assert training_command("a b", Path("data.json"), "--spacing", "none") == (
             f"python main.py --preset {presets} --img_dir 'a b' --json_path data.json --spacing none"
         )
+
+
+@pytest.mark.parametrize("name", ["compare", "convert", "export", "inspect_data", "predict", "review"])
+def test_a_mistake_on_the_command_line_of_a_tool_is_said_in_one_line(run_program, name):
+    tool = importlib.import_module(f"tools.{name}")
+    wrong = ("coco", "a", "b", "--bogus") if name == "convert" else ("a", "b", "--bogus")
+    status, output = run_program(tool, *wrong)
+    assert status == 2 and output.startswith("error: ") and output.count("\n") == 1
+
+
+def test_a_spacing_with_a_decimal_comma_is_named_by_every_tool_that_takes_one(run_program):
+    for name, words in (
+        ("predict", ("a.pt", "b.png", "--out", "c")),
+        ("inspect_data", ("a",)),
+        ("convert", ("coco", "a", "b")),
+    ):
+        status, output = run_program(importlib.import_module(f"tools.{name}"), *words, "--spacing", "0,1")
+        assert status == 2 and mentions(output, "--spacing", "'0,1'") and output.count("\n") == 1

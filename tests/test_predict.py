@@ -84,6 +84,7 @@ def test_an_image_that_cannot_be_read_is_named_and_the_rest_is_done(trained_run,
     (folder / "broken.png").write_bytes((folder / good[0]).read_bytes()[:100])
     (folder / "empty.jpg").touch()
     (folder / "notes.txt").write_text("no image")
+    (folder / f"._{good[0]}").write_bytes(b"left by a Mac")
     assert call(monkeypatch, trained_run / "best.pt", folder, "--out", tmp_path / "out") == 1
     assert sorted(landmarks_of(tmp_path / "out")) == good
     errors = capsys.readouterr().err
@@ -288,6 +289,18 @@ def test_odd_names_and_spoilt_images_stop_nothing(trained_run, images, tmp_path,
     skipped = (tmp_path / "out" / "skipped.txt").read_text(encoding="utf-8")
     for reason in ("UTF-8", "nan.tif", "nan or infinite", "nowhere.png", "No such file or directory"):
         assert reason in errors and reason in skipped
+
+
+def test_a_full_disk_does_not_block_the_same_command(trained_run, images, tmp_path, monkeypatch, capsys, fill_disk):
+    words = (trained_run / "best.pt", sorted(images.iterdir())[0], "--out", tmp_path / "out")
+    for writes in range(4):
+        fill_disk(writes)
+        assert call(monkeypatch, *words) == 2
+        assert mentions(capsys.readouterr().err, tmp_path / "out", "No space left", "repeat")
+        assert (tmp_path / "out" / "predictions.csv").exists() == (writes > 0)
+    fill_disk(None)
+    assert call(monkeypatch, *words) == 0 and not (tmp_path / "out" / "unfinished").exists()
+    assert call(monkeypatch, *words) == 2 and mentions(capsys.readouterr().err, "exists already")
 
 
 def test_weights_that_are_nan_end_in_one_line(dataset, tmp_path, monkeypatch, capsys):

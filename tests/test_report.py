@@ -1,6 +1,7 @@
 import csv
 import json
 import math
+import os
 import re
 
 import numpy as np
@@ -205,6 +206,7 @@ def test_pooled_predictions_keep_their_columns_where_only_some_have_them(tmp_pat
         (lambda rows: rows[:1], "rows"),
         (lambda rows: [["image", "x"], ["a", "1"]], "column landmark"),
         (lambda rows: [row[:-2] for row in rows], "column error_px"),
+        (lambda rows: [[";".join(row)] for row in rows], "semicolons commas"),
         (lambda rows: rows[:-1], "b.png B"),
         (lambda rows: [*rows, rows[1]], "a.png A 2"),
         (lambda rows: [*rows[:-1], rows[-1][:4]], "row 5 4 8"),
@@ -222,6 +224,12 @@ def test_a_damaged_or_foreign_predictions_csv_ends_in_one_line(tmp_path, change,
         csv.writer(file).writerows(change(rows))
     with refuses(path, *message.split()):
         read_predictions(path)
+
+
+def test_a_pipe_in_place_of_a_predictions_csv_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "predictions.csv")
+    with refuses("predictions.csv", "pipe"):
+        read_predictions(tmp_path / "predictions.csv")
 
 
 def test_a_predictions_csv_that_is_no_text_is_refused(tmp_path):

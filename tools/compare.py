@@ -33,8 +33,8 @@ from reporting.pictures import draw_differences, draw_error_curves
 from reporting.report import figure_text
 from reporting.workbook import PRECISE, add_sheet, part_label, write_row, write_settings_sheet
 from run_folder import source_commit, write_bytes, write_csv
-from settings import UserError, read_json
-from tools.formats.files import check_out
+from settings import Parser, UserError, read_json
+from tools.formats.files import check_out, filling
 from tools.read_runs import Run, implied_spacing, read_runs
 from tools.significance import paired_tests
 from tools.two_readers import mean_is_truth, noise_floor, read_readers, reader_errors
@@ -268,20 +268,21 @@ def compare_runs(options: argparse.Namespace) -> None:
 
     landmark_pairs = [row for own in by_pair.values() for row in own]
     tables = {"comparison": table, "pairs": pairs, "landmarks": landmarks, "landmark_pairs": landmark_pairs}
-    write_tables(out, tables, described)
-    draw_error_curves(errors, readers, thresholds, unit, out / "curves.png")
     panels = {}
     for (run, against), own in itertools.islice(by_pair.items(), MOST_PANELS):
         values = np.array([[row["difference"], row["low"], row["high"]] for row in own])
         panels[f"{run}\nagainst {against}"] = values, np.array([row["p_corrected"] < SIGNIFICANT for row in own])
-    if panels:
-        draw_differences([row["landmark"] for row in landmarks], panels, unit, out / "differences.png")
+    with filling(out):
+        write_tables(out, tables, described)
+        draw_error_curves(errors, readers, thresholds, unit, out / "curves.png")
+        if panels:
+            draw_differences([row["landmark"] for row in landmarks], panels, unit, out / "differences.png")
     print(f"look at {out}: comparison.xls, curves.png{', differences.png' if panels else ''}")
 
 
 def main() -> int:
     """Return the exit status: 2 for runs that cannot be compared."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--set", help="the test set (the only one of a run, else test)")
     parser.add_argument("--part", default="headline", choices=("headline", "all", "occluded"), help="which landmarks")
@@ -291,8 +292,7 @@ def main() -> int:
         "--resamples", type=int, default=10000, help="of the bootstrap and the permutation test (10000)"
     )
     parser.add_argument("--out", type=Path, help="the folder for the files (runs/comparison-<time>)")
-    options = parser.parse_args()
-    return exit_status(lambda: compare_runs(options))
+    return exit_status(lambda: compare_runs(parser.parse_args()))
 
 
 if __name__ == "__main__":

@@ -32,10 +32,10 @@ from reading import dicom
 from reading.annotation import read_points, read_record, shorten
 from reading.paths import normal_name
 from run_folder import write_bytes
-from settings import UserError, parse_text
+from settings import Parser, UserError, parse_text
 from tools.formats import FORMATS
 from tools.formats.common import OPTIONS, Pixels, Reading, data_options, image_size, record_points, spacing_number
-from tools.formats.files import check_out, write_json
+from tools.formats.files import check_out, filling, write_json
 
 
 def write_data_set(reading: Reading, destination: Path, link: bool = False) -> list[str]:
@@ -97,7 +97,13 @@ def write_image(image: Path | Pixels, path: Path, link: bool) -> tuple[float | N
     elif link:
         path.symlink_to(image.resolve())
     else:
-        shutil.copyfile(image, path)
+        try:
+            shutil.copyfile(image, path)
+        except OSError as error:  # without a remedy, and with the name of the wrong file if the disk is full
+            raise UserError(
+                f"{image} cannot be copied to {path} ({error.strerror}); nothing is written: free space, or correct "
+                "its permissions, and repeat the command"
+            ) from None
     return None, []
 
 
@@ -161,7 +167,7 @@ def print_findings(reading: Reading, notes: Sequence[str]) -> None:
 def make_parser() -> argparse.ArgumentParser:
     """Return a parser with a command per format, whose options are the parameters of its `read`."""
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("python -m tools.convert", description=__doc__, formatter_class=raw)
+    parser = Parser("python -m tools.convert", description=__doc__, formatter_class=raw)
     parser.add_argument("--list", action="store_true", help="print the formats, one line each")
     commands = parser.add_subparsers(dest="format", metavar="FORMAT")
     for name, module in FORMATS.items():
@@ -210,7 +216,8 @@ def convert(options: argparse.Namespace) -> None:
         for image, record in reading.pairs:
             check_record(record, image)
         shifted = shift_points(reading, 0.5) if options.corner else reading
-        FORMATS[options.to].write(shifted.pairs, options.destination)
+        with filling(options.destination):
+            FORMATS[options.to].write(shifted.pairs, options.destination)
         print_findings(reading, [])
         print(f"written for {options.to}: {options.destination}")
         return

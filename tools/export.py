@@ -43,7 +43,7 @@ from machine import exit_status
 from methods import load_detector, trained_config
 from reading.images import read_image
 from run_folder import read_checkpoint, source_commit, write_bytes
-from settings import UserError
+from settings import Parser, UserError
 from tools.export_graph import ImageToLandmarks
 from tools.unannotated import find_image_files, make_views
 
@@ -226,15 +226,19 @@ def export(checkpoint: str, kind: str, out: Path, places: Sequence[str], most: i
 
 def main() -> int:
     """Return the exit status: 2 for a mistake of the user, or a graph that finds other landmarks."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="best.pt or last.pt of a run")
     parser.add_argument("--format", choices=list(FORMATS), default="onnx", help="of the file (onnx)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the file to write (beside the checkpoint)")
     parser.add_argument("--images", nargs="+", default=[], help="files, folders or patterns to compare on")
     parser.add_argument("--checks", type=int, default=8, help="largest number of images to compare on (8)")
-    options = parser.parse_args()
-    out = options.out or Path(options.checkpoint).with_suffix(FORMATS[options.format])
-    return exit_status(lambda: print(export(options.checkpoint, options.format, out, options.images, options.checks)))
+
+    def run() -> None:
+        options = parser.parse_args()
+        out = options.out or Path(options.checkpoint).with_suffix(FORMATS[options.format])
+        print(export(options.checkpoint, options.format, out, options.images, options.checks))
+
+    return exit_status(run)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from reading.images import read_image
 from reporting.cephalometry import known_measures, measure_profiles
 from reporting.pictures import BLUE, save_figure, write_names
 from run_folder import write_bytes, write_csv
-from settings import UserError, read_json
+from settings import Parser, UserError, read_json
 from tools.formats.common import spacing_number
 from tools.two_readers import read_readers, reader_errors
 from utils import apply_affine, finite_mean, resize_affine
@@ -199,7 +199,7 @@ def write_table(
 
 def run() -> None:
     """Do what the command line says. Raises UserError."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path, help="folder for the pictures and the table; default: FOLDER/inspection")
     parser.add_argument(

@@ -18,6 +18,7 @@ the DICOM file; else from --spacing; else from the settings of the checkpoint. d
 """
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -25,6 +26,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +45,9 @@ from reporting.measurements import measure
 from reporting.pictures import draw_overlays
 from reporting.predictions import read_predictions, write_predictions
 from run_folder import read_checkpoint, write_csv, write_provenance, write_text
-from settings import UserError, build_config
-from tools.formats.files import check_out
+from settings import Parser, UserError, build_config
+from tools.formats.common import spacing_number
+from tools.formats.files import check_out, filling
 from tools.unannotated import ImageFiles, UnreadableImage, find_image_files, make_views, read_pixels, recorded_spacings
 from utils import clip_to_image
 
@@ -166,7 +169,7 @@ def write_records(
             points.append(point)
         own = {} if math.isnan(record.spacing) else {"spacing": record.spacing}
         entries.append({"imagePath": record.name, **own, "points": points})
-    path.parent.mkdir()
+    path.parent.mkdir(exist_ok=True)
     write_text(path, json.dumps(entries, indent=1, ensure_ascii=False))
 
 
@@ -245,7 +248,8 @@ def run(options: argparse.Namespace) -> int:
     try:
         predictions, records, unread = predict_images(predictor, loader)
     except BaseException:  # Ctrl-C too: leave no empty folder
-        out.rmdir()
+        with contextlib.suppress(OSError):  # it holds what an earlier try wrote
+            out.rmdir()
         raise
     seconds = time.perf_counter() - started
     print(f"{len(records)} images in {seconds:.1f} s, {len(records) / seconds:.2f} images/s")
@@ -257,35 +261,37 @@ def run(options: argparse.Namespace) -> int:
         print(f"note: {note}", file=sys.stderr)
     for each in unread:
         print(f"skipped: {each.reason}", file=sys.stderr)
-    if unread:
-        write_text(out / "skipped.txt", "".join(f"{ascii(str(each.path))}: {each.reason}\n" for each in unread))
-    write_predictions(out / "predictions.csv", predictions, landmarks["abbreviations"], "px")
-    write_records(out / "json" / "data.json", predictions, records, landmarks)
-    measured = write_measurements(out / "measurements.csv", config, predictions, records, landmarks)
-    used = config.replace(img_dir=str(folder), json_path=str(out / "json" / "data.json"), run_dir=str(out))
-    write_provenance(out, used, predictor.num_parameters, predictor.device)
-    draw_overlays(out, read_predictions(out / "predictions.csv"), records, options.overlays)
+    with filling(out):
+        if unread:
+            write_text(out / "skipped.txt", "".join(f"{ascii(str(each.path))}: {each.reason}\n" for each in unread))
+        write_predictions(out / "predictions.csv", predictions, landmarks["abbreviations"], "px")
+        write_records(out / "json" / "data.json", predictions, records, landmarks)
+        measured = write_measurements(out / "measurements.csv", config, predictions, records, landmarks)
+        used = config.replace(img_dir=str(folder), json_path=str(out / "json" / "data.json"), run_dir=str(out))
+        write_provenance(out, used, predictor.num_parameters, predictor.device)
+        draw_overlays(out, read_predictions(out / "predictions.csv"), records, options.overlays)
     print(f"predictions.csv, json/data.json{', measurements.csv' if measured else ''} and overlays/ in {out}")
     return 1 if unread else 0
 
 
 def main() -> int:
     """Return 0 if all is done, 1 if some images could not be read, or machine.exit_status's 2 and 130."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="best.pt or last.pt of a run")
     parser.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders or patterns")
     parser.add_argument("--out", required=True, metavar="DIR", help="a new or empty folder")
     parser.add_argument("--ensemble", nargs="+", default=[], metavar="CHECKPOINT", help="more checkpoints")
     parser.add_argument(
-        "--spacing", type=float, help="mm per px, unless a record or a DICOM file states it (as in the checkpoint)"
+        "--spacing",
+        type=partial(spacing_number, where="--spacing"),
+        help="mm per px, unless a record or a DICOM file states it (as in the checkpoint)",
     )
     parser.add_argument("--overlays", type=int, default=100, help="largest number of pictures (100)")
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:1, ... (as in the checkpoint)")
     parser.add_argument("--batch_size", type=int, help="images at a time (as in the checkpoint)")
     parser.add_argument("--workers", type=int, help="processes that read images (as in the checkpoint)")
     parser.add_argument("--views", type=int, help="slightly turned views to average (as in the checkpoint)")
-    options = parser.parse_args()
-    return exit_status(lambda: run(options))
+    return exit_status(lambda: run(parser.parse_args()))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from tqdm import tqdm
 from machine import exit_status, training_command
 from reading.images import FORMATS, image_size, read_image
 from run_folder import written_whole
-from settings import UserError
+from settings import Parser, UserError
 from tools.formats.common import data_options, record_points
 from tools.review_source import Review, ReviewImage, is_number, read_source
 
@@ -181,7 +181,7 @@ def next_commands(review: Review) -> list[str]:
 
 def run() -> None:
     """Do what the command line says. Raises UserError."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path)
     parser.add_argument("--images", type=Path, metavar="IMGS", help="folder of the images; default: the source's")
     parser.add_argument("--split", metavar="NAME", help="show only this split, or this test set of a run")

@@ -17,7 +17,7 @@ from config import Config
 from data import Sample, make_sample, shrink_for_network
 from reading.annotation import Record, read_annotation
 from reading.images import ENDINGS, is_image_file, read_film, stretch_intensities
-from reading.paths import find_file
+from reading.paths import find_file, is_hidden
 from settings import UserError
 
 
@@ -27,7 +27,7 @@ def find_image_files(places: Sequence[str]) -> list[Path]:
     for place in places:
         path = Path(place)
         if path.is_dir():
-            found = [p for p in sorted(path.rglob("*")) if is_image_file(p)]
+            found = [p for p in sorted(path.rglob("*")) if is_image_file(p) and not is_hidden(p, path)]
         elif path.exists() or path.is_symlink():  # a broken link counts as an image that cannot be read
             found = [path]
         else:

@@ -104,7 +104,10 @@ def find_annotations(content: dict, chosen: Any, file: Path) -> dict[Any, dict]:
     for annotation in content["annotations"]:
         if annotation["category_id"] != chosen or not annotation.get("keypoints"):  # only a box or an outline
             continue
-        if annotation["image_id"] in annotations:
+        other = annotations.get(annotation["image_id"])
+        if other is not None and not any(annotation["keypoints"][2::3]):  # another box, in which nothing was labelled
+            continue
+        if other is not None and any(other["keypoints"][2::3]):
             names = [image["file_name"] for image in content["images"] if image["id"] == annotation["image_id"]]
             raise UserError(
                 f"{file}: image {(names or [annotation['image_id']])[0]} has more than one annotation; keep one"

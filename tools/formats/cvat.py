@@ -13,6 +13,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from reading.images import image_size
+from run_folder import write_bytes
 from settings import UserError
 from tools.formats.common import (
     Images,
@@ -43,7 +44,12 @@ def read(source: Path, images: Path | None = None, landmarks: tuple[str, ...] = 
             notes += [f"{name}: skipped {shape.get('label')!r}, a {shape.tag}" for shape in others]
             hidden: set[str] = set()
             for shape in image.iter("points"):
-                if shape.get("outside", "0") == "1":
+                for flag in ("outside", "occluded"):
+                    if shape.get(flag, "0") not in ("0", "1"):
+                        raise UserError(
+                            f"{where}: {flag} of {shape.get('label')!r} is {shape.get(flag)!r}; expected 0 or 1"
+                        )
+                if shape.get("outside") == "1":
                     continue
                 label, text = shape.get("label"), shape.attrib["points"]
                 if is_unlabelled(label):
@@ -52,7 +58,7 @@ def read(source: Path, images: Path | None = None, landmarks: tuple[str, ...] = 
                 if ";" in text:
                     raise UserError(f"{where}: {label!r} has several points; annotate each with a label of its own")
                 add_point(table, label, numbers(text.split(","), f"{where}: {label!r}", 2), where)
-                if shape.get("occluded", "0") == "1":
+                if shape.get("occluded") == "1":
                     hidden.add(str(label).strip())
             if not table:
                 notes.append(f"{name}: skipped, it has no points")
@@ -79,4 +85,5 @@ def write(pairs: Sequence[tuple[Path, dict]], destination: Path) -> None:
                 ElementTree.SubElement(image, "points", known | {"points": text, "z_order": "0"})
     destination.mkdir(parents=True, exist_ok=True)
     ElementTree.indent(root)
-    ElementTree.ElementTree(root).write(destination / "annotations.xml", encoding="utf-8", xml_declaration=True)
+    tree = ElementTree.ElementTree(root)
+    write_bytes(destination / "annotations.xml", lambda file: tree.write(file, "utf-8", xml_declaration=True))

@@ -13,6 +13,8 @@ from xml.etree import ElementTree
 from run_folder import write_text
 from settings import UserError, require_file
 
+UNFINISHED = "unfinished"  # a file that marks a folder to which a command is writing, or was when it was stopped
+
 
 def read_text(file: Path) -> str:
     """Return the text of a file in UTF-8, or in UTF-16 with a byte order mark, as Excel writes it. Raises UserError."""
@@ -30,7 +32,7 @@ def read_csv(file: Path) -> list[list[str]]:
     If all lines have semicolons, or all have tabs, these separate the cells, and a decimal comma becomes a point. A
     first line "sep=;", by which Excel knows the separator, is skipped.
     """
-    text = re.sub(r"\Asep=.?\r?\n", "", read_text(file))
+    text = re.sub(r'\A"?sep=.?"?\r?\n', "", read_text(file))
     lines = [line for line in text.splitlines() if line.strip()]
     delimiter = next((each for each in ";\t" if lines and all(each in line for line in lines)), ",")
     try:
@@ -72,10 +74,29 @@ def expecting(where: object, what: str) -> Iterator[None]:
 
 
 def check_out(out: Path) -> Path:
-    """Return the folder for the files of a tool. Raises UserError if something is there already."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    """Return the folder for the files of a tool.
+
+    Raises UserError if something is there already, other than what a command left that was stopped (see `filling`).
+    """
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / UNFINISHED).exists())):
         raise UserError(f"{out} exists already and is not empty; choose another folder")
     return out
+
+
+@contextlib.contextmanager
+def filling(out: Path) -> Iterator[None]:
+    """Make a folder and mark it while files are written to it, so that a command that was stopped can be repeated."""
+    out.mkdir(parents=True, exist_ok=True)
+    mark = out / UNFINISHED
+    mark.touch()
+    try:
+        yield
+    except BaseException:
+        if list(out.iterdir()) == [mark]:
+            mark.unlink()
+            out.rmdir()
+        raise
+    mark.unlink()
 
 
 def check_folder(folder: Path, what: str) -> Path:

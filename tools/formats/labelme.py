@@ -10,18 +10,16 @@ imageData, which becomes PNG.
 """
 
 import base64
-import binascii
-import io
 import os
+import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
-from reading.images import FORMATS, image_size
+from reading.images import image_size, read_image
 from reading.paths import find_file, path_parts, visible_files
 from settings import UserError, read_json
 from tools.formats.common import (
@@ -50,10 +48,10 @@ def read(source: Path, images: Path | None = None, landmarks: tuple[str, ...] = 
             continue
         with expecting(file, "a LabelMe file"):
             table: dict[str, Any] = {}
-            for place, shape in enumerate(content["shapes"], 1):
+            for place, shape in enumerate(content["shapes"] or [], 1):
                 where = f"{file}: shape {place}"
                 with expecting(where, "a shape of LabelMe"):
-                    if shape.get("shape_type", "point") != "point":  # old files have no shape_type
+                    if (shape.get("shape_type") or "point") != "point":  # old files have no shape_type
                         notes.append(f"{own}: skipped {shape.get('label')!r}, a {shape['shape_type']}")
                         continue
                     if is_unlabelled(shape.get("label")):
@@ -74,7 +72,7 @@ def read(source: Path, images: Path | None = None, landmarks: tuple[str, ...] = 
             elif content.get("imageData"):
                 path = pictures.claim(file.with_suffix(".png"), file)
                 pixels = decode_image(content["imageData"], file)
-                inside[path], size = partial(np.asarray, pixels), pixels.size
+                inside[path], size = partial(np.asarray, pixels), (pixels.shape[1], pixels.shape[0])
                 notes.append(f"{own}: its image {name} is not there, the picture in its imageData is taken")
             else:
                 raise UserError(
@@ -111,20 +109,27 @@ def find_image(own: Path, name: Any, pictures: Images, source: Path, beside: boo
     return None, False
 
 
-def decode_image(data: Any, file: Path) -> Image.Image:
-    """Return the picture that a file holds as base64. Raises UserError."""
-    try:
-        image = ImageOps.exif_transpose(Image.open(io.BytesIO(base64.b64decode(data)), formats=FORMATS))
-        return image if image.mode in ("L", "RGB", "I", "I;16") else image.convert("RGB")
-    except (
-        TypeError,
-        ValueError,
-        binascii.Error,
-        OSError,
-        UnidentifiedImageError,
-        Image.DecompressionBombError,
-    ) as error:
-        raise UserError(f"{file}: its imageData cannot be read as an image: {error}") from None
+def decode_image(data: Any, file: Path) -> np.ndarray:
+    """Return the picture that a file holds as base64, read as any image file: 8 bit, or 16 bit if it is deeper.
+
+    Raises UserError.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "imageData"
+        try:
+            path.write_bytes(base64.b64decode(data))
+            image = read_image(path)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{file}: its imageData cannot be read as an image: {error}") from None
+        except UserError as error:
+            raise UserError(
+                f"{file}: its imageData cannot be used: {str(error).replace(str(path), path.name)}"
+            ) from None
+    if image.dtype == np.uint8:
+        return image
+    if image.ndim == 3 and (image != image[..., :1]).any():
+        return image.round().astype(np.uint8)  # PNG as Pillow writes it has no deep colours
+    return (257 * (image if image.ndim == 2 else image[..., 0])).round().astype(np.uint16)
 
 
 def write(pairs: Sequence[tuple[Path, dict]], destination: Path) -> None:

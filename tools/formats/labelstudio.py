@@ -32,14 +32,15 @@ def read(
     content, pictures, notes = read_json(source), Images(images or source.parent), []
     tables: dict[Path, dict[str, Any]] = {}
     with expecting(source, "a Label Studio export, a list of tasks"):
-        people = [people_of(each) for task in content for each in task["annotations"]]
+        people = [people_of(each) for task in content for each in task.get("annotations") or []]
     if annotator and not any(annotator.casefold() in each for each in people):
         known = ", ".join(sorted({name for each in people for name in each})) or "none is named"
         raise UserError(f"{source}: no annotation is by {annotator!r}; --annotator can be: {known}")
     for place, task in enumerate(content, 1):
         with expecting(f"{source}: task {place}", "a task of Label Studio"):
-            done = [each for each in task["annotations"] if not each.get("was_cancelled")]
-            cancelled = len(task["annotations"]) - len(done)
+            everything = task.get("annotations") or []
+            done = [each for each in everything if not each.get("was_cancelled")]
+            cancelled = len(everything) - len(done)
             done = [each for each in done if not annotator or annotator.casefold() in people_of(each)]
             if not done:
                 name = next((value for value in task["data"].values() if isinstance(value, str)), "no image")
@@ -56,7 +57,7 @@ def read(
                 )
             if not 0 <= annotation <= len(done):
                 raise UserError(f"{where}: has {len(done)} annotations, but --annotation is {annotation}")
-            results = point_results(done[max(annotation, 1) - 1]["result"], f"task {place} ({name})", notes)
+            results = point_results(done[max(annotation, 1) - 1]["result"] or [], f"task {place} ({name})", notes)
             if not results:
                 notes.append(f"task {place} ({name}): skipped, it has no points")
                 continue
@@ -117,7 +118,9 @@ def find_name(data: dict, pictures: Images, where: str) -> str:
         folders = ""
     plain = re.sub(r"^[0-9a-f]{8}-", "", last)
     names = [f"{folders}/{each}".lstrip("/") for each in (last, plain)]
-    return names[0] if pictures.find(names[0]) is not None else names[1]
+    if pictures.find(address, exact=True) is not None:  # a plain path, in which % and # mean themselves
+        return address
+    return next((name for name in (names[0], names[1], address) if pictures.find(name) is not None), names[1])
 
 
 def write(pairs: Sequence[tuple[Path, dict]], destination: Path) -> None:

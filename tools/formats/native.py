@@ -15,7 +15,7 @@ import numpy as np
 from reading.annotation import read_points, read_record
 from reading.images import image_size
 from settings import UserError, read_json
-from tools.formats.common import Images, Reading, add_point, make_record, numbers, record_points
+from tools.formats.common import Images, Reading, add_point, check_not_origin, make_record, numbers, record_points
 from tools.formats.files import read_csv
 from utils import clip_to_image
 
@@ -37,6 +37,8 @@ def read(source: Path, images: Path | None = None) -> Reading:
     for place, record in enumerate(records, 1):
         where = f"{file}: record {place}"
         read_record(where, record, list(read_points(where, record).values()), pictures.folder)  # checks the values
+        for label, point in record_points(record).items():
+            check_not_origin(label, point, where)
         path = pictures.take(record["imagePath"], where)
         if labels not in (None, set(record_points(record))):
             raise UserError(f"{where}: its landmarks are not those of the first record")

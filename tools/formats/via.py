@@ -23,7 +23,7 @@ def read(source: Path, images: Path | None = None, landmarks: tuple[str, ...] = 
     tables: dict[Path, dict[str, Any]] = {}
     with expecting(source, "a VIA file, an object of images with filename and regions"):
         entries = [
-            (entry["filename"], entry.get("size"), as_list(entry["regions"]))
+            (entry["filename"], entry.get("size"), as_list(entry.get("regions") or []))
             for entry in content.get("_via_img_metadata", content).values()
         ]
         known = {name for *_, each in entries for region in each if is_point(region) for name in attributes(region)}
@@ -35,9 +35,10 @@ def read(source: Path, images: Path | None = None, landmarks: tuple[str, ...] = 
         where, table = f"{source}: image {name}", {}
         with expecting(where, "regions of VIA, each with shape_attributes and region_attributes"):
             for place, region in enumerate(regions, 1):
-                shape, label = region["shape_attributes"], attributes(region).get(label_of)
+                shape, label = region.get("shape_attributes") or {}, attributes(region).get(label_of)
                 if not is_point(region):
-                    notes.append(f"{name}: skipped {'' if label is None else f'{label!r}, '}a {shape.get('name')}")
+                    kind = shape.get("name", "region without a shape")
+                    notes.append(f"{name}: skipped {'' if label is None else f'{label!r}, '}a {kind}")
                 elif is_unlabelled(label):
                     notes.append(f"{name}: skipped region {place}, a point without a label")
                 else:
@@ -51,7 +52,7 @@ def read(source: Path, images: Path | None = None, landmarks: tuple[str, ...] = 
 
 def is_point(region: dict) -> bool:
     """Return whether a region is a point."""
-    return region["shape_attributes"].get("name") == "point"
+    return (region.get("shape_attributes") or {}).get("name") == "point"
 
 
 def attributes(region: dict) -> dict:
