@@ -454,3 +454,15 @@ def test_predictions_beside_the_image_go_to_its_border_with_a_note(tmp_path, run
     assert mentions(reading.notes[0], "a.png", "S") and "N" not in reading.notes[0].split(":")[-1]
     arguments = ("native", tmp_path / "p.csv", tmp_path / "out", "--images", tmp_path / "imgs")
     assert run_program(convert, *arguments)[0] == 0
+
+
+def test_decimal_commas_in_an_fcsv_are_refused(tmp_path):
+    draw_images(tmp_path, ["a.png"])
+    row = "F_1,{},{},0,0,0,0,1,1,1,0,S,,"
+    for x, y, good in (("-5.25", "-6.5", True), ("-5,25", "-6,5", False)):
+        (tmp_path / "a.fcsv").write_text("# CoordinateSystem = 0\n" + row.format(x, y) + ",2,0\n")
+        if good:
+            assert tables(FORMATS["slicer"].read(tmp_path)) == {"a.png": {"S": (5.25, 6.5)}}
+        else:
+            with refuses("a.fcsv", "columns", "18"):
+                FORMATS["slicer"].read(tmp_path)

@@ -226,6 +226,7 @@ def test_a_damaged_or_foreign_predictions_csv_ends_in_one_line(tmp_path, change,
         read_predictions(path)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="only Linux")
 def test_a_pipe_in_place_of_a_predictions_csv_is_refused(tmp_path):
     os.mkfifo(tmp_path / "predictions.csv")
     with refuses("predictions.csv", "pipe"):

@@ -123,9 +123,10 @@ def read_fcsv(file: Path) -> tuple[str, float, list[tuple[str, list[str]]]]:
         elif line.strip():
             with expecting(file, f"lines of {len(columns)} columns: {','.join(columns)}"):
                 row = line.split(",")
-                if len(row) < columns.index("label") + 1:
+                # newer files have two fields more than their header; decimal commas would make three
+                if not columns.index("label") < len(row) <= len(columns) + 2:
                     raise ValueError(f"found {len(row)}")
-                cells = dict(zip(columns, row, strict=False))  # newer files have more fields than their header
+                cells = dict(zip(columns, row, strict=False))
                 positions.append((cells["label"], [cells["x"], cells["y"], cells["z"]]))
     return system, 1, positions
 
