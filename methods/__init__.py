@@ -32,10 +32,16 @@ def create_detector(config: Config) -> LandmarkDetector:
 
 def trained_config(state: Mapping[str, Any]) -> Config:
     """Return the settings of a checkpoint (run_folder.read_checkpoint). Raises UserError, which names the file."""
+    where = f"checkpoint {state['path']}: "
     try:
-        return build_config(method_class(state["method"]).Config, state["settings"])
+        config = build_config(method_class(state["method"]).Config, state["settings"])
     except UserError as error:
-        raise UserError(f"checkpoint {state['path']}: {error}") from None
+        raise UserError(where + str(error)) from None
+    if config.method != state["method"]:
+        raise UserError(
+            f"{where}its weights are of {state['method']}, its settings of {config.method}; use another one"
+        )
+    return config
 
 
 def load_detector(state: Mapping[str, Any], config: Config | None = None) -> LandmarkDetector:
