@@ -92,11 +92,8 @@ class Config(Settings):
     channels_last: bool = False  # memory layout of tensors, true or false; affects the speed only
     deterministic: bool = False  # true: repeats are bit-equal on CUDA too, slower (a CPU always repeats exactly)
 
-    fixed_by_weights: ClassVar[tuple[str, ...]] = (
-        "method",
-        "num_landmarks",
-        "refine",
-    )  # settings a checkpoint cannot change
+    # settings that a checkpoint cannot change
+    fixed_by_weights: ClassVar[tuple[str, ...]] = ("method", "num_landmarks", "refine")
 
     def without_pretrained(self) -> "Config":
         """Return the same settings without files of initial weights, for a detector whose weights are loaded."""

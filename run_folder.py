@@ -294,7 +294,7 @@ def check_entries(path: str | Path, state: Mapping[str, Any]) -> None:
     landmarks, count = state["abbreviations"], state["settings"].get("num_landmarks")
     if not landmarks or not len(set(landmarks)) == len(landmarks) == len(state["names"]) == count:
         raise UserError(f"checkpoint {path}: its landmarks, their names and their number disagree; use another one")
-    for split in set(state["images"].values()):  # of which main.py makes folders
+    for split in set(state["images"].values()):  # main.py makes folders with these names
         read_split(f"checkpoint {path}: its entry 'images'", split)
 
 

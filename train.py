@@ -4,7 +4,6 @@
 the learning rate is a function of the epoch, so a resumed run gives the same numbers as one that was never stopped.
 """
 
-import copy
 import json
 import logging
 import math
@@ -27,6 +26,7 @@ from detector import LandmarkDetector
 from evaluate import evaluate, to_device
 from machine import memory_text, prepare_device, process_count, process_rank, training_command, uses_bfloat16
 from methods import create_detector, load_detector, trained_config
+from networks.average import MovingAverage
 from reading.splits import LandmarkData, load_data, read_split_file
 from reporting.pictures import draw_curves, draw_progress
 from run_folder import (
@@ -102,7 +102,7 @@ class TrainingState:
     run_dir: Path
     device: torch.device
     detector: LandmarkDetector  # the one that is trained
-    averaged: "MovingAverage | None"  # of its weights, if config.ema > 0
+    averaged: MovingAverage | None  # of its weights, if config.ema > 0
     optimizers: dict[str, Optimizer]
     epoch: int  # epochs done, which is also the number of the next one, from 0
     best_MRE: float  # lowest validation MRE so far
@@ -230,7 +230,7 @@ def start_or_resume(config: Config, run_dir: Path, device: torch.device) -> Trai
 
 
 def read_to_resume(path: Path, config: Config) -> dict[str, Any]:
-    """Return a run's last.pt. Raises UserError if it lacks what training goes on from, or is another method's."""
+    """Return the last.pt of a run. Raises UserError if it lacks an entry to resume from, or the method differs."""
     saved = read_checkpoint(path)
     if saved["method"] != config.method:
         raise UserError(f"{path} is a checkpoint of {saved['method']}, not {config.method}; it cannot be resumed")
@@ -294,34 +294,6 @@ def checkpoint_state(config: Config, data: LandmarkData, detector: LandmarkDetec
         **({} if math.isnan(spacing) else {"spacing": spacing}),
         **state,
     }
-
-
-class MovingAverage:
-    """Exponential moving average of a detector's weights and of its norms' statistics, as a detector of its own.
-
-    The first update copies, the next ones decay faster than `decay` asks. torch's AveragedModel computes the same, but
-    looks up every tensor of both networks in every step, while a GPU waits.
-    """
-
-    def __init__(self, detector: LandmarkDetector, decay: float, steps: int = 0) -> None:
-        self.detector, self.decay, self.steps = copy.deepcopy(detector), decay, steps
-        mine, theirs = ([*each.parameters(), *each.buffers()] for each in (self.detector, detector))
-        pairs = [(own.detach(), current.detach()) for own, current in zip(mine, theirs, strict=True)]
-        values = [pair for pair in pairs if pair[0].is_floating_point()]
-        self.values, self.current_values = [own for own, _ in values], [current for _, current in values]
-        self.counters = [pair for pair in pairs if not pair[0].is_floating_point()]  # of batch norm
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Take the detector's current weights into the average."""
-        for own, current in self.counters:
-            own.copy_(current)
-        if self.steps == 0:
-            torch._foreach_copy_(self.values, self.current_values)
-        else:
-            decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-            torch._foreach_lerp_(self.values, self.current_values, 1 - decay)
-        self.steps += 1
 
 
 def learning_rate_factor(config: Config, epoch: int) -> float:

@@ -36,10 +36,10 @@ from experiments.textbook import REFERENCE, TextbookFARNet
 from machine import describe_hardware, exit_status, memory_text, prepare_device
 from main import parse_arguments, resolve_config
 from methods import method_class
+from networks.average import MovingAverage
 from reading.images import read_image
 from reading.splits import load_data
 from run_folder import source_commit
-from train import MovingAverage
 
 RATES = {"training": "train_images_per_s", "inference": "inference_images_per_s"}
 

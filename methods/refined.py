@@ -21,7 +21,7 @@ from utils import scale_landmarks
 
 SIDE = 64  # of a crop, px of the network input
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.01
-JITTER = 4.0  # px: median distance in x and y from the truth at which crops are centred in training
+JITTER = 4.0  # px: median standard deviation, in x and in y, of the shifts of crops in training
 TARGET = 3.0  # px: standard deviation of the target distribution
 
 

@@ -50,7 +50,7 @@ def read_split_file(path: Path) -> dict[str, list[str]]:
     splits = read_json(path, "restore the split.json of the run")
     lists = splits.values() if isinstance(splits, dict) else [None]
     for split in splits if isinstance(splits, dict) else ():
-        read_split(str(path), split)  # of which main.py makes folders
+        read_split(str(path), split)  # main.py makes folders with these names
     if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
         raise UserError(f"{path} must hold lists of image names by split; restore the split.json of the run")
     return splits

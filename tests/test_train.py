@@ -14,10 +14,11 @@ from data import make_loader
 from evaluate import evaluate
 from machine import training_command
 from methods import load_detector
+from networks.average import MovingAverage
 from reading.splits import load_data
 from run_folder import read_checkpoint, read_metrics, save_checkpoint, write_metrics
 from settings import RETIRED, warn_of_retired
-from train import MovingAverage, learning_rate_factor, resolve_crop, train, warn_of_long_run
+from train import learning_rate_factor, resolve_crop, train, warn_of_long_run
 
 
 def run(config, folder) -> None:
