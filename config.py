@@ -43,6 +43,7 @@ class Config(Settings):
     width: int = 640  # width of the network input, px: a multiple of 32, 64 or above
     crop: tuple[float, ...] = (0.0, 0.0, 1.0, 1.0)  # left, top, right, bottom of the input as fractions of the image
     crop_margin: float | None = None  # add this fraction per side to the training landmarks' box | none: use crop
+    crop_follows: bool = False  # true: crop each image to its own landmarks, which testing looks for in crop first
     keep_aspect: bool = False  # true: keep the aspect ratio, fill up with the surroundings of the crop | false: stretch
     rotation: float = 0.0  # augmentation: rotate by up to +- this many degrees, 0 or above
     scaling: float = 0.0  # augmentation: scale by up to +- this fraction, 0 to 1
@@ -127,6 +128,7 @@ class Config(Settings):
         require(self.fold <= self.folds, "fold", f"it must be at most folds, {self.folds}")
         require(not (self.folds and self.split == "same"), "folds", "split same tests on the training images")
         require(self.crop_margin is None or self.crop_margin >= 0, "crop_margin", "it must be none, or 0 or above")
+        require(not self.crop_follows or self.crop_margin is not None, "crop_follows", "set crop_margin too, e.g. 0.1")
         require(len(self.crop) == 4, "crop", "give left, top, right and bottom, e.g. 0,0,1,1 for the whole image")
         left, top, right, bottom = self.crop
         require(left < right and top < bottom, "crop", "left must be below right and top below bottom")
@@ -159,10 +161,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     ),
     # improvements published since 2021; each is a setting of its own
     "modern": dict(
-        crop_margin=0.05, rotation=8.0, scaling=0.12, shift=0.04, elastic=0.005, intensity=0.3, blur=1.0, cutout=0.25,
-        decode="subpixel", norm="batch", batch_size=4, optimizer="adamw", weight_decay=0.01, lr=7e-4,
-        lr_schedule="cosine", warmup_epochs=2, ema=0.995, precision="auto", test_precision="auto", channels_last=True,
-        views=5, cache_gb=4.0,
+        crop_follows=True, crop_margin=0.1, rotation=8.0, scaling=0.12, shift=0.04, elastic=0.005, intensity=0.3,
+        blur=1.0, cutout=0.25, decode="subpixel", norm="batch", batch_size=4, optimizer="adamw", weight_decay=0.01,
+        lr=7e-4, lr_schedule="cosine", warmup_epochs=2, ema=0.995, precision="auto", test_precision="auto",
+        channels_last=True, views=5, cache_gb=4.0,
     ),
     # to follow modern on a CPU: a small pretrained backbone at half the size, a second stage, small batches
     "cpu": dict(

@@ -29,6 +29,14 @@ from utils import apply_affine, compose_affines, invert_affine, resize_affine
 log = logging.getLogger("farnet")
 
 
+WIDE_SHARE = 0.2  # of the training samples show more than the crop, if it follows the landmarks
+WIDEST = 0.25  # of the image's sides, beyond each border: the widest of them
+CROP_STEP = 0.005  # of the image's sides: crops around landmarks begin and end at multiples of it
+LEAST_CROP = 0.25  # of the image's longer side: the longer side of a crop around landmarks is at least that
+
+Crop = tuple[float, ...]  # left, top, right, bottom as fractions of an image
+
+
 class Sample(NamedTuple):
     """What a method sees of one image. In a batch every tensor has a leading B, and name is a list."""
 
@@ -57,6 +65,55 @@ def network_affine(config: Config, size: tuple[int, int]) -> np.ndarray:
         margin = np.floor(margin + 1e-6)
     affine[:, 2] += np.array([left, top]) * size + margin
     return affine
+
+
+def own_config(config: Config, crop: Crop | None = None) -> Config:
+    """Return the settings for one image: with its own crop, undistorted, if config.crop_follows; else as they are."""
+    return config.replace(crop=crop or config.crop, keep_aspect=True) if config.crop_follows else config
+
+
+def crop_to_landmarks(config: Config, landmarks: np.ndarray, size: tuple[int, int]) -> Crop:
+    """Return the box of landmarks (N, 2) of an image (width, height), plus config.crop_margin of its longer side.
+
+    It ends at multiples of CROP_STEP, so that what rounding does to landmarks hardly ever changes it.
+    """
+    low, high = np.nanmin(landmarks, 0) - 0.5, np.nanmax(landmarks, 0) + 0.5
+    longer = (high - low).max()
+    margin = max(config.crop_margin * longer, (LEAST_CROP * max(size) - longer) / 2)  # type: ignore[operator]
+    low, high = (low - margin + 0.5) / size, (high + margin + 0.5) / size
+    return (*(np.floor(low / CROP_STEP) * CROP_STEP).tolist(), *(np.ceil(high / CROP_STEP) * CROP_STEP).tolist())
+
+
+def crops_of_truth(config: Config, records: Sequence[Record]) -> list[Crop]:
+    """Return each record's crop to its annotated landmarks; a missing one is where the others put it on average.
+
+    A record with fewer than two landmarks gets config.crop.
+    """
+    places = np.stack([(record.landmarks + 0.5) / record.size for record in records])
+    known = np.isfinite(places[..., 0])
+    counts = known.sum(0)[:, None]
+    mean = np.where(counts > 0, np.nan_to_num(places).sum(0) / np.maximum(counts, 1), np.nan)  # (N, 2)
+    crops = []
+    for record, here in zip(records, known, strict=True):
+        if here.sum() < 2:
+            crops.append(config.crop)
+            continue
+        aspect = np.array(record.size)
+        own, others = record.landmarks[here], mean[here] * aspect
+        scale = math.sqrt(own.var(0).sum() / max(others.var(0).sum(), 1e-9))
+        filled = np.where(here[:, None], record.landmarks, own.mean(0) + scale * (mean * aspect - others.mean(0)))
+        crops.append(crop_to_landmarks(config, filled, record.size))
+    return crops
+
+
+def draw_crop(crop: Crop, generator: Generator) -> Crop:
+    """Draw a crop for training: mostly the given one, else one between it and a frame wider than the image.
+
+    Thus a network learns to find landmarks in whole images too, whatever surrounds the patient.
+    """
+    share = generator.uniform() if generator.uniform() < WIDE_SHARE else 0.0
+    frame = (-WIDEST, -WIDEST, 1 + WIDEST, 1 + WIDEST)
+    return tuple((1 - share) * side + share * far for side, far in zip(crop, frame, strict=True))
 
 
 def draw_affine(config: Config, size: tuple[int, int], generator: Generator) -> np.ndarray:
@@ -122,12 +179,15 @@ def shrink_for_network(config: Config, image: np.ndarray) -> np.ndarray:
 
 
 def make_sample(
-    config: Config, record: Record, generator: Generator | None = None, image: np.ndarray | None = None, view: int = 0
-) -> Sample:
+    config: Config, record: Record, generator: Generator | None = None, image: np.ndarray | None = None, view: int = 0,
+    crop: Crop | None = None,
+) -> Sample:  # fmt: skip
     """Return a record as the methods see it, augmented if a generator is given. All programs preprocess with this.
 
     image: the result of read_for_network, if it was kept. view: number of the view in testing, below config.views.
+    crop: of this image, if config.crop_follows; none: config.crop.
     """
+    config = own_config(config, crop)
     if image is None:
         image = read_for_network(config, record)
     size = (config.width, config.height)
@@ -165,33 +225,45 @@ def augment_intensities(config: Config, image: np.ndarray, generator: Generator)
     return image
 
 
-class LandmarkDataset(Dataset):
-    """Records as Samples. A key (epoch, index) gives one augmented by (seed, epoch, index), an index a plain one.
+class View(NamedTuple):
+    """The key of a sample in testing."""
 
-    A sample therefore does not depend on the number of workers or on their order.
-    With several views per record in testing, the views of a record have consecutive indices.
+    record: int  # its index
+    number: int = 0  # of the view, below config.views
+    crop: Crop | None = None  # of the image, if config.crop_follows; none: config.crop
+
+
+class LandmarkDataset(Dataset):
+    """Records as Samples. A key (epoch, index) gives one augmented by (seed, epoch, index), a View a plain one.
+
+    A sample therefore does not depend on the number of workers or on their order. An index is the first view.
     """
 
-    def __init__(self, config: Config, records: Sequence[Record], views: int = 1) -> None:
-        self.config, self.records, self.views = config, list(records), views
+    def __init__(self, config: Config, records: Sequence[Record], train: bool = False) -> None:
+        self.config, self.records = config, list(records)
         self.images: list[np.ndarray] = []  # of the first records, as many as fit into memory
+        self.crops = crops_of_truth(config, records) if train and config.crop_follows else None
 
     def __len__(self) -> int:
-        return len(self.records) * self.views
+        return len(self.records)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
-        if not isinstance(key, tuple):
-            return make_sample(self.config, self.records[key // self.views], view=key % self.views)
+    def __getitem__(self, key: int | View | tuple[int, int]) -> Sample:
+        key = View(key) if isinstance(key, int) else key
+        if isinstance(key, View):
+            return make_sample(self.config, self.records[key.record], view=key.number, crop=key.crop)
         epoch, index = key
         generator = np.random.default_rng((self.config.seed, epoch, index))
         image = self.images[index] if index < len(self.images) else None
-        return make_sample(self.config, self.records[index], generator, image)
+        crop = draw_crop(self.crops[index], generator) if self.crops else None
+        if crop is not None and image is not None:  # it was kept for the narrowest crop
+            image = shrink_for_network(own_config(self.config, crop), image)
+        return make_sample(self.config, self.records[index], generator, image, crop=crop)
 
     def keep_images(self, gigabytes: float) -> None:
         """Decode images into memory up to a limit; forked loader processes share them."""
         used = 0
-        for record in self.records:
-            image = read_for_network(self.config, record)
+        for index, record in enumerate(self.records):
+            image = read_for_network(own_config(self.config, self.crops[index] if self.crops else None), record)
             used += image.nbytes
             if used > gigabytes * 1e9:
                 break
@@ -221,17 +293,33 @@ class EpochSampler(Sampler):
             yield from ((self.epoch, int(index)) for index in own)
 
 
-def make_loader(config: Config, records: Sequence[Record], train: bool, views: int = 1) -> DataLoader:
+class ViewSampler(Sampler):
+    """The keys of a test: `views` of each record, one after another, in its crop of `crops` if there are any."""
+
+    def __init__(self, length: int) -> None:
+        self.length, self.views = length, 1
+        self.crops: Sequence[Crop | None] = [None] * length
+
+    def __len__(self) -> int:
+        return self.length * self.views
+
+    def __iter__(self) -> Iterator[View]:
+        for index, crop in enumerate(self.crops):
+            yield from (View(index, number, crop) for number in range(self.views))
+
+
+def make_loader(config: Config, records: Sequence[Record], train: bool) -> DataLoader:
     """Return a loader of this process's share of the records, in batches of Samples.
 
-    train: shuffled and augmented by `loader.sampler.epoch`; otherwise in their order, `views` samples per record.
+    train: shuffled and augmented by `loader.sampler.epoch`; otherwise in their order, as `loader.sampler` says.
     """
-    dataset = LandmarkDataset(config, records if train else take_share(records), views)
+    dataset = LandmarkDataset(config, records if train else take_share(records), train)
     if train and config.cache_gb > 0:
         dataset.keep_images(config.cache_gb)
     workers = min(config.workers, math.ceil(len(dataset) / config.batch_size))
+    sampler = EpochSampler(config, len(dataset)) if train else ViewSampler(len(dataset))
     return DataLoader(
-        dataset, config.batch_size, sampler=EpochSampler(config, len(dataset)) if train else None, num_workers=workers,
+        dataset, config.batch_size, sampler=sampler, num_workers=workers,
         pin_memory=config.device != "cpu" and torch.cuda.is_available(), persistent_workers=workers > 0,
         worker_init_fn=limit_threads,
         generator=torch.Generator(),  # or starting workers would change the random numbers of training

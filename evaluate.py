@@ -1,14 +1,14 @@
 """The only evaluation, for every method: from a detector and a loader to landmarks in original px."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data import Sample
+from data import LandmarkDataset, Sample, ViewSampler, crop_to_landmarks
 from detector import LandmarkDetector
 from machine import broadcast_buffers, merge_shares, process_rank
 from reading.annotation import Record
@@ -31,26 +31,42 @@ class Predictions(NamedTuple):
         return radial_errors(self.landmarks, self.truth, np.nan_to_num(self.spacing, nan=1.0))
 
 
-def evaluate(detector: LandmarkDetector, loader: DataLoader, device: torch.device, epoch: int = 0) -> Predictions:
+def evaluate(
+    detector: LandmarkDetector, loader: DataLoader, device: torch.device, epoch: int = 0, views: int = 1
+) -> Predictions:
     """Predict every image of a loader in eval mode; return landmarks in original px, in the order of its records.
 
-    With several views of an image (data.view_affine), landmarks, scores and extras are averaged over them. Under
-    torchrun each process predicts its share of the images, and all get the whole. epoch: of the weights, from 0.
+    With several views of an image (data.view_affine), landmarks, scores and extras are averaged over them. With
+    config.crop_follows a first pass finds where to look. Under torchrun each process predicts its share of the images,
+    and all get the whole. epoch: of the weights, from 0.
     """
     detector.eval()
     broadcast_buffers(detector)  # on a CPU, a batch norm has only seen the images of its own process
-    dataset: Any = loader.dataset  # a LandmarkDataset
-    count = detector.num_landmarks
-    landmarks, figures = [np.zeros((0, count, 2))], []
-    for batch in tqdm(loader, "predicting", leave=False, disable=None if process_rank() == 0 else True):
+    config, dataset, sampler = detector.config, cast(LandmarkDataset, loader.dataset), cast(ViewSampler, loader.sampler)
+    records = dataset.records
+    if config.crop_follows:
+        sampler.views, sampler.crops = 1, [None] * len(records)
+        found, _ = predict_all(detector, loader, device, epoch, "looking for crops")
+        sampler.crops = [crop_to_landmarks(config, own, r.size) for own, r in zip(found, records, strict=True)]
+    sampler.views = views
+    landmarks, figures = predict_all(detector, loader, device, epoch, "predicting")
+    landmarks = landmarks.reshape(-1, views, *landmarks.shape[1:]).mean(1)
+    groups = [figures[start : start + views] for start in range(0, len(figures), views)]
+    means = [{name: np.mean([one[name] for one in group], 0) for name in group[0]} for group in groups]
+    results = merge_shares(list(zip(records, landmarks, means, strict=True)))
+    return gather_predictions(results)
+
+
+def predict_all(
+    detector: LandmarkDetector, loader: DataLoader, device: torch.device, epoch: int, title: str
+) -> tuple[np.ndarray, list[dict[str, np.ndarray]]]:
+    """Return landmarks (S, N, 2) in original px and figures (N,) by name of all S samples of a loader."""
+    landmarks, figures = [np.zeros((0, detector.num_landmarks, 2))], []
+    for batch in tqdm(loader, title, leave=False, disable=None if process_rank() == 0 else True):
         found, arrays = predict_batch(detector, batch, device, epoch)
         landmarks.append(found)
         figures += [{name: values[i] for name, values in arrays.items()} for i in range(len(batch.name))]
-    landmarks = np.concatenate(landmarks).reshape(-1, dataset.views, count, 2).mean(1)
-    groups = [figures[start : start + dataset.views] for start in range(0, len(figures), dataset.views)]
-    means = [{name: np.mean([one[name] for one in group], 0) for name in group[0]} for group in groups]
-    results = merge_shares(list(zip(dataset.records, landmarks, means, strict=True)))
-    return gather_predictions(results)
+    return np.concatenate(landmarks), figures
 
 
 def average_members(

@@ -174,8 +174,8 @@ def test(run_dir: Path, data: LandmarkData, tested: Sequence[Tested]) -> None:
         folder = run_dir / test_set
         members = []
         for detector, (own, state) in zip(fast, tested, strict=True):
-            loader = make_loader(own, records, train=False, views=own.views)
-            members.append(evaluate(detector, loader, device, state["epoch"] - 1))
+            loader = make_loader(own, records, train=False)
+            members.append(evaluate(detector, loader, device, state["epoch"] - 1, own.views))
         mean, figures = average_members([(each.landmarks, {"score": each.score, **each.extras}) for each in members])
         predictions = members[0]._replace(landmarks=mean, score=figures.pop("score"), extras=figures)
         if process_rank() > 0:

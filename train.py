@@ -315,6 +315,9 @@ def set_learning_rate(optimizers: Mapping[str, Optimizer], factor: float) -> Non
 
 def resolve_crop(config: Config, data: LandmarkData) -> Config:
     """Return the settings with `crop` as `crop_margin` asks for; log it, and warn if it cuts off training landmarks."""
+    if config.crop_follows:
+        log.info("each image is cropped to its own landmarks, plus %g of their extent", config.crop_margin)
+        return config
     box = data.landmark_box("train")
     if config.crop_margin is not None:
         margin = config.crop_margin

@@ -36,7 +36,8 @@ train "recipe, another seed" "$@" --seed 1
 train "no second stage" "$@" --refine 1 --height 192 --width 160
 train "random weights" "$@" --backbone_weights none
 train "decoder of 256 channels" "$@" --decoder_channels 256
-train "no crop" "$@" --crop_margin none
+train "one crop for all images" "$@" --crop_follows false --crop_margin 0.05
+train "no crop" "$@" --crop_follows false --crop_margin none
 train "no rotation, scaling, shift" "$@" --rotation 0 --scaling 0 --shift 0
 train "no elastic warp" "$@" --elastic 0
 train "no gamma, contrast, noise" "$@" --intensity 0

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data import make_sample
+from data import crop_to_landmarks, make_sample
 from detector import LandmarkDetector
 from reading.annotation import Record
 from reporting.pictures import draw_activations, picture_name, save_picture, spread_of_images
@@ -63,7 +63,8 @@ def draw_explanations(
     ranks = spread_of_images(table.errors, config.explain)
     for rank, index in tqdm(ranks, "explaining", leave=False, disable=None):
         record = by_name[table.names[index]]
-        sample = make_sample(config, record)
+        crop = crop_to_landmarks(config, table.landmarks[index], record.size) if config.crop_follows else None
+        sample = make_sample(config, record, crop=crop)
         maps = activation_maps(detector, sample.image[None].to(device), chosen).cpu().numpy()
         to_network = resize_affine(maps.shape[:0:-1], (config.width, config.height))
         points = np.stack([table.landmarks[index], table.truth[index]])

@@ -98,7 +98,8 @@ def test_a_refusal_is_one_line_whatever_it_names():
      ("precision", "fp16", "fp32 bf16 auto"), ("spacing", -1, "mm 0"), ("spacing", "tape", "mm ruler none"),
      ("val_fraction", 1.0, "0 1"), ("seed", -1, "0"), ("split", "none", "auto same"), ("ruler", ["R1"], "two"),
      ("sdr_thresholds", [], "0"), ("ema", 1.0, "1"), ("folds", 1, "0 2"), ("crop", [0.5, 0, 0.2, 1], "left right"),
-     ("crop", [0, 1], "left top right bottom"), ("crop_margin", -0.1, "none 0"), ("cutout", 1.5, "0 1")],
+     ("crop", [0, 1], "left top right bottom"), ("crop_margin", -0.1, "none 0"), ("cutout", 1.5, "0 1"),
+     ("crop_follows", True, "crop_margin")],
 )  # fmt: skip
 def test_an_impossible_value_is_refused_with_what_is_allowed(name, value, allowed):
     message = refusal(build_config, Config, {name: value})

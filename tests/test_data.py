@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -10,7 +12,11 @@ from config import Config
 from data import (
     EpochSampler,
     LandmarkDataset,
+    View,
+    crop_to_landmarks,
+    crops_of_truth,
     draw_affine,
+    draw_crop,
     draw_displacement,
     make_loader,
     make_sample,
@@ -19,6 +25,7 @@ from data import (
     undo_displacement,
     view_affine,
 )  # fmt: skip
+from reading.annotation import Record
 from reading.images import warp_image
 from reading.splits import load_data
 from utils import apply_affine, compose_affines, invert_affine, resize_affine
@@ -188,6 +195,58 @@ def test_kept_images_give_the_same_samples_and_stay_within_their_limit(dataset, 
     assert len(kept.images) == 6 and len(some.images) == 3
     for key in (0, 5, (2, 4)):
         assert torch.equal(plain[key].image, kept[key].image) and torch.equal(plain[key].image, some[key].image)
+
+
+def test_a_crop_to_landmarks_is_their_box_plus_a_margin_by_hand():
+    config, size = Config(crop_follows=True, crop_margin=0.1), (1000, 800)
+    points = np.array([[100.0, 200.0], [np.nan, np.nan], [500.0, 260.0]])
+    # areas of their pixels: 100 to 501 and 200 to 261; margin 40.1; fractions outwards to multiples of 0.005
+    assert crop_to_landmarks(config, points, size) == pytest.approx((0.055, 0.195, 0.545, 0.38))
+    # one landmark: a quarter of the longer side, 250 px around 100.5, 200.5
+    assert crop_to_landmarks(config, points[:1], size) == pytest.approx((-0.025, 0.09, 0.23, 0.41))
+
+
+def test_a_missing_landmark_does_not_narrow_the_crop_of_an_image():
+    shape = np.array([[0.3, 0.3], [0.7, 0.4], [0.4, 0.8], [0.6, 0.6]])
+    config = Config(crop_follows=True, crop_margin=0.05)
+    records = [
+        Record(str(n), Path(), (scale * shape + move) * 1000 - 0.5, np.zeros(4, bool), size=(1000, 1000))
+        for n, (scale, move) in enumerate([(1, 0), (0.6, 0.1), (0.8, 0.15)])
+    ]
+    whole = crops_of_truth(config, records)
+    records[1].landmarks[2] = np.nan
+    filled = crops_of_truth(config, records)
+    assert filled[0] == whole[0] and filled[2] == whole[2]
+    assert np.abs(np.subtract(filled[1], whole[1])).max() < 0.06  # the others of them are not the same shape on average
+    assert filled[1][3] > np.nanmax(records[1].landmarks[:, 1]) / 1000 + 0.1
+    records[1].landmarks[1:] = np.nan
+    assert crops_of_truth(config, records)[1] == config.crop
+
+
+def test_a_fifth_of_the_drawn_crops_are_wider_and_all_hold_the_one_around_the_landmarks():
+    generator, crop = np.random.default_rng(0), (0.3, 0.2, 0.8, 0.9)
+    drawn = np.array([draw_crop(crop, generator) for _ in range(2000)])
+    assert np.mean(drawn[:, 0] < crop[0]) == pytest.approx(0.2, abs=0.03)
+    assert (drawn[:, :2] <= crop[:2]).all() and (drawn[:, 2:] >= crop[2:]).all()
+    assert -0.25 <= drawn.min() < -0.2 and 1.2 < drawn.max() <= 1.25
+
+
+def test_every_image_is_seen_in_its_own_crop_undistorted_with_its_landmarks_inside(dataset):
+    config = tiny_config(dataset, crop_follows=True, crop_margin=0.1, cache_gb=1.0)
+    records = load_data(config).records
+    training, kept = LandmarkDataset(config, records, train=True), LandmarkDataset(config, records, train=True)
+    kept.keep_images(1.0)
+    for index, (record, crop) in enumerate(zip(records, training.crops, strict=True)):
+        sample = training[View(index, crop=crop)]
+        linear = sample.to_original[:, :2].numpy()
+        assert np.allclose(linear, linear[0, 0] * np.eye(2))
+        inside = (sample.landmarks > 0) & (sample.landmarks < torch.tensor([config.width, config.height]) - 1)
+        assert inside.all()
+        for epoch in range(10):
+            drawn, same = training[epoch, index], kept[epoch, index]
+            back = apply_affine(drawn.to_original, drawn.landmarks.double())
+            assert np.abs(back.numpy() - record.landmarks).max() < 1e-3
+            assert torch.equal(drawn.landmarks, same.landmarks)
 
 
 def test_the_affine_of_a_sample_is_the_inverse_of_what_moved_its_landmarks(dataset):

@@ -1,3 +1,6 @@
+from dataclasses import replace
+
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,7 @@ from data import make_loader, make_sample
 from detector import LandmarkDetector
 from evaluate import evaluate
 from methods import create_detector
+from reading.images import read_image
 from reading.splits import load_data
 from utils import apply_affine, decode_heatmaps
 
@@ -48,7 +52,7 @@ class Measurer(Tracker):
 def test_what_a_method_measures_is_averaged_over_views_and_kept_by_name(dataset, views):
     config = tiny_config(dataset, views=views)
     records = load_data(config).records[:3]
-    predictions = evaluate(Measurer(config), make_loader(config, records, train=False, views=views), CPU, epoch=100)
+    predictions = evaluate(Measurer(config), make_loader(config, records, train=False), CPU, 100, views)
     assert list(predictions.extras) == ["mean"]
     means = [
         np.mean([make_sample(config, record, view=view).image.mean() for view in range(views)]) for record in records
@@ -69,6 +73,31 @@ def test_every_view_of_an_image_finds_the_same_place_and_their_mean_is_given(tmp
         assert (spots[1:] - spots[0]).norm(dim=-1).min() > 0.5
         assert (places - places[0]).norm(dim=-1).max() < 0.4
     one = evaluate(detector, make_loader(config, data.records, train=False), CPU)
-    five = evaluate(detector, make_loader(config, data.records, train=False, views=5), CPU)
+    five = evaluate(detector, make_loader(config, data.records, train=False), CPU, views=5)
     assert one.names == five.names and five.landmarks.shape == one.landmarks.shape
     assert 0 < abs(one.landmarks - five.landmarks).max() < 0.5
+
+
+def test_the_crop_follows_the_landmarks_wherever_the_frame_puts_them(tmp_path):
+    write_records(tmp_path, make_records(tmp_path, count=2, size=(480, 400)))
+    config = tiny_config(tmp_path, crop_follows=True, crop_margin=0.1, views=3, val_fraction=0.0, test_fraction=0.0)
+    records, offset = load_data(config).records, np.array([900.0, 300.0])
+    bordered = []
+    for record in records:  # the same images in a corner of large grey ones
+        image = read_image(record.path)
+        framed = np.full((1000, 2000), int(np.median(image)), np.uint8)
+        framed[300:700, 900:1380] = image
+        path = tmp_path / f"framed {record.name}"
+        cv2.imwrite(str(path), framed)
+        bordered.append(replace(record, path=path, size=(2000, 1000), landmarks=record.landmarks + offset))
+    detector = Tracker(config)
+
+    def found(records, **settings):
+        detector.config = config.replace(**settings)
+        return evaluate(detector, make_loader(detector.config, records, train=False), CPU, views=3)
+
+    plain, framed = found(records), found(bordered)
+    fixed = found(bordered, crop_follows=False)
+    assert plain.landmarks.shape == (2, 4, 2)
+    assert np.abs(framed.landmarks - offset - plain.landmarks).max() < 1.0  # px; a network px has 20 without it
+    assert np.abs(fixed.landmarks - offset - plain.landmarks).max() > 1.5

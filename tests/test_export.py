@@ -81,10 +81,18 @@ def test_an_exported_graph_finds_what_the_method_finds(trained, kind, tmp_path, 
     assert np.linalg.norm(landmarks[0] - truth, axis=-1).max() < 8  # px of the image, not of the network
 
 
-@pytest.mark.parametrize("decode", ["argmax", "subpixel"])
-def test_every_decoding_and_crop_is_exported(dataset, decode):
-    path = save_trained(dataset, "posenet", decode=decode, crop=(0.02, 0.03, 0.97, 0.99))
-    message = export.export(str(path), "torchscript", dataset / "graph", [str(dataset / "imgs")], 6)
+@pytest.mark.parametrize("kind", export.FORMATS)
+@pytest.mark.parametrize(
+    ("decode", "crop"),
+    [
+        ("argmax", dict(crop=(0.02, 0.03, 0.97, 0.99))),
+        ("subpixel", dict(crop=(0.02, 0.03, 0.97, 0.99))),
+        ("subpixel", dict(crop_follows=True, crop_margin=0.2)),
+    ],
+)
+def test_every_decoding_and_crop_is_exported(dataset, decode, crop, kind):
+    path = save_trained(dataset, "posenet", decode=decode, **crop)
+    message = export.export(str(path), kind, dataset / "graph", [str(dataset / "imgs")], 6)
     assert "6 images" in message
 
 

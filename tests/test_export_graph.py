@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from config import Config
-from data import make_sample, shrink_for_network
+from data import crop_to_landmarks, make_sample, own_config, shrink_for_network
 from reading.annotation import Record
 from reading.images import IMAGENET_MEAN, IMAGENET_SD
 from tools.export_graph import ImageToLandmarks
+from utils import apply_affine
 
 pytestmark = pytest.mark.skipif(cv2.__version__ < "5", reason="needs OpenCV 5: OpenCV 4 warps in 32nds of a px")
 PLAIN = dict(height=128, width=96)
@@ -68,3 +69,36 @@ def test_halves_of_grey_levels_are_rounded_as_opencv_does():
         listener = Listener(config)
         ImageToLandmarks(listener)(torch.from_numpy(image)[None])
         assert torch.allclose(listener.image[0], sample.image, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_each_image_of_a_batch_is_seen_again_in_the_crop_to_what_was_found_in_it(size):
+    config = Config(**PLAIN, crop_follows=True, crop_margin=0.1)
+    places = torch.tensor([[[20.0, 30.0], [50.0, 100.0]], [[40.0, 10.0], [90.0, 60.0]], [[0.0, 0.0], [95.0, 127.0]]])
+    seen = []
+
+    class Finder(torch.nn.Module):
+        """Finds landmarks at given network px."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.config = config
+
+        def predict(self, image):
+            seen.append(image)
+            return places, torch.ones(3, 2)
+
+    images = np.random.default_rng(0).integers(0, 256, (3, size[1], size[0])).astype(np.uint8)
+    images = np.stack([cv2.GaussianBlur(image, (0, 0), 1.0) for image in images])
+    landmarks, _ = ImageToLandmarks(Finder())(torch.from_numpy(images))
+    sd, mean = (torch.tensor(values)[:, None, None] for values in (IMAGENET_SD, IMAGENET_MEAN))
+    for index, image in enumerate(images):
+        record, crop = Record("", Path(), np.zeros((1, 2)), np.zeros(1, bool), size=size), None
+        for look in range(2):
+            sample = make_sample(config, record, image=shrink_for_network(own_config(config, crop), image), crop=crop)
+            shown, expected = ((each * sd + mean) * 255 for each in (seen[look][index], sample.image))
+            off = (shown - expected).abs().round()
+            assert off.max() <= 1 and (off > 0).float().mean() < 0.005
+            found = apply_affine(sample.to_original.numpy(), places[index].double().numpy())
+            crop = crop_to_landmarks(config, found, size)
+        assert np.abs(landmarks[index].numpy() - found).max() < 1e-3

@@ -10,7 +10,9 @@ from conftest import tiny_config, write_records
 from foreign_files import write_dicom
 from PIL import Image
 
-from methods import METHODS, create_detector
+from data import make_loader
+from evaluate import evaluate
+from methods import METHODS, create_detector, load_detector
 from reading.images import read_image
 from reading.splits import load_data
 from run_folder import read_checkpoint, save_checkpoint
@@ -18,6 +20,8 @@ from settings import UserError
 from tools import predict
 from tools.predict import Predictor
 from train import checkpoint_state
+
+CPU = torch.device("cpu")
 
 
 def save_tiny(path: Path, folder: Path, seed: int = 0, **settings) -> Path:
@@ -51,8 +55,9 @@ def assert_same(found, expected) -> None:
         assert own.dtype == other.dtype and np.array_equal(own, other)
 
 
-def test_a_file_gives_exactly_what_the_command_finds(dataset, film, tmp_path, monkeypatch):
-    path = save_tiny(tmp_path / "a.pt", dataset)
+@pytest.mark.parametrize("crop_follows", [False, True])
+def test_a_file_gives_exactly_what_the_command_finds(dataset, film, tmp_path, monkeypatch, crop_follows):
+    path = save_tiny(tmp_path / "a.pt", dataset, crop_follows=crop_follows, crop_margin=0.1)
     landmarks, scores, names = found = Predictor(path, device="cpu").find(film)
     assert landmarks.shape == (4, 2) and landmarks.dtype == np.float64 and scores.shape == (4,)
     assert names == ["R1", "R2", "A", "B"]
@@ -60,8 +65,12 @@ def test_a_file_gives_exactly_what_the_command_finds(dataset, film, tmp_path, mo
     assert_same(found, alone)
     first, *others = run_command(monkeypatch, tmp_path / "all", path, dataset / "imgs")
     assert np.allclose(landmarks, first[0], atol=1e-4) and len(others) == 5
-    assert not np.allclose(landmarks, others[0][0], atol=1)
+    assert not np.allclose(landmarks, others[0][0], atol=0.1)
     assert_same(Predictor(str(path)).find(str(film)), found)
+    detector = load_detector(read_checkpoint(path))
+    tested = evaluate(detector, make_loader(detector.config, load_data(detector.config).records, train=False), CPU)
+    by_name = dict(zip(tested.names, tested.landmarks, strict=True))
+    assert np.abs(landmarks - by_name[film.name]).max() < 1e-3
 
 
 def test_views_and_an_ensemble_are_averaged_as_by_the_command(dataset, film, tmp_path, monkeypatch):

@@ -51,7 +51,7 @@ def augmented(tmp_path_factory, request):
     write_records(folder, make_records(folder))
     config = small_config(
         folder, epochs=4, rotation=10.0, scaling=0.1, intensity=0.3, lr_schedule="cosine", warmup_epochs=1,
-        ema=request.param, optimizer="adamw", weight_decay=0.01,
+        ema=request.param, optimizer="adamw", weight_decay=0.01, crop_follows=request.param > 0, crop_margin=0.1,
     )  # fmt: skip
     run(config, folder / "straight")
     return folder, config

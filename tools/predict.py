@@ -24,7 +24,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
 
 from config import Config
-from data import Sample, limit_threads
+from data import Sample, crop_to_landmarks, limit_threads
 from detector import LandmarkDetector
 from evaluate import Predictions, average_members, gather_predictions, predict_batch
 from machine import exit_status, prepare_device
@@ -98,28 +98,40 @@ class Predictor:
         scores: higher is more certain; the scale depends on the method.
         Raises UserError for what is not an image.
         """
-        landmarks, figures = self.predict([make_views(self.configs, read_pixels(image)[0])])
+        pixels = read_pixels(image)[0]
+        landmarks, figures = self.predict([pixels], [make_views(self.configs, pixels)])
         return landmarks[0], figures["score"][0], list(self.landmarks["abbreviations"])
 
-    def predict(self, images: Sequence[Sequence[Sequence[Sample]]]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Return landmarks (I, N, 2) in original px and figures (I, N) by name for the make_views of I images.
+    def predict(
+        self, images: Sequence[np.ndarray], samples: Sequence[Sequence[Sequence[Sample]]]
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Return landmarks (I, N, 2) in original px and figures (I, N) by name for I images and the make_views of each.
 
         All are means over views and checkpoints. The figures are "score", the extras of the methods and, for several
         checkpoints, "ensemble_spread": the root mean square distance of their landmarks from the mean.
         """
         found = []
-        for number, (detector, epoch, order) in enumerate(self.members):
-            samples, size = [sample for views in images for sample in views[number]], detector.config.batch_size
-            batches = (default_collate(samples[start : start + size]) for start in range(0, len(samples), size))
-            parts = [predict_batch(detector, batch, self.device, epoch) for batch in batches]
-
-            def mean_of_views(values: Iterable[np.ndarray], order: list[int] = order) -> np.ndarray:
-                joined = np.concatenate(list(values))[:, order]
-                return joined.reshape(len(images), -1, *joined.shape[1:]).mean(1)
-
-            figures = {name: mean_of_views(values[name] for _, values in parts) for name in parts[0][1]}
-            found.append((mean_of_views(landmarks for landmarks, _ in parts), figures))
+        for number, (detector, _, order) in enumerate(self.members):
+            views, config = [own[number] for own in samples], detector.config
+            if config.crop_follows:
+                firsts = self.predict_samples(number, [sample for own in views for sample in own])[0]
+                sizes = [(image.shape[1], image.shape[0]) for image in images]
+                crops = [crop_to_landmarks(config, first, size) for first, size in zip(firsts, sizes, strict=True)]
+                views = [make_views([config], image, [crop])[0] for image, crop in zip(images, crops, strict=True)]
+            landmarks, figures = self.predict_samples(number, [sample for own in views for sample in own])
+            shape = (len(images), -1, len(order))
+            means = {name: values.reshape(shape).mean(1)[:, order] for name, values in figures.items()}
+            found.append((landmarks.reshape(*shape, 2).mean(1)[:, order], means))
         return average_members(found)
+
+    def predict_samples(self, number: int, samples: Sequence[Sample]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Return landmarks (S, N, 2) in original px and figures (S, N) by name of a member, in its own order."""
+        detector, epoch, _ = self.members[number]
+        size = detector.config.batch_size
+        batches = (default_collate(samples[start : start + size]) for start in range(0, len(samples), size))
+        parts = [predict_batch(detector, batch, self.device, epoch) for batch in batches]
+        figures = {name: np.concatenate([values[name] for _, values in parts]) for name in parts[0][1]}
+        return np.concatenate([landmarks for landmarks, _ in parts]), figures
 
 
 def predict_images(predictor: Predictor, loader: DataLoader) -> tuple[Predictions, list[Record], list[UnreadableImage]]:
@@ -133,7 +145,7 @@ def predict_images(predictor: Predictor, loader: DataLoader) -> tuple[Prediction
             unread += [item for item in items if isinstance(item, UnreadableImage)]
             good = [item for item in items if not isinstance(item, UnreadableImage)]
             if good:
-                landmarks, figures = predictor.predict([film.samples for film in good])
+                landmarks, figures = predictor.predict([film.pixels for film in good], [film.samples for film in good])
             for index, film in enumerate(good):
                 notes += film.notes
                 results.append((film.record, landmarks[index], {name: own[index] for name, own in figures.items()}))

@@ -14,7 +14,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from config import Config
-from data import Sample, make_sample, shrink_for_network
+from data import Crop, Sample, make_sample, own_config, shrink_for_network
 from reading.annotation import Record, read_annotation
 from reading.images import ENDINGS, is_image_file, read_film, stretch_intensities
 from reading.paths import find_file, is_hidden
@@ -85,13 +85,21 @@ def unannotated_record(image: np.ndarray, count: int, name="", path=Path(), spac
     return Record(name, path, landmarks, occluded, spacing, size=(image.shape[1], image.shape[0]))
 
 
-def make_views(configs: Sequence[Config], image: np.ndarray) -> list[list[Sample]]:
-    """Return the samples of an image (h, w[, 3]) for each of several networks: all config.views of it."""
+def make_views(
+    configs: Sequence[Config], image: np.ndarray, crops: Sequence[Crop | None] | None = None
+) -> list[list[Sample]]:
+    """Return the samples of an image (h, w[, 3]) for each of several networks: all config.views of it.
+
+    A network whose crop follows the landmarks gets one plain view of config.crop, to look for its crop, unless that is
+    given.
+    """
     record = unannotated_record(image, configs[0].num_landmarks)  # without a spacing, so that extras stay in px
-    return [
-        [make_sample(config, record, image=small, view=view) for view in range(config.views)]
-        for config, small in ((config, shrink_for_network(config, image)) for config in configs)
-    ]
+    samples = []
+    for config, crop in zip(configs, crops or [None] * len(configs), strict=True):
+        small = shrink_for_network(own_config(config, crop), image)
+        views = 1 if config.crop_follows and crop is None else config.views
+        samples.append([make_sample(config, record, image=small, view=view, crop=crop) for view in range(views)])
+    return samples
 
 
 class UnreadableImage(NamedTuple):
@@ -105,7 +113,8 @@ class UnannotatedImage(NamedTuple):
     """An image that nobody has annotated."""
 
     record: Record
-    samples: list[list[Sample]]  # all views, for each network
+    pixels: np.ndarray  # (h, w) grey or (h, w, 3) RGB
+    samples: list[list[Sample]]  # of make_views, for each network
     notes: list[str]  # oddities of its file
 
 
@@ -133,4 +142,4 @@ class ImageFiles(Dataset):
             return UnreadableImage(path, str(error))
         spacing = next((mm for mm in (self.recorded[index], stated) if not math.isnan(mm)), self.spacing)
         record = unannotated_record(image, self.configs[0].num_landmarks, name, path, spacing)
-        return UnannotatedImage(record, make_views(self.configs, image), notes)
+        return UnannotatedImage(record, image, make_views(self.configs, image), notes)
