@@ -181,6 +181,8 @@ def test(run_dir: Path, data: LandmarkData, tested: Sequence[Tested]) -> None:
         if process_rank() > 0:
             continue
         folder.mkdir(exist_ok=True)
+        for number, each in enumerate(members if len(members) > 1 else [], 1):  # for tools.compare
+            write_predictions(folder / f"member{number}.csv", each, data.abbreviations, data.unit)
         write_predictions(folder / "predictions.csv", predictions, data.abbreviations, data.unit)
         table = read_predictions(folder / "predictions.csv")
         summary = report(config, run_dir, folder, data, records, table)

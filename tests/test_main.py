@@ -18,6 +18,7 @@ from methods import load_detector
 from model import FARNet
 from reporting.predictions import read_predictions
 from run_folder import read_checkpoint, read_metrics, save_checkpoint
+from tools.read_runs import read_runs
 
 SPLITS = ["train", "train", "train", "val", "test1", "test2"]
 
@@ -331,6 +332,12 @@ def test_several_checkpoints_are_tested_as_their_mean(tiny_run, tmp_path, refuse
     assert np.abs(tables[2].landmarks - (tables[0].landmarks + tables[1].landmarks) / 2).max() < 1e-3
     spread = np.linalg.norm(tables[0].landmarks - tables[1].landmarks, axis=-1) / 2
     assert np.abs(tables[2].columns["ensemble_spread"] - spread).max() < 1e-3
+    members = [tmp_path / "both" / "test1" / f"member{number}.csv" for number in (1, 2)]
+    assert [each.read_bytes() for each in members] == [
+        (tmp_path / name / "test1" / "predictions.csv").read_bytes() for name in ("a", "b")
+    ]
+    runs = read_runs([*members, tmp_path / "both" / "test1"], None)
+    assert [run.label for run in runs] == ["member1", "member2", "both"]
     assert "explain" in (tmp_path / "both" / "log.txt").read_text(encoding="utf-8")
     last_first = {key: state[key][::-1] for key in ("abbreviations", "names")}
     save_checkpoint(tmp_path / "other.pt", state | last_first)

@@ -28,11 +28,14 @@ class Run(NamedTuple):
 def read_runs(places: Sequence[Path], test_set: str | None, labels: Sequence[str] = ()) -> list[Run]:
     """Return the runs of run folders, folders of test sets or predictions.csv.
 
-    Without labels each is named after its folder. Raises UserError for a place without a run, and for a run that
-    differs from the first in images, landmarks, truth, unit or spacing; it names the first difference.
+    Without labels each is named after its folder, or after its file if that is not predictions.csv. Raises UserError
+    for a place without a run, and for a run that differs from the first in images, landmarks, truth, unit or spacing;
+    it names the first difference.
     """
     paths = [find_predictions(place, test_set) for place in places]
     folders, provenances = zip(*map(read_provenance, paths), strict=True)
+    # a member of an ensemble is named after its file
+    folders = [own if path.stem == "predictions" else own / path.stem for own, path in zip(folders, paths, strict=True)]
     if labels and (len(labels) != len(paths) or len(set(labels)) != len(labels)):
         raise UserError(f"--names: expected {len(paths)} different names, one for each run, found {', '.join(labels)}")
     runs: list[Run] = []
