@@ -122,11 +122,21 @@ class LandmarkDetector(nn.Module):
             self.__dict__["parallel"] = parallel  # not a submodule: the state dict does not change
 
     def train_step(self, batch, epoch: int, optimizers: Mapping[str, Optimizer]) -> dict[str, float]:
-        """Take one optimiser step on the sum of the loss terms, in config.accumulate parts; return the terms' values.
+        """Take one optimiser step on the sum of the loss terms; return the terms' values.
 
         A method may return other values of the step, under names that utils.is_loss_term excludes.
-        Under torchrun each process has its part of the batch; values and gradients are means over the processes.
         Raises NonFiniteLoss on all processes, before a weight changes, if a term is nan or infinite.
+        """
+        values = self.compute_gradients(batch, epoch, optimizers)
+        for optimizer in optimizers.values():
+            optimizer.step()
+        return values
+
+    def compute_gradients(self, batch, epoch: int, optimizers: Mapping[str, Optimizer]) -> dict[str, float]:
+        """Compute the gradients of the sum of the loss terms, in config.accumulate parts; return the terms' values.
+
+        Under torchrun each process has its part of the batch; values and gradients are means over the processes.
+        Raises NonFiniteLoss on all processes if a term is nan or infinite.
         """
         for optimizer in optimizers.values():
             optimizer.zero_grad(set_to_none=True)
@@ -147,8 +157,6 @@ class LandmarkDetector(nn.Module):
                 raise self.non_finite_loss(part, epoch, now)
             for name, value in now.items():
                 values[name] = values.get(name, 0.0) + share * value
-        for optimizer in optimizers.values():
-            optimizer.step()
         return values
 
     @torch.no_grad()

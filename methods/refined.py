@@ -142,10 +142,16 @@ class RefinedDetector(LandmarkDetector):
         return self.first.configure_optimizers() | {"refinement": second}
 
     def train_step(self, batch: Sample, epoch: int, optimizers: Mapping[str, Optimizer]) -> dict[str, float]:
-        """Take a step of the method and one of the refiner; return the terms of both."""
+        """Take a step of the method and one of the refiner; return the terms of both.
+
+        Neither takes it if a term of one is not finite.
+        """
         own = {name: optimizer for name, optimizer in optimizers.items() if name != "refinement"}
-        values = self.first.train_step(self.shrink(batch), epoch, own)
-        return values | self.second.train_step(batch, epoch, {"refinement": optimizers["refinement"]})
+        second = {"refinement": optimizers["refinement"]}
+        values = self.second.compute_gradients(batch, epoch, second)
+        values = self.first.train_step(self.shrink(batch), epoch, own) | values
+        second["refinement"].step()
+        return values
 
     def distribute(self, device: torch.device) -> None:
         self.first.distribute(device)

@@ -3,6 +3,7 @@ import torch
 from conftest import make_batch, refuses, tiny_config
 from torch.nn import functional as F
 
+from detector import NonFiniteLoss
 from methods import create_detector
 from methods.noothout import NoothoutConfig
 from methods.refined import SIDE, CropRefiner
@@ -83,6 +84,18 @@ def test_the_second_stage_learns_to_move_guesses_closer(dataset):
     with torch.inference_mode():
         error = (refiner.eval().refine(batch.image, guesses) - batch.landmarks).norm(dim=-1).mean()
     assert error < 3.6  # half of the 7.2 px before
+
+
+@pytest.mark.parametrize("stage", ["first", "second"])
+def test_no_stage_takes_a_step_if_the_loss_of_one_is_not_finite(dataset, stage):
+    config = tiny_config(dataset, **SIZES)
+    detector = create_detector(config).train()
+    next(getattr(detector, stage).parameters()).data.fill_(float("nan"))
+    before = {name: value.clone() for name, value in detector.named_parameters()}
+    with pytest.raises(NonFiniteLoss):
+        detector.train_step(make_batch(config), 0, detector.configure_optimizers())
+    for name, value in detector.named_parameters():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0, equal_nan=True)
 
 
 def test_the_norms_of_a_pretrained_trunk_keep_their_statistics(dataset):
