@@ -94,7 +94,7 @@ class Config(Settings):
     deterministic: bool = False  # true: repeats are bit-equal on CUDA too, slower (a CPU always repeats exactly)
 
     # settings that a checkpoint cannot change
-    fixed_by_weights: ClassVar[tuple[str, ...]] = ("method", "num_landmarks", "refine")
+    fixed_by_weights: ClassVar[tuple[str, ...]] = ("method", "num_landmarks", "refine", "crop_follows")
 
     def without_pretrained(self) -> "Config":
         """Return the same settings without files of initial weights, for a detector whose weights are loaded."""
