@@ -4,6 +4,7 @@ A run that torchrun did not start is a single process, in which the functions on
 """
 
 import ctypes
+import gc
 import math
 import os
 import platform
@@ -153,6 +154,9 @@ def join_processes(device: torch.device) -> None:
 def leave_processes() -> None:
     """Disconnect from the other processes."""
     if torch.distributed.is_initialized():
+        # a detector and its DistributedDataParallel refer to each other: what is left of them when Python exits can
+        # abort the process in a thread of gloo (pytorch pull request 179291)
+        gc.collect()
         torch.distributed.destroy_process_group()
 
 
