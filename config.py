@@ -43,7 +43,7 @@ class Config(Settings):
     width: int = 640  # width of the network input, px: a multiple of 32, 64 or above
     crop: tuple[float, ...] = (0.0, 0.0, 1.0, 1.0)  # left, top, right, bottom of the input as fractions of the image
     crop_margin: float | None = None  # add this fraction per side to the training landmarks' box | none: use crop
-    crop_follows: bool = False  # true: crop each image to its own landmarks, which testing looks for in crop first
+    crop_follows: bool = False  # true: a crop for each image, around its landmarks; a test looks for them in crop first
     keep_aspect: bool = False  # true: keep the aspect ratio, fill up with the surroundings of the crop | false: stretch
     rotation: float = 0.0  # augmentation: rotate by up to +- this many degrees, 0 or above
     scaling: float = 0.0  # augmentation: scale by up to +- this fraction, 0 to 1

@@ -28,7 +28,6 @@ from utils import apply_affine, compose_affines, invert_affine, resize_affine
 
 log = logging.getLogger("farnet")
 
-
 WIDE_SHARE = 0.2  # of the training samples show more than the crop, if it follows the landmarks
 WIDEST = 0.25  # of the image's sides, beyond each border: the widest of them
 CROP_STEP = 0.005  # of the image's sides: crops around landmarks begin and end at multiples of it
@@ -100,7 +99,7 @@ def crops_of_truth(config: Config, records: Sequence[Record]) -> list[Crop]:
             continue
         aspect = np.array(record.size)
         own, others = record.landmarks[here], mean[here] * aspect
-        scale = math.sqrt(own.var(0).sum() / max(others.var(0).sum(), 1e-9))
+        scale = min(5.0, math.sqrt(own.var(0).sum() / max(others.var(0).sum(), 1e-9)))  # if two lie at one place
         filled = np.where(here[:, None], record.landmarks, own.mean(0) + scale * (mean * aspect - others.mean(0)))
         crops.append(crop_to_landmarks(config, filled, record.size))
     return crops
