@@ -8,6 +8,7 @@ from conftest import mentions, refuses
 
 from evaluate import Predictions
 from experiments import run_table
+from reporting.pictures import save_figure
 from reporting.predictions import read_predictions, write_predictions
 from reporting.report import write_report
 
@@ -43,6 +44,36 @@ def test_the_time_of_a_cross_validation_is_that_of_all_folds_and_a_test_has_none
         (pooled / fold).mkdir()
         (pooled / fold / "metrics.csv").write_text("epoch,seconds\n1,60\n2,30.5\n", encoding="utf-8")
     assert run_table.read_run(pooled, "pooled")["training_minutes"] == 3.0
+
+
+def test_the_mean_of_several_checkpoints_took_the_time_of_all_and_is_drawn_with_them(
+    trained_run, tmp_path, monkeypatch, capsys
+):
+    runs = [shutil.copytree(trained_run, tmp_path / name, ignore=shutil.ignore_patterns("*.pt")) for name in "ab"]
+    for run, seconds in zip(runs, (60, 120), strict=True):
+        (run / "metrics.csv").write_text(f"epoch,seconds\n1,{seconds}\n", encoding="utf-8")
+    mean = shutil.copytree(trained_run, tmp_path / "mean", ignore=shutil.ignore_patterns("*.pt", "metrics.csv"))
+    provenance = json.loads((mean / "config.json").read_text(encoding="utf-8"))
+    provenance["argv"] = ["main.py", "--test", *(str(run / "best.pt") for run in runs), "--views", "3"]
+    (mean / "config.json").write_text(json.dumps(provenance), encoding="utf-8")
+    words = [*map(str, (*runs, mean)), "--picture", str(tmp_path / "times.png"), "--line", "one reader=1.18"]
+    monkeypatch.setattr(sys, "argv", ["run_table", *words, "--out", str(tmp_path / "runs.json")])
+    drawn = []
+    monkeypatch.setattr(
+        run_table, "save_figure", lambda figure, path: drawn.append((figure, save_figure(figure, path)))
+    )
+    assert run_table.main() == 0 and (tmp_path / "times.png").stat().st_size > 5000
+    results = json.loads((tmp_path / "runs.json").read_text(encoding="utf-8"))
+    assert [result["training_minutes"] for result in results] == [1.0, 2.0, 3.0]
+    assert results[2]["command"] == "python main.py --test TEST TEST --views 3"
+    (axis,) = drawn[0][0].axes
+    points = [container[0].get_xydata()[0].tolist() for container in axis.containers]
+    assert points == [[result["training_minutes"], result["headline"]["MRE"]] for result in results]
+    assert "one reader" in [text.get_text() for text in axis.texts]
+    monkeypatch.setattr(sys, "argv", ["run_table", str(mean), "--line", "1.18"])
+    with pytest.raises(SystemExit):
+        run_table.main()
+    assert "NAME=MRE" in capsys.readouterr().err
 
 
 def test_a_run_is_compared_with_another_on_the_same_images_only(trained_run, tmp_path):
