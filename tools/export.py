@@ -34,22 +34,20 @@ import cv2
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import default_collate
 from tqdm import tqdm
 
 from config import Config
-from evaluate import predict_batch
 from machine import exit_status
-from methods import load_detector, trained_config
+from methods import trained_config
 from reading.images import read_image
 from run_folder import read_checkpoint, source_commit, write_bytes
 from settings import Parser, UserError
 from tools.export_graph import ImageToLandmarks
+from tools.predict import Predictor
 from tools.unannotated import find_image_files, make_views
 
 FORMATS = {"onnx": ".onnx", "torchscript": ".torchscript.pt"}
 TOLERANCE = 0.05  # px of the image
-CPU = torch.device("cpu")
 Predict = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # images (B, h, w) -> landmarks, scores
 
 
@@ -148,12 +146,11 @@ def read_for_check(config: Config, places: Sequence[str], most: int) -> list[tup
     return images
 
 
-def make_eager(detector, config: Config) -> Predict:
+def make_eager(predictor: Predictor) -> Predict:
     """Return the function that predicts as this repository does in a test."""
 
     def predict(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        batch = default_collate([make_views([config], image)[0][0] for image in images])
-        landmarks, figures = predict_batch(detector, batch, CPU)
+        landmarks, figures = predictor.predict(images, [make_views(predictor.configs, image) for image in images])
         return landmarks, figures["score"]
 
     return predict
@@ -201,8 +198,8 @@ def export(checkpoint: str, kind: str, out: Path, places: Sequence[str], most: i
     settings = dict(device="cpu", test_precision="fp32", views=1, channels_last=False)
     config = trained_config(state).replace(**settings)
     images = read_for_check(config, places, most)
-    detector = load_detector(state, config).for_inference()
-    eager = make_eager(detector, config)
+    predictor = Predictor(checkpoint, **settings)
+    detector, eager = predictor.members[0][0], make_eager(predictor)
     example = torch.from_numpy(np.stack([images[0][1]] * 2))
     make = {"onnx": export_onnx, "torchscript": export_torchscript}[kind]
     content, exported = make(ImageToLandmarks(detector).eval(), example, describe(config, state))

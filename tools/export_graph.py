@@ -93,20 +93,20 @@ def resample(
         # rounding to whole px makes what is shown up to a few px longer than 2 * length
         rows = torch.arange(2 * length + 4 * math.ceil(widest) + 4, dtype=torch.float64, device=size.device)[None]
         rows = rows + torch.where(large[:, None], torch.floor((o - 0.25 * s + 0.5) * r - 0.5) - 2, torch.zeros_like(o))
-        same, pairs = (cells[..., None] == rows[:, None] for cells in (halves, torch.floor(halves / 2)))
+        same, pairs = ((cells[..., None] == rows[:, None]).float() for cells in (halves, torch.floor(halves / 2)))
         cells = torch.where(large[:, None], shrunk[:, axis, None], torch.full_like(s, length))
         resized = overlaps(rows, n / cells, pixels[axis]) * (rows < cells)[..., None]
         is_large, is_plain, does_shrink = (each[:, None, None] for each in (large, plain, shrinks))
         if stretched:
             first.append(resized.float())
-            second.append(torch.where(is_large, same, pairs).float())
+            second.append(torch.where(is_large, same, pairs))
             continue
         step, start = torch.where(shrinks[:, None], 0.5 * s, s), torch.where(shrinks[:, None], o - 0.25 * s, o)
         warped = drawn(step, start, rows, pixels[axis], axis == 0)
         first.append(torch.where(is_large | is_plain, resized, warped).float())
         crops = drawn(0.5 * s * r, (o - 0.25 * s + 0.5) * r - 0.5, halves, rows, axis == 0).float()
         twice = is_large | (does_shrink & ~is_plain)  # the first step results in twice the input's size
-        second.append(torch.where(is_large & ~is_plain, crops, torch.where(twice, same, pairs).float()))
+        second.append(torch.where(is_large & ~is_plain, crops, torch.where(twice, same, pairs)))
 
     by_area = large | (plain & shrinks)
     target = torch.where(large[:, None], shrunk, network.expand_as(shrunk))
