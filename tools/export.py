@@ -11,10 +11,11 @@ integers, and "scores", (batch, landmark).
     session = onnxruntime.InferenceSession("best.onnx")
     landmarks, scores = session.run(None, {"image": __import__("tools.export").export.read_input(FILE)})
 
-The graph resizes, normalises, predicts in float32 and decodes; views are not averaged. Its landmarks are compared with
-those of this repository on images (--images; else those of the checkpoint's data set), one by one and in a batch. The
-file is written only if no landmark differs by more than 0.05 px. It contains the abbreviations of the landmarks in
-their order under the name "landmarks": in the ONNX metadata, or as an extra file of TorchScript.
+The graph resizes, normalises, predicts in float32 and decodes; where the crop follows the landmarks it looks twice, as
+a test does; views are not averaged. Its landmarks are compared with those of this repository on images (--images; else
+those of the checkpoint's data set), one by one and in a batch. The file is written only if no landmark differs by more
+than 0.05 px. It contains the abbreviations of the landmarks in their order under the name "landmarks": in the ONNX
+metadata, or as an extra file of TorchScript.
 """
 
 import argparse
