@@ -42,8 +42,8 @@ class Config(Settings):
     height: int = 800  # height of the network input, px: a multiple of 32, 64 or above
     width: int = 640  # width of the network input, px: a multiple of 32, 64 or above
     crop: tuple[float, ...] = (0.0, 0.0, 1.0, 1.0)  # left, top, right, bottom of the input as fractions of the image
-    crop_margin: float | None = None  # add this fraction per side to the training landmarks' box | none: use crop
-    crop_follows: bool = False  # true: a crop for each image, around its landmarks; a test looks for them in crop first
+    crop_margin: float | None = None  # crop to the landmarks' box plus this fraction of the image per side | none: crop
+    crop_follows: bool = False  # true: a box per image, margin a fraction of it; a test first looks in all of crop
     keep_aspect: bool = False  # true: keep the aspect ratio, fill up with the surroundings of the crop | false: stretch
     rotation: float = 0.0  # augmentation: rotate by up to +- this many degrees, 0 or above
     scaling: float = 0.0  # augmentation: scale by up to +- this fraction, 0 to 1
