@@ -73,16 +73,18 @@ def write_frames(folder: Path, out: Path, test_set: str) -> int:
         (out / "json").mkdir()
         for record in tqdm(records, "framing", disable=None):
             image = read_image(folder / "imgs" / record["imagePath"])
-            points = np.array([(point["X"], point["Y"]) for point in record["points"]])
+            points = np.array([(p.get("X"), p.get("Y")) for p in record["points"]], float)  # None: nan
             for frame, (_, _, scale) in FRAMES.items():
                 framed, moved = frame_image(image, points, frame)
                 name = f"{Path(record['imagePath']).stem}-{frame}.png"
                 cv2.imwrite(str(out / "imgs" / name), framed[..., ::-1] if framed.ndim == 3 else framed)
                 own = copy.deepcopy(record) | {"imagePath": name, "split": frame}
                 own.pop("readers", None)
-                own["spacing"] = record["spacing"] / scale
+                if "spacing" in own:
+                    own["spacing"] /= scale
                 for point, (x, y) in zip(own["points"], moved, strict=True):
-                    point |= {"X": round(float(x), 3), "Y": round(float(y), 3)}
+                    if np.isfinite(x):  # else it is missing
+                        point |= {"X": round(float(x), 3), "Y": round(float(y), 3)}
                 written.append(own)
         write_text(out / "json" / "data.json", json.dumps(written))
     return len(written)

@@ -29,6 +29,7 @@ def test_a_landmark_stays_on_the_pixel_that_it_marks(frame):
 
 def test_every_frame_becomes_a_test_set_with_the_spacing_of_its_scale(tmp_path):
     records = make_records(tmp_path, count=2)
+    records[1]["points"][2] |= {"X": None, "Y": None}
     write_records(tmp_path, [record | {"split": "test1", "spacing": 0.3} for record in records])
     assert write_frames(tmp_path, tmp_path / "out", "test1") == 2 * len(FRAMES)
     data = load_data(tiny_config(tmp_path / "out", spacing=None, val_fraction=0.0), for_training=False)
@@ -36,6 +37,7 @@ def test_every_frame_becomes_a_test_set_with_the_spacing_of_its_scale(tmp_path):
     (plain, *_), (large, *_) = data.select("untouched"), data.select("larger")
     assert large.size == tuple(1.5 * side for side in plain.size)
     assert large.spacing == pytest.approx(0.2) and plain.spacing == pytest.approx(0.3)
+    assert np.isnan(data.select("black-left")[1].landmarks[2]).all()
     first = json.loads((tmp_path / "out" / "json" / "data.json").read_text(encoding="utf-8"))[0]
     assert [(point["X"], point["Y"]) for point in first["points"]] == [
         (point["X"], point["Y"]) for point in records[0]["points"]
