@@ -217,7 +217,7 @@ def test_a_missing_landmark_does_not_narrow_the_crop_of_an_image():
     records[1].landmarks[2] = np.nan
     filled = crops_of_truth(config, records)
     assert filled[0] == whole[0] and filled[2] == whole[2]
-    assert np.abs(np.subtract(filled[1], whole[1])).max() < 0.06  # the others of them are not the same shape on average
+    assert np.abs(np.subtract(filled[1], whole[1])).max() < 0.06  # filled in from two other images, not from this one
     assert filled[1][3] > np.nanmax(records[1].landmarks[:, 1]) / 1000 + 0.1
     records[1].landmarks[1:] = np.nan
     assert crops_of_truth(config, records)[1] == config.crop
