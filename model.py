@@ -18,6 +18,7 @@ from data import Sample
 from detector import LandmarkDetector
 from machine import uses_bfloat16
 from networks.backbone import create_backbone
+from networks.efficientnet import DepthwiseConv2d
 from networks.heads import ComposedHead, RefinementHead, upsample
 from networks.normalisation import use_image_statistics
 from utils import decode_heatmaps, gaussian_heatmaps, scale_landmarks
@@ -122,6 +123,8 @@ def fold_network(network: FARNetNetwork) -> nn.Module:
             block[0], block[1] = fuse_conv_bn_eval(block[0], block[1]), nn.Identity()
         if isinstance(block, UpConvNormReLU):
             block.compose = True
+        if isinstance(block, DepthwiseConv2d):
+            block.__class__ = nn.Conv2d  # type: ignore[assignment]  # fuse knows only torch's own classes
     network.coarse_head.fold()
     network.fine_head.fold()
     return fuse(network, inplace=True)

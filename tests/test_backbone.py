@@ -3,11 +3,12 @@ import timm
 import torch
 import torchvision
 from conftest import needs, refuses
+from torch.nn import functional as F
 
 from model import FARNetNetwork, fold_network
 from networks import efficientnet
 from networks.backbone import BACKBONES, Backbone, create_backbone, read_backbone_weights
-from networks.efficientnet import LITE, find_lite_weights
+from networks.efficientnet import LITE, DepthwiseConv2d, find_lite_weights
 
 
 @pytest.mark.parametrize("name", [*BACKBONES, *LITE])
@@ -125,6 +126,25 @@ def test_a_folded_farnet_on_efficientnet_lite_predicts_the_same():
     with torch.inference_mode():
         for expected, found in zip(network(image), folded(image), strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("side", [12, 13])
+def test_gradients_of_a_depthwise_convolution_in_bf16_are_torchs_own(kernel, stride, side):
+    torch.manual_seed(0)
+    conv = DepthwiseConv2d(6, kernel, stride)
+    maps = torch.randn(2, 6, side, side + 3).bfloat16().requires_grad_()
+    found = conv(maps)
+    assert found.dtype == torch.bfloat16 and conv.weight.dtype == torch.float32
+    gradients = torch.randn_like(found)
+    found.backward(gradients)
+    exact, weight = (x.detach().bfloat16().float().requires_grad_() for x in (maps, conv.weight))
+    wanted = F.conv2d(exact, weight, stride=stride, padding=conv.padding, groups=6)
+    wanted.backward(gradients.float())
+    assert torch.allclose(found.float(), wanted, rtol=2**-8, atol=2**-8)
+    assert torch.allclose(maps.grad.float(), exact.grad, rtol=2**-8, atol=2**-8)
+    assert torch.allclose(conv.weight.grad, weight.grad, rtol=2**-7, atol=2**-7 * weight.grad.abs().max().item())
 
 
 def test_imagenet_weights_of_efficientnet_lite_need_the_package_and_its_published_file(monkeypatch, tmp_path):
