@@ -48,9 +48,9 @@ class CropNetwork(nn.Module):
             maps = self.beside[level](torch.cat([near[level], far[level]], 1))
             if merged is not None:
                 maps = maps + F.interpolate(merged, scale_factor=2, mode="bilinear", align_corners=False)
-            scale, shift = (own[level, landmarks][..., None, None] for own in (self.scale, self.shift))
+            scale, shift = (own[level, landmarks][..., None, None].to(maps.dtype) for own in (self.scale, self.shift))
             merged = self.merge[level](maps * scale + shift)
-        return (merged.float() * self.last[landmarks][..., None, None]).sum(1)  # type: ignore[union-attr]
+        return torch.einsum("nchw,nc->nhw", merged, self.last[landmarks])
 
 
 def take_crops(image: Tensor, centres: Tensor, side: int) -> Tensor:
