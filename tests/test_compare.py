@@ -8,7 +8,9 @@ from conftest import mentions
 from made_runs import ABBREVIATIONS, ERRORS, IMAGES, NAMES, TRUTH, numbers, rows_of, write_run
 from PIL import Image
 
+from evaluate import Predictions
 from reporting.pictures import draw_differences, draw_error_curves
+from reporting.predictions import write_predictions
 from tools.significance import paired_difference
 from utils import error_figures
 
@@ -48,6 +50,22 @@ def test_identical_runs_differ_by_nothing_with_p_1(run_compare, tmp_path):
                 0, 0, 0, 1, 1,
             ]  # fmt: skip
     assert output.count("0 of 2 landmarks differ") == 3
+
+
+def test_the_mre_without_mean_errors_does_not_see_a_habit_of_the_readers(run_compare, tmp_path):
+    apart = np.tile((1.0, 0.0), (IMAGES, 3, 1))  # mm: to the right in one half of the images, to the left in the other
+    apart[::2] *= -1
+    for name, habit in (("a", np.zeros(2)), ("b", np.array([3.0, -4.0]))):
+        path = write_run(tmp_path / name, np.ones((IMAGES, 3))) / "test" / "predictions.csv"
+        score, spacing = np.ones((IMAGES, 3)), np.full(IMAGES, 0.1)
+        predictions = Predictions(NAMES, TRUTH + 10 * (apart + habit), TRUTH, score, spacing)
+        write_predictions(path, predictions, ABBREVIATIONS, "mm")
+    status, output = run_compare(tmp_path / "a", tmp_path / "b")
+    assert status == 0 and "MRE without each landmark's mean error: a 1.00, b 1.00 mm" in output
+    a, b = rows_of(tmp_path / "out" / "comparison.csv")
+    far = (math.hypot(4, 4) + math.hypot(2, 4)) / 2
+    assert numbers(a, "MRE", "MRE_centred") == pytest.approx([1, 1], abs=1e-3)
+    assert numbers(b, "MRE", "MRE_centred") == pytest.approx([far, 1], abs=1e-3)
 
 
 def test_the_share_within_the_first_threshold_is_compared_in_pairs_too(run_compare, tmp_path):

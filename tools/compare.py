@@ -11,7 +11,8 @@ differences.png (the first pairs, landmark by landmark).
 
 p does not account for the randomness of training: train with several seeds. If data.json has two readers and the truth
 is their mean, two rows show the error of one reader against that mean, and the noise floor: the error that even a
-perfect method would show, because the mean is noisy.
+perfect method would show, because the mean is noisy. MRE_centred is the MRE without the mean error of each landmark in
+these images: if it is much smaller, these were annotated in another way than the training images.
 """
 
 import argparse
@@ -37,7 +38,7 @@ from settings import Parser, UserError, read_json
 from tools.formats.files import check_out, filling
 from tools.read_runs import Run, implied_spacing, read_runs
 from tools.significance import paired_tests
-from tools.two_readers import mean_is_truth, noise_floor, read_readers, reader_errors
+from tools.two_readers import lengths_about_mean, mean_is_truth, noise_floor, read_readers, reader_errors
 from utils import finite_mean, summarise_errors
 
 SIGNIFICANT = 0.05  # a corrected p below it
@@ -98,6 +99,12 @@ def reader_rows(first: Run, shared: np.ndarray, data: Path | None) -> tuple[dict
         "one reader against their mean": reader_errors(readers, spacing),
         "noise floor of their mean": noise_floor(readers, spacing),
     }, []
+
+
+def centred_errors(run: Run, shared: np.ndarray) -> np.ndarray:
+    """Return the errors (I, N) of a run without the mean error of each landmark; shared: the points that count."""
+    apart = (run.table.landmarks - run.table.truth) * implied_spacing(run.table)[0][:, None, None]
+    return lengths_about_mean(np.where(shared[..., None], apart, math.nan))
 
 
 def compare_pairs(errors: Mapping[str, np.ndarray], threshold: float, resamples: int) -> Table:
@@ -242,8 +249,11 @@ def compare_runs(options: argparse.Namespace) -> None:
         )
 
     rows = errors | readers
+    centred = {run.label: finite_mean(centred_errors(run, shared)) for run in runs}
     table: Table = [
-        {"run": label} | summarise_errors(own, thresholds, resamples=options.resamples) | {"unit": unit}
+        {"run": label}
+        | summarise_errors(own, thresholds, resamples=options.resamples)
+        | {"unit": unit, "MRE_centred": centred.get(label, math.nan)}
         for label, own in rows.items()
     ]
     pairs = compare_pairs(errors, thresholds[0], options.resamples)
@@ -257,6 +267,8 @@ def compare_runs(options: argparse.Namespace) -> None:
     name = first.path.resolve().parent.name
     print(f"{name}, {options.part} ({described['part']}); in brackets the 95 % interval over images")
     print(run_lines(table, thresholds, unit))
+    listed = ", ".join(f"{label} {value:.2f}" for label, value in centred.items())
+    print(f"MRE without each landmark's mean error: {listed} {unit}")
     if pairs:
         pair_count = "1 pair" if len(pairs) == 1 else f"{len(pairs)} pairs"
         print(f"\ndifference, first minus second; p over images, and corrected for {pair_count} (Holm)")

@@ -57,10 +57,14 @@ def noise_floor(readers: np.ndarray, spacing: np.ndarray) -> np.ndarray:
     difference. Their mean difference at a landmark is a habit, which a method can learn, so it is subtracted. With n
     images that subtracts a little too much: the floor is too low by the factor sqrt(1 - 1 / n).
     """
-    apart = (readers[:, 0] - readers[:, 1]) * spacing[:, None, None]
-    known = np.isfinite(apart)
-    mean = np.where(known, apart, 0).sum(0) / np.maximum(1, known.sum(0))
-    return np.linalg.norm(apart - mean, axis=-1) / 2
+    return lengths_about_mean((readers[:, 0] - readers[:, 1]) * spacing[:, None, None]) / 2
+
+
+def lengths_about_mean(vectors: np.ndarray) -> np.ndarray:
+    """Return the lengths (I, N) of vectors (I, N, 2), nan where unknown, minus the mean over I of each landmark."""
+    known = np.isfinite(vectors)
+    mean = np.where(known, vectors, 0).sum(0) / np.maximum(1, known.sum(0))
+    return np.linalg.norm(vectors - mean, axis=-1)
 
 
 def mean_is_truth(readers: np.ndarray, truth: np.ndarray) -> bool:
