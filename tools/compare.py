@@ -12,7 +12,7 @@ differences.png (the first pairs, landmark by landmark).
 p does not account for the randomness of training: train with several seeds. If data.json has two readers and the truth
 is their mean, two rows show the error of one reader against that mean, and the noise floor: the error that even a
 perfect method would show, because the mean is noisy. MRE_centred is the MRE without the mean error of each landmark in
-these images: if it is much smaller, these were annotated in another way than the training images.
+these images: if it is much smaller, they may be annotated differently from the training images.
 """
 
 import argparse
@@ -102,7 +102,10 @@ def reader_rows(first: Run, shared: np.ndarray, data: Path | None) -> tuple[dict
 
 
 def centred_errors(run: Run, shared: np.ndarray) -> np.ndarray:
-    """Return the errors (I, N) of a run without the mean error of each landmark; shared: the points that count."""
+    """Return the errors (I, N) of a run without the mean error of each landmark; shared: the points that count.
+
+    With n images they are too small by a factor of about sqrt(1 - 1 / n).
+    """
     apart = (run.table.landmarks - run.table.truth) * implied_spacing(run.table)[0][:, None, None]
     return lengths_about_mean(np.where(shared[..., None], apart, math.nan))
 
