@@ -169,8 +169,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     # to follow modern on a CPU: a small pretrained backbone at half the size, a second stage, small batches
     "cpu": dict(
         backbone="efficientnet_lite0", decoder_channels=128, height=640, width=576, refine=2, sigma=5.0,
-        norm="instance", channels_last=False, batch_size=2, lr=5e-4, warmup_epochs=1, epochs=32, workers=1,
-        save_every=10,
+        intensity=0.1, norm="instance", channels_last=False, batch_size=2, lr=5e-4, lr_schedule="step",
+        lr_milestones=(), warmup_epochs=1, epochs=32, workers=1, save_every=10,
     ),
     # ISBI 2014/2015 cephalograms: 19 landmarks, no ruler in the image, 0.1 mm/px by convention
     "isbi2015": dict(num_landmarks=19, spacing=0.1, report_exclude=(), val_fraction=0.0),
