@@ -4,6 +4,7 @@ The later one wins: config.py < --preset A B ... (left to right) < --config FILE
 """
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -15,7 +16,7 @@ import stat
 import sys
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TypeVar
@@ -84,6 +85,16 @@ def read_json(path: str | Path, remedy: str = "give a JSON file in UTF-8") -> An
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as JSON in UTF-8: {error}; {remedy}") from None
     return content
+
+
+@contextlib.contextmanager
+def expecting(where: object, what: str) -> Iterator[None]:
+    """Raise UserError, "expected `what`", for the errors of code that reads content of another structure."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        reason = f"there is no {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"{where}: expected {what}; {reason}") from None
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -21,7 +22,7 @@ from tqdm import tqdm
 from config import SPACINGS, Config
 from reading.images import is_image_file, read_film
 from reading.paths import find_file, visible_files
-from settings import UNPRINTABLE, UserError, read_json
+from settings import UNPRINTABLE, UserError, expecting, read_json
 
 log = logging.getLogger("farnet")
 
@@ -44,6 +45,8 @@ class Record:
     patient: str | None = None
     size: tuple[int, int] = (0, 0)  # width, height in original px
     fingerprint: str = ""  # equal for images with equal pixels
+    readers: np.ndarray | None = None  # (2, N, 2) the points of two readers, original px, nan where not annotated
+    keys: Mapping[str, Any] = field(default_factory=dict)  # all keys of the record that hold a single value
 
 
 # --- Annotation ----------------------------------------------------------------------------------
@@ -179,7 +182,25 @@ def read_record(where: str, entry: dict, points: list[dict], img_dir: Path) -> R
         spacing=math.nan if spacing is None else float(spacing),
         split=read_split(where, entry.get("split")),
         patient=None if patient is None else str(patient),
+        readers=read_readers(where, entry, [point["pointAbbreviation"] for point in points]),
+        keys={key: value for key, value in entry.items() if not isinstance(value, dict | list)},
     )
+
+
+def read_readers(where: str, entry: Mapping[str, Any], abbreviations: Sequence[str]) -> np.ndarray | None:
+    """Return the points (2, N, 2) of the two readers of a record in original px, nan where missing, else None.
+
+    abbreviations: the landmarks and their order. Raises UserError for readers that are not lists of points.
+    """
+    readers = entry.get("readers")
+    if not isinstance(readers, dict) or len(readers) != 2:
+        return None
+    places = {point["pointAbbreviation"]: place for place, point in enumerate(entry["points"])}
+    shape = (2, len(places), 2)
+    with expecting(where, f"readers of two lists of {len(places)} points x, y"):
+        points = [[xy or (math.nan, math.nan) for xy in reader] for reader in readers.values()]
+        found = np.array(points, float).reshape(shape)
+    return found[:, [places[abbreviation] for abbreviation in abbreviations]]
 
 
 def read_split(where: str, split) -> str | None:

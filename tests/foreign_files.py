@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import savemat
 
 from tools.formats import FORMATS
 from tools.formats.common import record_points
@@ -141,7 +142,6 @@ def spine_points(size=(200, 400)) -> np.ndarray:
 
 
 def write_spine(folder: Path, points=None, size=(200, 400)) -> Path:
-    scipy_io = optional("scipy.io")
     draw_images(folder / "data" / "training", ["s 1.png"], size)
     labels = folder / "labels" / "training"
     labels.mkdir(parents=True)
@@ -149,7 +149,7 @@ def write_spine(folder: Path, points=None, size=(200, 400)) -> Path:
     (labels / "filenames.csv").write_text("s 1.png\n")
     (labels / "landmarks.csv").write_text(",".join(f"{value:.8f}" for value in (points / size).T.flatten()) + "\n")
     (labels / "angles.csv").write_text("41.139,14.63,40.147\n")
-    scipy_io.savemat(labels / "s 1.png.mat", {"p2": points})
+    savemat(labels / "s 1.png.mat", {"p2": points})
     return folder
 
 

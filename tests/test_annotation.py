@@ -1,5 +1,6 @@
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -22,6 +23,21 @@ from reading.annotation import read_annotation
 from reading.splits import load_data
 
 # --- What is read ---
+
+
+def test_a_record_keeps_its_single_values_and_two_readers_in_the_order_of_the_landmarks(dataset):
+    records = json.loads((dataset / "json" / "data.json").read_text(encoding="utf-8"))
+    records[0] |= {"gender": "f", "age": 12, "cobb_angles": [1, 2, 3]}
+    records[1]["readers"] = {"one": [[1, 2], None, [5, 6], [7, 8]], "two": [[1, 1]] * 4}
+    records[1]["points"].reverse()
+    records[2]["readers"] = {"only": [[1, 1]] * 4}
+    _, _, found = read_annotation(write_records(dataset, records), dataset / "imgs")
+    assert found[0].keys == {"imagePath": records[0]["imagePath"], "gender": "f", "age": 12}
+    assert found[0].readers is None and found[2].readers is None
+    assert np.array_equal(found[1].readers[0], [[7, 8], [5, 6], [math.nan] * 2, [1, 2]], equal_nan=True)
+    records[1]["readers"]["two"].pop()
+    with refuses("record 2", "readers", "4"):
+        read_annotation(write_records(dataset, records), dataset / "imgs")
 
 
 def test_points_are_matched_by_abbreviation_not_by_position(dataset):

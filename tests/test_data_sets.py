@@ -159,7 +159,8 @@ def test_an_image_that_is_black_everywhere_keeps_its_size():
 def test_aariz_has_two_readers_a_spacing_by_machine_and_a_split_by_folder(tmp_path):
     write_aariz(tmp_path)
     records = {record["imagePath"]: record for _, record in FORMATS["aariz"].read(tmp_path).pairs}
-    assert [(r["split"], r["spacing"]) for r in records.values()] == [("train", 0.1), ("test", 0.139)]
+    kept = [(r["split"], r["spacing"], r["device"]) for r in records.values()]
+    assert kept == [("train", 0.1, "M1"), ("test", 0.139, "M2")]
     assert record_points(records["x1.png"]) == {"A": (14.5, 10.0), "S": (20.0, 31.5)}
     assert records["x1.png"]["readers"] == {"junior": [[16, 10], [20, 33]], "senior": [[13, 10], [20, 30]]}
     (_, published), *_ = FORMATS["aariz"].read(tmp_path, reader="ceiling").pairs

@@ -31,6 +31,7 @@ import xlwt
 from config import Config
 from machine import exit_status
 from reporting.pictures import draw_differences, draw_error_curves
+from reporting.readers import lengths_about_mean, mean_is_truth, noise_floor, read_readers, reader_errors
 from reporting.report import figure_text
 from reporting.workbook import PRECISE, add_sheet, part_label, write_row, write_settings_sheet
 from run_folder import source_commit, write_bytes, write_csv
@@ -38,7 +39,6 @@ from settings import Parser, UserError, read_json
 from tools.formats.files import check_out, filling
 from tools.read_runs import Run, implied_spacing, read_runs
 from tools.significance import paired_tests
-from tools.two_readers import lengths_about_mean, mean_is_truth, noise_floor, read_readers, reader_errors
 from utils import finite_mean, summarise_errors
 
 SIGNIFICANT = 0.05  # a corrected p below it

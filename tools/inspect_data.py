@@ -28,10 +28,10 @@ from reading.annotation import Record, read_annotation, read_images, read_spacin
 from reading.images import read_image
 from reporting.cephalometry import known_measures, measure_profiles
 from reporting.pictures import BLUE, save_figure, write_names
+from reporting.readers import read_readers, reader_errors
 from run_folder import write_bytes, write_csv
 from settings import Parser, UserError, read_json
 from tools.formats.common import spacing_number
-from tools.two_readers import read_readers, reader_errors
 from utils import apply_affine, finite_mean, resize_affine
 
 SHEET, MOST = 2400, 48  # width of the sheet, px, and how many images it has at most

@@ -11,9 +11,8 @@ import numpy as np
 
 from config import Config
 from reporting.predictions import PredictionTable, read_predictions
-from settings import UserError, read_json
-from tools.formats.files import expecting
-from tools.two_readers import SAME
+from reporting.readers import SAME
+from settings import UserError, expecting, read_json
 
 
 class Run(NamedTuple):

@@ -13,9 +13,8 @@ from reading.annotation import read_annotation, read_points
 from reading.images import image_size
 from reading.paths import find_file
 from reporting.predictions import PredictionTable, read_predictions
-from settings import UserError, check_names, read_json, read_settings
+from settings import UserError, check_names, expecting, read_json, read_settings
 from tools.formats.common import make_record, numbers
-from tools.formats.files import expecting
 from tools.read_runs import implied_spacing
 
 

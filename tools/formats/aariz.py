@@ -2,13 +2,14 @@
 
     SOURCE/train/Cephalograms/ID.png
     SOURCE/train/Annotations/Cephalometric Landmarks/{Senior,Junior} Orthodontists/ID.json
-    SOURCE/cephalogram_machine_mappings.csv      cephalogram_id,...,pixel_size      mm per px, by machine
+    SOURCE/cephalogram_machine_mappings.csv      cephalogram_id,...,machine,pixel_size      mm per px, by machine
 
     {"ceph_id": "ID", "dataset_name": "Aariz", "landmarks": [
        {"landmark_id": "lm-01", "title": "A-point", "symbol": "A", "value": {"x": 1315, "y": 1086}}]}
 
 SOURCE is the folder of the archive; the files may lie at any depth below it. Points are in px and matched by symbol. A
-folder train, valid or test above an image sets its split. The published truth is the mean of both readers, rounded up.
+folder train, valid or test above an image sets its split; the machine is kept as "device". The published truth is the
+mean of both readers, rounded up.
 """
 
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from reading.paths import visible_files
-from settings import UserError, read_json
+from settings import UserError, expecting, read_json
 from tools.formats.common import (
     Images,
     Reading,
@@ -27,7 +28,7 @@ from tools.formats.common import (
     numbers,
     spacing_number,
 )  # fmt: skip
-from tools.formats.files import check_folder, expecting, read_csv
+from tools.formats.files import check_folder, read_csv
 
 PRESET = "aariz"
 READERS = {"mean": ("senior", "junior"), "ceiling": ("senior", "junior"), "senior": ("senior",), "junior": ("junior",)}
@@ -61,7 +62,7 @@ def read(source: Path, reader: str = "mean") -> Reading:
             readers[who] = table
     if not points:
         raise UserError(f"{source} holds no .json files below a folder Senior ... or Junior ...")
-    spacings, notes = read_spacings(source)
+    machines, notes = read_machines(source)
     pairs, order = [], list(names)
     for id_, readers in sorted(points.items()):
         path = pictures.take_if_there(id_, source, notes)
@@ -74,10 +75,12 @@ def read(source: Path, reader: str = "mean") -> Reading:
         table = {label: combine([readers[who].get(label) for who in READERS[reader]], reader) for label in order}
         notes += note_missing(id_, table)
         split = folder_split(path, source)
-        if spacings and id_ not in spacings:
+        if machines and id_ not in machines:
             notes.append(f"{id_}: no pixel size in the machine table")
         both = {who: [each.get(label) for label in order] for who, each in readers.items()}
-        pairs.append((path, make_record(path.name, table, names, spacing=spacings.get(id_), split=split, readers=both)))
+        spacing, device = machines.get(id_, (None, None))
+        record = make_record(path.name, table, names, spacing=spacing, split=split, device=device, readers=both)
+        pairs.append((path, record))
     return pictures.reading(source, pairs, notes)
 
 
@@ -89,15 +92,21 @@ def combine(points: list, reader: str) -> list[float] | None:
     return (np.ceil(mean) if reader == "ceiling" else mean).tolist()
 
 
-def read_spacings(source: Path) -> tuple[dict[str, float], list[str]]:
-    """Return mm per px by image id from the machine table, and a note if there is no such table."""
+def read_machines(source: Path) -> tuple[dict[str, tuple[float, str | None]], list[str]]:
+    """Return mm per px and, if the table names it, the machine by image id, and a note if there is no such table."""
     files = visible_files(source, "cephalogram_machine_mappings.csv")
     if not files:
         return {}, ["no cephalogram_machine_mappings.csv: errors will be in px"]
     head, *rows = read_csv(files[0]) or [[]]
-    columns = [next((i for i, name in enumerate(head) if word in name.lower()), None) for word in ("ceph", "pixel")]
-    if None in columns:
+    words = ("ceph", "pixel", "machine")
+    id_, size, machine = (next((i for i, name in enumerate(head) if word in name.lower()), None) for word in words)
+    if id_ is None or size is None:
         raise UserError(f"{files[0]}: expected columns cephalogram_id and pixel_size, found {', '.join(head)}")
-    id_, size = columns
     with expecting(files[0], "a row per image with cephalogram_id and pixel_size"):
-        return {row[id_]: spacing_number(row[size], f"{files[0]}: {row[id_]}: pixel_size") for row in rows}, []
+        return {
+            row[id_]: (
+                spacing_number(row[size], f"{files[0]}: {row[id_]}: pixel_size"),
+                None if machine is None else row[machine],
+            )
+            for row in rows
+        }, []

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from settings import UserError, read_json
+from settings import UserError, expecting, read_json
 from tools.formats.common import Reading, add_point, make_record, note_missing, numbers, spacing_number
-from tools.formats.files import expecting
 
 PRESET = "cl2023"
 NUM_LANDMARKS = 38

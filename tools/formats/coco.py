@@ -16,7 +16,7 @@ from typing import Any
 
 from reading.images import image_size
 from reading.paths import visible_files
-from settings import UserError, read_json
+from settings import UserError, expecting, read_json
 from tools.formats.common import (
     Images,
     Reading,
@@ -29,7 +29,7 @@ from tools.formats.common import (
     record_points,
     spacing_number,
 )  # fmt: skip
-from tools.formats.files import expecting, write_json
+from tools.formats.files import write_json
 
 
 def read(source: Path, images: Path | None = None, category: str = "") -> Reading:

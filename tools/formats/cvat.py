@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 
 from reading.images import image_size
 from run_folder import write_bytes
-from settings import UserError
+from settings import UserError, expecting
 from tools.formats.common import (
     Images,
     Reading,
@@ -25,7 +25,7 @@ from tools.formats.common import (
     occluded_in,
     record_points,
 )  # fmt: skip
-from tools.formats.files import expecting, read_xml
+from tools.formats.files import read_xml
 
 
 def read(source: Path, images: Path | None = None, landmarks: tuple[str, ...] = ()) -> Reading:

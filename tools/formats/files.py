@@ -63,16 +63,6 @@ def write_json(file: Path, content: Any) -> None:
     write_text(file, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
-@contextlib.contextmanager
-def expecting(where: object, what: str) -> Iterator[None]:
-    """Raise UserError, "expected `what`", for the errors of code that reads content of another structure."""
-    try:
-        yield
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        reason = f"there is no {error}" if isinstance(error, KeyError) else str(error)
-        raise UserError(f"{where}: expected {what}; {reason}") from None
-
-
 def check_out(out: Path) -> Path:
     """Return the folder for the files of a tool.
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from reading.images import image_size, read_image
 from reading.paths import find_file, path_parts, visible_files
-from settings import UserError, read_json
+from settings import UserError, expecting, read_json
 from tools.formats.common import (
     Images,
     Pixels,
@@ -32,7 +32,7 @@ from tools.formats.common import (
     numbers,
     record_points,
 )  # fmt: skip
-from tools.formats.files import check_folder, expecting, write_json
+from tools.formats.files import check_folder, write_json
 
 
 def read(source: Path, images: Path | None = None, landmarks: tuple[str, ...] = ()) -> Reading:

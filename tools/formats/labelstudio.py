@@ -16,9 +16,9 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from reading.images import ENDINGS, image_size
-from settings import UserError, read_json
+from settings import UserError, expecting, read_json
 from tools.formats.common import Images, Reading, add_point, check_size, number, record_points
-from tools.formats.files import expecting, write_json
+from tools.formats.files import write_json
 
 
 def read(

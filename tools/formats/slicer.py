@@ -23,9 +23,9 @@ from PIL import Image
 from reading import dicom
 from reading.images import FORMATS
 from reading.paths import visible_files
-from settings import UserError, read_json
+from settings import UserError, expecting, read_json
 from tools.formats.common import Images, Reading, add_point, is_unlabelled, numbers
-from tools.formats.files import check_folder, expecting, read_text
+from tools.formats.files import check_folder, read_text
 
 COLUMNS = "id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID"
 SIGNS = {"LPS": 1, "1": 1, "RAS": -1, "0": -1}  # older files have numbers

@@ -4,7 +4,7 @@
     SOURCE/labels/training/filenames.csv    NAME.jpg               the three .csv files are matched by row number
     SOURCE/labels/training/landmarks.csv    0.478,0.666,...        68 x, then 68 y, as fractions of width and height
     SOURCE/labels/training/angles.csv       41.139,14.63,40.147    degrees
-    SOURCE/labels/training/NAME.jpg.mat     key p2, (68, 2), px    the same points; reading it needs scipy
+    SOURCE/labels/training/NAME.jpg.mat     key p2, (68, 2), px    the same points
 
 SOURCE is the folder of the archive. Wu et al., "Automatic landmark estimation for adolescent idiopathic scoliosis
 assessment using BoostNet", MICCAI 2017. By convention vertebrae are listed from top to bottom, and their corners as top
@@ -16,6 +16,7 @@ from itertools import permutations
 from pathlib import Path
 
 import numpy as np
+from scipy.io import loadmat
 
 from reading.images import image_size
 from settings import UserError
@@ -72,10 +73,6 @@ def read(source: Path, labels: str = "csv", repair: bool = True) -> Reading:
 
 def read_mat(file: Path) -> np.ndarray:
     """Return the points (68, 2) px of a .mat file. Raises UserError."""
-    try:
-        from scipy.io import loadmat
-    except ImportError:
-        raise UserError("reading .mat files needs scipy: pip install scipy, or use --labels csv") from None
     try:
         points = np.asarray(loadmat(file, variable_names=["p2"])["p2"], float)
     except FileNotFoundError:

@@ -9,9 +9,8 @@ SOURCE is the JSON file. Points are in px. The annotator chooses which region at
 from pathlib import Path
 from typing import Any
 
-from settings import UserError, read_json
+from settings import UserError, expecting, read_json
 from tools.formats.common import Images, Reading, add_point, is_unlabelled, numbers
-from tools.formats.files import expecting
 
 
 def read(source: Path, images: Path | None = None, landmarks: tuple[str, ...] = (), attribute: str = "") -> Reading:

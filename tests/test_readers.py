@@ -6,7 +6,7 @@ import pytest
 from conftest import mentions
 from made_runs import ABBREVIATIONS, ERRORS, IMAGES, NAMES, TRUTH, numbers, rows_of, write_run
 
-from tools.two_readers import mean_is_truth, noise_floor, reader_errors
+from reporting.readers import mean_is_truth, noise_floor, reader_errors
 
 
 def write_data(folder: Path, apart: np.ndarray, **keys) -> Path:

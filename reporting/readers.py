@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from settings import UserError
-from tools.formats.files import expecting
+from reading.annotation import read_readers as read_record_readers
+from settings import UserError, expecting
 
 SAME = 0.01  # px, largest difference between the coordinates of one point in two files
 
@@ -29,18 +29,15 @@ def read_readers(
         for name in names:
             if name not in by_name:
                 raise UserError(f"{where} has no record of image {name}; give the data.json of these runs")
-            entry, readers = by_name[name], by_name[name].get("readers")
-            if not isinstance(readers, dict) or len(readers) != 2:
-                return None
-            places = {point["pointAbbreviation"]: place for place, point in enumerate(entry["points"])}
-            shape = (2, len(entry["points"]), 2)
-            with expecting(f"{where}: image {name}", f"readers of two lists of {shape[1]} points x, y"):
-                points = [[xy or (math.nan, math.nan) for xy in reader] for reader in readers.values()]
-                points = np.array(points, float).reshape(shape)
-            absent = [abbreviation for abbreviation in abbreviations if abbreviation not in places]
+            entry = by_name[name]
+            known = {point["pointAbbreviation"] for point in entry["points"]}
+            absent = [abbreviation for abbreviation in abbreviations if abbreviation not in known]
             if absent:
                 raise UserError(f"{where}: image {name} has no point {absent[0]}; give the data.json of these runs")
-            pairs.append(points[:, [places[abbreviation] for abbreviation in abbreviations]])
+            pair = read_record_readers(f"{where}: image {name}", entry, abbreviations)
+            if pair is None:
+                return None
+            pairs.append(pair)
             spacings.append(float(entry.get("spacing") or math.nan))
     return np.stack(pairs), np.array(spacings)
 
