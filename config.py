@@ -80,6 +80,7 @@ class Config(Settings):
     test_precision: str = "fp32"  # of testing: fp32 | bf16 | auto, as in precision
     sdr_thresholds: tuple[float, ...] = (2.0, 2.5, 3.0, 4.0)  # mm (original px if spacing is unknown), above 0
     measurements: str = "auto"  # angles and distances: auto: if the landmarks allow it | cephalogram | spine | none
+    report_by: tuple[str, ...] = ()  # keys of the records: figures of each group, e.g. gender,age:12,18 | none
     overlays: int = 12  # pictures per test set, spread from the best image to the worst, 0 or above
     explain: int = 0  # images per test set with Grad-CAM pictures, 0 or above
     explain_landmarks: tuple[str, ...] = ()  # abbreviations of the landmarks to explain | none: all

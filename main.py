@@ -50,7 +50,7 @@ Overrides = dict[str, str | None]  # settings from the command line, as text; No
 # Settings that may change when a run is resumed: where and how long it runs, not what it trains.
 RESUMABLE = (
     "epochs", "device", "workers", "save_every", "watch_every", "overlays", "explain", "explain_landmarks", "img_dir",
-    "json_path", "report_exclude",
+    "json_path", "report_exclude", "report_by",
 )  # fmt: skip
 
 
@@ -185,7 +185,7 @@ def test(run_dir: Path, data: LandmarkData, tested: Sequence[Tested]) -> None:
             write_predictions(folder / f"member{number}.csv", each, data.abbreviations, data.unit)
         write_predictions(folder / "predictions.csv", predictions, data.abbreviations, data.unit)
         table = read_predictions(folder / "predictions.csv")
-        summary = report(config, run_dir, folder, data, records, table)
+        summary = report(config, run_dir, folder, data, records, table, [state["path"] for _, state in tested])
         if config.explain and len(tested) > 1:
             log.warning("explain: activation maps are those of one network; test one checkpoint to draw them")
         elif config.explain:

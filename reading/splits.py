@@ -11,6 +11,7 @@ import numpy as np
 
 from config import Config
 from reading.annotation import Record, read_annotation, read_images, read_spacing, read_split, shorten
+from reading.groups import group_records
 from settings import UserError, check_names, read_json
 
 log = logging.getLogger("farnet")
@@ -76,6 +77,7 @@ def load_data(
         # data without a ruler lacks the landmarks that a setting names by default
         given = [name for name in getattr(config, setting) if name not in getattr(Config, setting)]
         check_names(given, abbreviations, "landmark", f"setting {setting}: ")
+    group_records(config.report_by, records)  # so that a slip ends here, not after the training
     records = read_spacing(config, abbreviations, read_images(json_path, img_dir, abbreviations, records))
     named = {record.name: index for index, record in enumerate(records)}
     if splits is None:

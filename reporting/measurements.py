@@ -43,7 +43,7 @@ def measure(
     landmarks: np.ndarray,
     truth: np.ndarray,
     sizes: Sequence[tuple[int, int]],
-    spacing: Sequence[float],
+    spacing: Sequence[float] | np.ndarray,
 ) -> Measured | None:
     """Return the measures of landmarks and truth (I, N, 2), sizes (I,) width and height, spacing (I,) or nan.
 

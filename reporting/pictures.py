@@ -23,6 +23,7 @@ from matplotlib import pyplot  # noqa: E402  (the backend comes first)
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter  # noqa: E402
 
+MOST_PLOTS = 12  # in agreement.png
 RED, BLUE, YELLOW, WHITE = (255, 60, 50), (60, 140, 255), (255, 220, 0), (255, 255, 255)
 # Okabe and Ito's colours, which colour-blind people can distinguish, without those that are too light on white
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -187,6 +188,44 @@ def draw_rates(folder: Path, table: PredictionTable, thresholds: Sequence[float]
     axis.grid(axis="y", alpha=0.3)
     axis.set_axisbelow(True)
     save_figure(figure, folder / "rates.png")
+
+
+def draw_agreement(
+    path: Path,
+    pairs: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    agreement: Mapping[str, Mapping[str, Mapping[str, float]]],
+) -> None:
+    """Draw Bland-Altman plots of the first MOST_PLOTS pairs of predicted and true values (I,), by name with the unit.
+
+    A dot per image, the mean of the two against their difference; lines at the bias and the limits of agreement of the
+    "predictions" and, where they are known, at the limits between the "readers". Nothing is drawn of fewer than three
+    images.
+    """
+    known, readers = agreement.get("predictions", {}), agreement.get("readers", {})
+    names = [name for name in pairs if math.isfinite(known.get(name, {}).get("limit_low", math.nan))][:MOST_PLOTS]
+    if not names:
+        return
+    columns = min(4, len(names))
+    rows = math.ceil(len(names) / columns)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(3.4 * columns, 2.7 * rows), squeeze=False)
+    for axis, name in zip(axes.flat, names, strict=False):
+        predicted, true = pairs[name]
+        axis.scatter((predicted + true) / 2, predicted - true, 9, COLOURS[0], alpha=0.6, linewidths=0)
+        own, other = known[name], readers.get(name, {})
+        axis.axhline(own["bias"], color=COLOURS[1], linewidth=1.2)
+        for end in ("limit_low", "limit_high"):
+            axis.axhline(own[end], color=COLOURS[1], linewidth=1, linestyle="--")
+            if math.isfinite(other.get(end, math.nan)):
+                axis.axhline(other[end], color="0.5", linewidth=1, linestyle=":")
+        axis.set_title(f"{plain_text(name)}, n = {own['n']}", fontsize=9)
+        axis.tick_params(labelsize=7)
+    for axis in axes.flat[len(names) :]:
+        axis.axis("off")
+    words = "line: bias; dashed: 95 % limits of agreement" + ("; dotted: those between two readers" if readers else "")
+    figure.suptitle(words, fontsize=9)
+    figure.supxlabel("mean of predicted and true", fontsize=9)
+    figure.supylabel("predicted minus true", fontsize=9)
+    save_figure(figure, path)
 
 
 def draw_error_curves(

@@ -1,4 +1,4 @@
-"""Write the sheets of results.xls: landmarks, images, measurements, definitions and settings."""
+"""Write the sheets of results.xls: summary, landmarks, images, measurements, definitions, agreement and settings."""
 
 import json
 import math
@@ -18,6 +18,10 @@ NUMBER = xlwt.easyxf(num_format_str="0.00")
 PRECISE = xlwt.easyxf(num_format_str="0.000000")
 PLAIN = xlwt.easyxf()
 
+AGREEMENT = {  # figures of agreement.agreement, and their titles
+    "bias": "bias", "limit_low": "95 % limit of agreement, low", "limit_high": "high", "dahlberg": "Dahlberg's error",
+    "ICC": "ICC(2,1)", "ICC_low": "low", "ICC_high": "high", "within_2": "within 2 (%)",
+}  # fmt: skip
 MOST_ROWS = 65_535  # of an xls sheet, below its titles
 
 Figures = Mapping[str, Any]  # by name: numbers, or figures of a part
@@ -29,6 +33,8 @@ def add_sheet(book: xlwt.Workbook, name: str, titles: Sequence[str], widths: Map
     write_row(sheet, 0, titles, BOLD)
     for column, letters in widths.items():
         sheet.col(column).width = 256 * letters
+    sheet.set_panes_frozen(True)
+    sheet.set_horz_split_pos(1)
     return sheet
 
 
@@ -45,15 +51,12 @@ def write_row(sheet: xlwt.Worksheet, row: int, values: Sequence[Any], style: xlw
             sheet.write(row, column, str(value)[:32767], style or PLAIN)
 
 
-def write_table(
-    book: xlwt.Workbook, name: str, titles: Sequence[str], rows: Sequence[Sequence[Any]], below: Sequence[Any] = ()
-) -> None:
-    """Write rows, and below them rows of precise numbers, into a sheet; what does not fit goes into "name 2", ..."""
-    everything = [*((row, None) for row in rows), *((row, PRECISE) for row in below)]
-    for start in range(0, max(1, len(everything)), MOST_ROWS):
-        sheet = add_sheet(book, f"{name} {start // MOST_ROWS + 1}" if start else name, titles, {0: 30})
-        for row, (values, style) in enumerate(everything[start : start + MOST_ROWS], 1):
-            write_row(sheet, row, values, style)
+def write_table(book: xlwt.Workbook, name: str, titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Write rows into a sheet; what does not fit goes into the sheets "name 2", ..."""
+    for start in range(0, max(1, len(rows)), MOST_ROWS):
+        sheet = add_sheet(book, f"{name} {start // MOST_ROWS + 1}" if start else name, titles, {0: 30, 1: 24})
+        for row, values in enumerate(rows[start : start + MOST_ROWS], 1):
+            write_row(sheet, row, values)
 
 
 def describe(errors: np.ndarray, thresholds: Sequence[float] = ()) -> dict[str, float]:
@@ -63,10 +66,56 @@ def describe(errors: np.ndarray, thresholds: Sequence[float] = ()) -> dict[str, 
     return {"n": known.size} | error_figures(known, tuple(thresholds)) | {"max": greatest}
 
 
+def write_summary_sheet(book: xlwt.Workbook, summary: Figures, thresholds: Sequence[float], about: Figures) -> None:
+    """Write the answer: what was tested, the figures of each part and group with their 95 % intervals, agreement.
+
+    about: the provenance of the run, with "test set", "run" and "checkpoint".
+    """
+    parts = landmark_parts(summary)
+    unit = next(iter(parts.values()))["unit"]
+    names = ["MRE", "SD", "median", *(f"SDR_{threshold}" for threshold in map(float, thresholds))]
+    titles = [f"{name} ({unit})" for name in names[:3]] + [f"SDR <= {t:g} {unit} (%)" for t in thresholds]
+    ends = [cell for title in titles for cell in (title, "low", "high")]
+    known = [(name, about[name]) for name in ("test set", "run", "checkpoint", "started", "commit") if about.get(name)]
+    rows: list[tuple[Sequence[Any], xlwt.XFStyle | None]] = [(row, None) for row in known]
+    rows += [((), None), (["part", "landmarks", "images", "points", *ends], BOLD)]
+    labelled = {(part, part_label(part, own)): own for part, own in parts.items()}
+    headline = part_label("headline", summary["headline"])
+    for key, groups in summary.get("groups", {}).items():
+        labelled |= {(f"{key}: {name}", headline): own for name, own in groups.items()}
+    for label, own in labelled.items():
+        figures = [own[f"{name}{end}"] for name in names for end in ("", "_low", "_high")]
+        rows.append(([*label, own["n_images"], own["n_landmarks"], *figures], None))
+    measured = summary.get("measurements", {})
+    rates = {name: own for name, own in measured.items() if isinstance(own, Mapping)}
+    if rates:
+        rows += [((), None), (["angles and distances", *next(iter(rates.values()))], BOLD)]
+        rows += [([name, *own.values()], None) for name, own in rates.items()]
+    others = [(name, value) for name, value in measured.items() if name not in rates]
+    rows += [((), None), *((row, PRECISE) for row in others)] if others else []
+    sheet = book.add_sheet("summary")
+    for row, (values, style) in enumerate(rows):
+        write_row(sheet, row, values, style)
+    for column, letters in {0: 34, 1: 30}.items():
+        sheet.col(column).width = 256 * letters
+
+
+def write_agreement_sheet(book: xlwt.Workbook, agreement: Figures) -> None:
+    """Write a row per angle, distance and coordinate: how predictions agree with the truth, and two readers beside."""
+    titles, own, others = ["measure", "n", *AGREEMENT.values()], agreement["predictions"], agreement.get("readers", {})
+    titles += [f"readers: {title}" for title in titles[1:]] if others else []
+    blank = dict.fromkeys(("n", *AGREEMENT))
+    rows = [
+        [name, *(figures[key] for key in blank), *((others.get(name, blank)[key] for key in blank) if others else ())]
+        for name, figures in own.items()
+    ]
+    write_table(book, "agreement", titles, rows)
+
+
 def write_landmark_sheet(
-    book: xlwt.Workbook, table: PredictionTable, names: Sequence[str], thresholds: Sequence[float], summary: Figures
+    book: xlwt.Workbook, table: PredictionTable, names: Sequence[str], thresholds: Sequence[float]
 ) -> None:
-    """Write a row per landmark, then per part of the summary its figures and both ends of their 95 % intervals."""
+    """Write a row per landmark: how often it is annotated, SDR, MRE, SD, median, largest error, means of the extras."""
     figures = (*(f"SDR_{threshold}" for threshold in thresholds), "MRE", "SD", "median")
     titles = ["NO", "abbreviation", "name", "n", *(f"SDR <= {t:g} {table.unit} (%)" for t in thresholds)]
     titles += [*(f"{name} ({table.unit})" for name in ("MRE", "SD", "median", "max")), *table.extras]
@@ -75,20 +124,11 @@ def write_landmark_sheet(
         own = describe(table.errors[:, n], thresholds)
         means = [finite_mean(extra[:, n]) for extra in table.extras.values()]
         write_row(sheet, n + 1, [n + 1, abbreviation, name, *(own[key] for key in ("n", *figures, "max")), *means])
-    row = len(table.abbreviations)
-    for part, parted in landmark_parts(summary).items():
-        row, label = row + 1, part_label(part, parted)
-        for end, words in (("", label), ("_low", "95 % interval, low"), ("_high", "95 % interval, high")):
-            row += 1
-            values = [part if not end else None, words, parted["n_landmarks"], *(parted[key + end] for key in figures)]
-            write_row(sheet, row, [None, *values, *([None, *parted["measures"].values()] if not end else [])])
-    sheet.set_panes_frozen(True)
-    sheet.set_horz_split_pos(1)
 
 
 def landmark_parts(summary: Figures) -> dict[str, Figures]:
     """Return the parts of a summary that are about landmarks, not about measurements."""
-    return {part: figures for part, figures in summary.items() if part != "measurements"}
+    return {part: own for part, own in summary.items() if part in ("headline", "all", "occluded")}
 
 
 def part_label(part: str, figures: Figures) -> str:
@@ -110,19 +150,16 @@ def write_image_sheet(
 
 
 def write_measurement_sheets(book: xlwt.Workbook, names: Sequence[str], measured: Measured) -> None:
-    """Write a row per image with every measure, below them the figures of the set; then a sheet of definitions."""
-    columns: dict[str, Any] = {"image": names}
-    arrays = (measured.predicted.T, measured.true.T, measured.errors.T)
-    for name, predicted, true, error in zip(measured.names, *arrays, strict=True):
-        columns |= {f"{name}, predicted": predicted, f"{name}, true": true, f"{name}, error": error}
-        if name in measured.classes:
-            found, real = measured.classes[name]
-            columns |= {f"{name}, predicted class": found, f"{name}, true class": real}
-    flat: dict[str, float] = {}
-    for name, value in measured.figures.items():
-        flat |= {f"{name}, {key}": one for key, one in value.items()} if isinstance(value, dict) else {name: value}
-    rows = list(zip(*columns.values(), strict=True))
-    write_table(book, "measurements", list(columns), rows, [(), *flat.items()])
+    """Write a row per image and measure, then a sheet of definitions."""
+    blank = np.full(len(names), "")
+    rows = [
+        [image, name, measured.predicted[i, m], measured.true[i, m], measured.errors[i, m]]
+        + [own[i] for own in measured.classes.get(name, (blank, blank))]
+        for i, image in enumerate(names)
+        for m, name in enumerate(measured.names)
+    ]
+    titles = ["image", "measure", "predicted", "true", "error", "predicted class", "true class"]
+    write_table(book, "measurements", titles if measured.classes else titles[:5], rows)
 
     if not measured.sources:
         return

@@ -78,9 +78,11 @@ def test_measures_stand_in_the_summary_and_on_a_sheet_of_their_own(tmp_path):
     assert summary["measurements"]["mean error of MT (degrees)"] == pytest.approx(10, abs=1e-4)
     assert "SMAPE 20" in summary_table(summary, (10.0,))
     book = xlrd.open_workbook(tmp_path / "results.xls")
-    assert book.sheet_names() == ["landmarks", "images", "measurements", "settings"]
-    row = book.sheet_by_name("measurements").row_values(1)
-    assert row[0] == "a.png" and row[1:4] == pytest.approx([30, 20, 10], abs=1e-4)
+    assert book.sheet_names() == ["summary", "landmarks", "images", "measurements", "settings"]
+    sheet = book.sheet_by_name("measurements")
+    assert sheet.row_values(0) == ["image", "measure", "predicted", "true", "error"] and sheet.nrows == 4
+    row = sheet.row_values(1)
+    assert row[:2] == ["a.png", "MT (degrees)"] and row[2:] == pytest.approx([30, 20, 10], abs=1e-4)
 
 
 def test_other_landmarks_are_refused():
@@ -140,10 +142,12 @@ def test_a_report_tells_classes_definitions_and_success_rates(tmp_path):
     assert summary["measurements"]["same class (%)"]["ANB"] == 50
     assert re.search(r"fall in the class of their truth \(SNA .*, ANB 50,", summary_table(summary, (2.0,)))
     book = xlrd.open_workbook(tmp_path / "results.xls")
-    head, first = (book.sheet_by_name("measurements").row_values(row) for row in (0, 1))
-    row = dict(zip(head, first, strict=True))
-    assert (row["ANB (degrees), predicted class"], row["ANB (degrees), true class"]) == ("class III", "class I")
-    assert row["ANB (degrees), error"] == pytest.approx(measured.true[0, 2] - measured.predicted[0, 2])
+    sheet = book.sheet_by_name("measurements")
+    head, *rows = (sheet.row_values(row) for row in range(sheet.nrows))
+    assert len(rows) == 2 * len(measured.names)
+    (row,) = [dict(zip(head, own, strict=True)) for own in rows if own[:2] == ["a.png", "ANB (degrees)"]]
+    assert (row["predicted class"], row["true class"]) == ("class III", "class I")
+    assert row["error"] == pytest.approx(measured.true[0, 2] - measured.predicted[0, 2])
     sheet = book.sheet_by_name("definitions")
     anb = dict(zip(sheet.row_values(0), sheet.row_values(3), strict=True))
     assert anb["measure"] == "ANB (degrees)" and "Steiner 1953" in anb["definition"] and anb["n"] == 2

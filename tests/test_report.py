@@ -3,17 +3,22 @@ import json
 import math
 import os
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import xlrd
 import xlwt
 from conftest import refuses
+from PIL import Image
 
+from config import Config
 from evaluate import Predictions
+from reading.annotation import Record
 from reporting import workbook
-from reporting.predictions import pool_predictions, read_predictions, write_predictions
-from reporting.report import summary_table, write_report
+from reporting.pictures import draw_agreement
+from reporting.predictions import PredictionTable, pool_predictions, read_predictions, write_predictions
+from reporting.report import compare_readings, group_figures, summary_table, write_report
 
 ABBREVIATIONS, NAMES = ["R1", "A", "N’"], ["Ruler 1", "A point", "Soft tissue Nasion"]
 THRESHOLDS = (2.0, 2.5, 3.0, 4.0)
@@ -46,6 +51,13 @@ def sheets(folder) -> dict[str, list[list]]:
     """results.xls as rows of values by sheet."""
     book = xlrd.open_workbook(folder / "results.xls")
     return {sheet.name: [sheet.row_values(row) for row in range(sheet.nrows)] for sheet in book.sheets()}
+
+
+def figures_of(summary: list[list], part: str) -> tuple[list, list]:
+    """The titles of the table of parts in the sheet summary, and the row of a part."""
+    (titles,) = [row for row in summary if row[0] == "part"]
+    (row,) = [row for row in summary if row[0] == part]
+    return titles, row
 
 
 def test_predictions_survive_a_round_trip_through_their_csv(tmp_path):
@@ -89,12 +101,14 @@ def test_three_images_have_an_interval_around_every_figure(tmp_path):
     for part in ("all", "headline"):
         for figure in ("MRE", "SD", "median", "SDR_2.0", "SDR_2.5", "SDR_3.0", "SDR_4.0"):
             assert summary[part][f"{figure}_low"] <= summary[part][figure] <= summary[part][f"{figure}_high"]
-    rows = sheets(tmp_path)["landmarks"]
-    (place,) = [place for place, row in enumerate(rows) if row[1] == "headline"]
-    columns = {"SDR_2.0": 4, "MRE": 8}
-    for offset, end in enumerate(("", "_low", "_high")):
-        for figure, column in columns.items():
-            assert rows[place + offset][column] == pytest.approx(summary["headline"][figure + end])
+    titles, headline = figures_of(sheets(tmp_path)["summary"], "headline")
+    for title, figure in {"MRE (mm)": "MRE", "SDR <= 2 mm (%)": "SDR_2.0", "SDR <= 4 mm (%)": "SDR_4.0"}.items():
+        column = titles.index(title)
+        ends = [summary["headline"][figure + end] for end in ("", "_low", "_high")]
+        assert headline[column : column + 3] == pytest.approx(ends) and titles[column + 1 : column + 3] == [
+            "low",
+            "high",
+        ]
 
 
 def test_the_report_read_back_equals_the_predictions(reported):
@@ -110,13 +124,11 @@ def test_the_report_read_back_equals_the_predictions(reported):
         assert row[:4] == [number + 1, ABBREVIATIONS[number], NAMES[number], own.size]
         assert np.allclose(row[4:8], [100 * (own <= threshold).mean() for threshold in THRESHOLDS])
         assert np.allclose(row[8:], [own.mean(), own.std(), np.median(own), own.max()])
-    overall = {row[1]: (row, rows[place + 1], rows[place + 2]) for place, row in enumerate(rows) if row[1] in summary}
-    for part, three in overall.items():
-        for row, end in zip(three, ("", "_low", "_high"), strict=True):
-            figures = [summary[part][name + end] for name in ("SDR_2.0", "SDR_4.0", "MRE", "SD", "median")]
-            cells = [math.nan if cell == "" else cell for cell in (row[4], *row[7:11])]  # two images: no interval
-            assert np.allclose(cells, figures, equal_nan=True) and np.isnan(cells).all() == bool(end)
-    assert set(overall) == {"all", "headline"}
+    for part in ("headline", "all"):  # two images: no interval
+        titles, row = figures_of(sheets(folder)["summary"], part)
+        figures = [summary[part][name] for name in ("MRE", "SD", "median", *(f"SDR_{each}" for each in THRESHOLDS))]
+        assert row[4::3] == pytest.approx(figures) and set(row[5::3]) == set(row[6::3]) == {""}
+        assert row[1:4] == [{"headline": "without R1", "all": "all landmarks"}[part], 2, summary[part]["n_landmarks"]]
 
 
 def test_the_report_has_a_row_per_image_and_its_settings(reported):
@@ -138,7 +150,7 @@ def test_a_methods_measures_stand_in_the_predictions_the_summary_and_the_sheet(t
     rows = sheets(tmp_path)["landmarks"]
     column = rows[0].index("dice")
     assert [row[column] for row in rows[1:4]] == pytest.approx([0.625, 0.75, 0.25])
-    assert {row[1]: row[column] for row in rows[4:] if row[1]} == pytest.approx({"all": 0.6, "headline": 1.75 / 3})
+    assert len(rows) == 4
 
 
 def test_a_landmark_that_is_annotated_nowhere_has_blank_figures(tmp_path):
@@ -175,7 +187,7 @@ def test_what_something_hides_has_figures_of_its_own(tmp_path):
     assert summary["occluded"]["MRE"] == 2.0 and summary["occluded"]["n_landmarks"] == 1
     assert summary["headline"]["n_landmarks"] == 3 and summary["all"]["measures"] == {}
     assert re.search(r"occluded.*: MRE 2\.00", summary_table(summary, THRESHOLDS))
-    assert any(row[1] == "occluded" for row in sheets(tmp_path)["landmarks"])
+    assert figures_of(sheets(tmp_path)["summary"], "occluded")[1][1] == "occluded landmarks"
 
 
 def test_where_nothing_is_known_to_be_hidden_the_report_does_not_speak_of_it(tmp_path):
@@ -277,3 +289,80 @@ def test_a_sheet_holds_as_many_rows_as_the_format_allows(tmp_path):
     workbook.write_table(book, "images", ["n"], [[n] for n in range(workbook.MOST_ROWS + 1)])
     book.save(tmp_path / "results.xls")
     assert [sheet.nrows for sheet in xlrd.open_workbook(tmp_path / "results.xls").sheets()] == [65_536, 2]
+
+
+def made_records(readers: bool = True, **keys) -> tuple[list[Record], PredictionTable]:
+    """Twelve records of landmarks S and N, which two readers put 2 px to each side of the truth, and predictions."""
+    generator = np.random.default_rng(0)
+    truth = generator.uniform(20, 80, (12, 2, 2))
+    shift = np.array([2.0, 0])
+    records = [
+        Record(
+            f"{number}.png", Path("x"), own, np.zeros(2, bool), spacing=0.5, size=(100, 100),
+            readers=np.stack([own + shift, own - shift]) if readers else None,
+            keys={key: values[number] for key, values in keys.items()},
+        )
+        for number, own in enumerate(truth)
+    ]  # fmt: skip
+    found = truth + [1.0, -2.0]
+    columns = {"x": found[..., 0], "y": found[..., 1], "x_true": truth[..., 0], "y_true": truth[..., 1]}
+    columns |= {"error": np.full((12, 2), math.sqrt(5) / 2), "score": np.ones((12, 2))}
+    return records, PredictionTable([record.name for record in records], ["S", "N"], columns, "mm")
+
+
+def test_the_agreement_of_predictions_stands_beside_that_of_two_readers(tmp_path):
+    records, table = made_records()
+    measured, agreement, pairs = compare_readings("none", records, table)
+    assert measured is None and list(pairs)[0].endswith("y (mm)")  # the worst first
+    found, between = (agreement[name] for name in ("predictions", "readers"))
+    assert list(found) == ["S x (mm)", "S y (mm)", "N x (mm)", "N y (mm)"] == list(between)
+    assert [found["S x (mm)"]["bias"], found["N y (mm)"]["bias"]] == pytest.approx([0.5, -1])  # mm, of 0.5 per px
+    assert [between["S x (mm)"]["bias"], between["N y (mm)"]["bias"]] == pytest.approx([2, 0])
+    provenance = {"test set": "test1", "run": "farnet-1", "checkpoint": "best.pt", "commit": "abc"}
+    summary = write_report(tmp_path, table, ["S", "N"], (), THRESHOLDS, provenance, None, {"agreement": agreement})
+    assert json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))["agreement"] == summary["agreement"]
+    head, first, *_ = sheets(tmp_path)["agreement"]
+    row = dict(zip(head, first, strict=True))
+    assert row["measure"] == "S x (mm)" and [row["bias"], row["readers: bias"]] == pytest.approx([0.5, 2])
+    top = sheets(tmp_path)["summary"]
+    assert [row[:2] for row in top[:4]] == [list(pair) for pair in provenance.items()]
+
+
+def test_without_readers_of_every_image_only_the_predictions_are_compared():
+    records, table = made_records(readers=False)
+    assert set(compare_readings("none", records, table)[1]) == {"predictions"}
+    records, table = made_records()
+    table.columns["x_true"][:] = math.nan  # nothing is known to be true: the readers are compared with nothing
+    table.columns["y_true"][:] = math.nan
+    assert compare_readings("none", records, table)[1:] == ({}, {})
+
+
+def test_groups_have_figures_of_their_own_and_small_ones_are_named(tmp_path, caplog):
+    records, table = made_records(gender=["f"] * 10 + ["m", "m"])
+    table.columns["error"][10:] = 3.0
+    config = Config(report_by=("gender",), report_exclude=("S",))
+    groups = {"groups": group_figures(config, records, records[2:], table_of(table, slice(2, None)))}
+    own = groups["groups"]["gender"]
+    assert (own["f"]["n_images"], own["m"]["n_images"], own["m"]["n_landmarks"]) == (8, 2, 2)
+    assert own["m"]["MRE"] == 3 and own["f"]["SDR_2.0"] == 100
+    assert "gender f (8)" in caplog.text and "gender m (2)" in caplog.text
+    summary = write_report(tmp_path, table, ["S", "N"], ("S",), THRESHOLDS, {}, None, groups)
+    assert figures_of(sheets(tmp_path)["summary"], "gender: m")[1][1:5] == ["without S", 2, 2, 3]
+    assert re.search(r"gender m: MRE 3\.00 mm", summary_table(summary, THRESHOLDS))
+
+
+def table_of(table: PredictionTable, rows: slice) -> PredictionTable:
+    """The table of some of its images."""
+    columns = {name: values[rows] for name, values in table.columns.items()}
+    return table._replace(names=table.names[rows], columns=columns)
+
+
+def test_the_agreement_is_drawn_if_there_are_three_images(tmp_path):
+    records, table = made_records()
+    _, agreement, pairs = compare_readings("none", records, table)
+    draw_agreement(tmp_path / "agreement.png", pairs, agreement)
+    with Image.open(tmp_path / "agreement.png") as picture:
+        assert picture.size[0] > 1000
+    _, agreement, pairs = compare_readings("none", records[:2], table_of(table, slice(2)))
+    draw_agreement(tmp_path / "none.png", pairs, agreement)
+    assert not (tmp_path / "none.png").exists()
