@@ -1,12 +1,13 @@
 """Look at a data set before training on it.
 
-    python -m tools.inspect_data FOLDER [--out DIR] [--spacing MM]
+    python -m tools.inspect_data FOLDER [--out DIR] [--spacing MM] [--review]
 
 FOLDER holds imgs/ and json/data.json. Prints what it holds and, for cephalograms, the number of images in each class by
-their angles (reporting/cephalometry.py). Writes three files into --out: sheet.jpg, the images with their landmarks;
-scatter.png, the position of each landmark in all images; and landmarks.csv. If the records keep two readers (ISBI 2015,
-Aariz), also reports how far these disagree and the noise of their mean: half that distance, if their errors are equal
-in size and independent.
+their angles (reporting/cephalometry.py); then the annotations that do not fit the others (label_check.py). Writes into
+--out: sheet.jpg, the images with their landmarks; scatter.png, the position of each landmark in all images;
+landmarks.csv; doubtful.csv; and with --review, doubtful.html to correct the most doubtful images in a browser. If the
+records keep two readers (ISBI 2015, Aariz), also reports how far these disagree and the noise of their mean: half that
+distance, if their errors are equal in size and independent.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from reporting.readers import read_readers, reader_errors
 from run_folder import write_bytes, write_csv
 from settings import Parser, UserError, read_json
 from tools.formats.common import spacing_number
+from tools.label_check import describe_doubts, find_doubts, write_review
 from utils import apply_affine, finite_mean, resize_affine
 
 SHEET, MOST = 2400, 48  # width of the sheet, px, and how many images it has at most
@@ -208,6 +210,7 @@ def run() -> None:
         type=partial(spacing_number, where="--spacing"),
         help="mm per px of the images that state no spacing",
     )
+    parser.add_argument("--review", action="store_true", help="also write a page to correct the doubtful images")
     options = parser.parse_args()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     out = options.out or options.folder / "inspection"
@@ -221,7 +224,12 @@ def run() -> None:
     draw_sheet(abbreviations, records, out / "sheet.jpg")
     draw_scatter(abbreviations, records, out / "scatter.png")
     write_table(abbreviations, records, distances, unit, out / "landmarks.csv")
-    print(f"look at {shorten([str(out / name) for name in ('sheet.jpg', 'scatter.png', 'landmarks.csv')])}")
+    found = find_doubts(abbreviations, records)
+    print(*describe_doubts(found, unit, out / "doubtful.csv"), sep="\n")
+    pages = ["doubtful.html"] if options.review else []
+    if options.review:
+        write_review(options.folder, found, out / "doubtful.html")
+    print(f"look at {shorten([str(out / name) for name in ('sheet.jpg', 'scatter.png', 'landmarks.csv', *pages)])}")
 
 
 def main() -> int:
