@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,12 +36,18 @@ class LandmarkDetector(nn.Module):
             raise ValueError("num_landmarks is None: take it from the data, as train.py does")
         self.config, self.num_landmarks = config, config.num_landmarks
         self.abbreviations: tuple[str, ...] | None = None  # landmarks of the initial weights; None: any
+        self.twins: tuple[int, int] | None = None  # landmarks that look the same: the ends of the ruler
         self.seen: dict[str, str] = {}  # images of the initial weights: fingerprint -> "train" or "val"
 
     @property
     def num_parameters(self) -> int:
         """Number of parameters."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+    def name_landmarks(self, abbreviations: Sequence[str]) -> None:
+        """Tell the detector the abbreviations (N) of its landmarks, so that it knows the ends of the ruler."""
+        ruler = [name for name in self.config.ruler if name in abbreviations]
+        self.twins = (abbreviations.index(ruler[0]), abbreviations.index(ruler[1])) if len(ruler) == 2 else None
 
     def check_initial_weights(self, data: LandmarkData) -> None:
         """Refuse data that the initial weights do not allow. Raises UserError. Called once before training.

@@ -207,7 +207,7 @@ class FARNet(LandmarkDetector):
 
     def decode(self, outputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Return the peaks of the fine heatmaps; the score is the peak's height, about 1 if confident."""
-        return decode_heatmaps(outputs[1], self.config.decode, self.config.sigma)
+        return decode_heatmaps(outputs[1], self.config.decode, self.config.sigma, self.twins)
 
     def last_layer(self) -> nn.Module:
         """Return the head of the fine heatmaps; its first input is the aggregated features of half size."""
@@ -222,4 +222,6 @@ class FARNet(LandmarkDetector):
             for module in folded.modules():
                 if isinstance(module, nn.Conv2d):
                     module.to(torch.bfloat16)
-        return FARNet(self.config, folded).eval()
+        detector = FARNet(self.config, folded).eval()
+        detector.twins = self.twins
+        return detector

@@ -203,6 +203,7 @@ def start_or_resume(config: Config, run_dir: Path, device: torch.device) -> Trai
         config = resolve_crop(config, data)
         seed_everything(config.seed)
         detector = create_detector(config)
+        detector.name_landmarks(data.abbreviations)
         detector.check_initial_weights(data)
     detector.to(device)
     if config.channels_last:

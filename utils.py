@@ -71,10 +71,13 @@ def gaussian_heatmaps(landmarks: Tensor, size: tuple[int, int], sigma: float, ch
     return rows[..., :, None] * columns[..., None, :]
 
 
-def decode_heatmaps(heatmaps: Tensor, decode: str, sigma: float) -> tuple[Tensor, Tensor]:
+def decode_heatmaps(
+    heatmaps: Tensor, decode: str, sigma: float, twins: tuple[int, int] | None = None
+) -> tuple[Tensor, Tensor]:
     """Return landmarks (B, N, 2) in px of the map and scores (B, N), the peak heights, from heatmaps (B, N, h, w).
 
-    decode: "argmax", the first maximum; or "subpixel", a Gaussian fitted around it.
+    decode: "argmax", the first maximum; or "subpixel", a Gaussian fitted around it. twins: two landmarks that look the
+    same, such as the ends of a ruler; they never lie within 2 sigma of each other (separate_twins).
     Raises NotFinite for heatmaps with nan or infinite values.
     """
     require_finite(heatmaps, "heatmaps")
@@ -88,8 +91,38 @@ def decode_heatmaps(heatmaps: Tensor, decode: str, sigma: float) -> tuple[Tensor
     batch, landmark = (torch.arange(length, device=heatmaps.device) for length in heatmaps.shape[:2])
     score, column = heatmaps[batch[:, None], landmark, row].max(-1)
     peak = torch.stack([column, row], -1)
+    if twins is not None:
+        peak, score = separate_twins(heatmaps, peak, score, twins, 2 * sigma)
     landmarks = fit_gaussian(heatmaps, peak, sigma) if decode == "subpixel" else peak.float()
     return landmarks, score.float()
+
+
+def separate_twins(
+    heatmaps: Tensor, peak: Tensor, score: Tensor, twins: tuple[int, int], radius: float
+) -> tuple[Tensor, Tensor]:
+    """Return peaks (B, N, 2) and scores (B, N) of heatmaps (B, N, h, w) where two landmarks are more than radius apart.
+
+    If they are not, one of them goes to the highest local maximum of its map beyond the radius, or, if that is below
+    half of its score, to the highest point beyond: the one for which the sum of both scores remains larger.
+    """
+    pair, width = list(twins), heatmaps.shape[-1]
+    maps, here, own = heatmaps[:, pair].float(), peak[:, pair], score[:, pair].float()
+    other = here.flip(1)[..., None, None, :]
+    x, y = torch.arange(width, device=maps.device), torch.arange(maps.shape[-2], device=maps.device)
+    near = (x - other[..., 0]) ** 2 + (y[:, None] - other[..., 1]) ** 2 <= radius**2
+    slope = maps < F.max_pool2d(maps, 5, 1, 2)  # of the peak itself: not another one
+    second_peak, at_peak = maps.masked_fill(near | slope, -1e30).flatten(2).max(-1)
+    beyond, at_beyond = maps.masked_fill(near, -1e30).flatten(2).max(-1)
+    high = second_peak >= own / 2
+    best, index = torch.where(high, second_peak, beyond), torch.where(high, at_peak, at_beyond)
+    away = torch.stack([index % width, index // width], -1)
+    together = ((here[:, 0] - here[:, 1]) ** 2).sum(-1) <= radius**2
+    second = own[:, 0] + best[:, 1] >= best[:, 0] + own[:, 1]  # the second one moves
+    moved = torch.stack([together & ~second, together & second], 1)
+    peak, score = peak.clone(), score.clone()
+    peak[:, pair] = torch.where(moved[..., None], away, here)
+    score[:, pair] = torch.where(moved, best, own).to(score.dtype)
+    return peak, score
 
 
 def fit_gaussian(heatmaps: Tensor, peak: Tensor, sigma: float) -> Tensor:

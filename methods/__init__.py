@@ -52,6 +52,7 @@ def load_detector(state: Mapping[str, Any], config: Config | None = None) -> Lan
     trained = trained_config(state)
     detector = create_detector(trained.without_pretrained())
     detector.config = config or trained
+    detector.name_landmarks(state["abbreviations"])
     detector.seen = seen_images(state)
     load_weights(state["path"], detector, state["model"])
     return detector.eval()

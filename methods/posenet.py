@@ -170,7 +170,7 @@ class PoseNet(LandmarkDetector):
     def decode(self, outputs: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Return the peaks of the last stack's pose maps; the score is the height, about 1 if confident."""
         maps = outputs[-1][:, : self.num_landmarks]
-        landmarks, score = decode_heatmaps(maps, self.config.decode, self.config.sigma / STRIDE)
+        landmarks, score = decode_heatmaps(maps, self.config.decode, self.config.sigma / STRIDE, self.twins)
         return scale_landmarks(landmarks, STRIDE), score
 
     def last_layer(self) -> nn.Module:

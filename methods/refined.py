@@ -5,7 +5,7 @@ the place that the method found. Related: iterated crops of Gilmour and Ray, "Lo
 with Foveated Pyramid Attention", MIDL 2020, arXiv 2008.04428. Letters and frames: data.py.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -98,6 +98,9 @@ class RefinedDetector(LandmarkDetector):
         self._config = config
         if hasattr(self, "first"):
             self.first.config, self.second.config = first_config(config), config
+
+    def name_landmarks(self, abbreviations: Sequence[str]) -> None:
+        self.first.name_landmarks(abbreviations)
 
     def forward(self, image: Tensor) -> Any:
         """Return the method's outputs for images (B, 3, H, W), which explanations are about."""

@@ -214,3 +214,36 @@ def test_elimination_solves_what_linalg_solves():
     found = solve_positive(matrix, right)
     assert ((matrix @ found[..., None])[..., 0] - right).abs().max() < 1e-7
     assert torch.allclose(found, torch.linalg.solve(matrix, right), rtol=1e-6)
+
+
+def test_twins_that_share_a_peak_are_separated_by_the_larger_sum_of_scores():
+    maps = torch.zeros(2, 3, 30, 40)
+    spots = {"upper": (10, 5), "lower": (10, 20)}
+
+    def draw(image, landmark, **heights):
+        for name, height in heights.items():
+            maps[image, landmark] += (
+                height * gaussian_heatmaps(torch.tensor([[spots[name]]]).float(), (30, 40), 2.0)[0, 0]
+            )
+
+    draw(0, 0, upper=0.9, lower=0.2)  # both are highest on the upper tick: the second one moves
+    draw(0, 2, upper=0.8, lower=0.6)
+    draw(1, 0, upper=0.9, lower=0.8)  # here the first one does
+    draw(1, 2, upper=0.9, lower=0.1)
+    maps[:, 1] = maps[:, 2]
+    alone, _ = decode_heatmaps(maps, "argmax", 2.0)
+    assert alone[:, :, 1].tolist() == [[5, 5, 5], [5, 5, 5]]
+    for decode in ("argmax", "subpixel"):
+        found, score = decode_heatmaps(maps, decode, 2.0, (0, 2))
+        assert torch.allclose(found[0], torch.tensor([[10.0, 5], [10, 5], [10, 20]]), atol=0.01)
+        assert torch.allclose(found[1], torch.tensor([[10.0, 20], [10, 5], [10, 5]]), atol=0.01)
+        assert torch.allclose(score, torch.tensor([[0.9, 0.8, 0.6], [0.8, 0.9, 0.9]]), atol=1e-3)
+
+
+def test_twins_that_are_apart_stay_where_they_are():
+    maps = torch.rand(4, 5, 30, 40, generator=torch.Generator().manual_seed(0))
+    for decode in ("argmax", "subpixel"):
+        before, after = decode_heatmaps(maps, decode, 1.0), decode_heatmaps(maps, decode, 1.0, (1, 3))
+        apart = (before[0][:, 1] - before[0][:, 3]).norm(dim=-1) > 4
+        assert apart.any() and torch.equal(before[0][apart], after[0][apart])
+        assert torch.equal(before[1][apart], after[1][apart])
