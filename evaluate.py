@@ -15,6 +15,13 @@ from reading.annotation import Record
 from utils import apply_affine, radial_errors
 
 
+class Verdict(NamedTuple):
+    """Whether the prediction of an image can be used."""
+
+    name: str  # good | check | reject
+    reason: str = ""
+
+
 class Predictions(NamedTuple):
     """The predictions of a detector on I images, and the ground truth."""
 
@@ -25,6 +32,7 @@ class Predictions(NamedTuple):
     spacing: np.ndarray  # (I,) mm per original px, nan where unknown
     extras: Mapping[str, np.ndarray] = {}  # (I, N) by name: other values of the method, such as Dice
     occluded: np.ndarray | None = None  # (I, N) bool: annotated although it is occluded
+    verdicts: Sequence[Verdict] = ()  # (I,), or none: see reporting/trust.py
 
     def errors(self) -> np.ndarray:
         """Return radial errors (I, N) in mm, or in px where the spacing is unknown; nan where not annotated."""
@@ -36,9 +44,10 @@ def evaluate(
 ) -> Predictions:
     """Predict every image of a loader in eval mode; return landmarks in original px, in the order of its records.
 
-    With several views of an image (data.view_affine), landmarks, scores and extras are averaged over them. With
-    config.crop_follows a first pass finds where to look. Under torchrun each process predicts its share of the images,
-    and all get the whole. epoch: of the weights, from 0.
+    With several views of an image (data.view_affine), landmarks, scores and extras are averaged over them, and
+    "view_spread" is an extra: how far they are apart, as in average_landmarks. With config.crop_follows a first pass
+    finds where to look. Under torchrun each process predicts its share of the images, and all get the whole.
+    epoch: of the weights, from 0.
     """
     detector.eval()
     broadcast_buffers(detector)  # on a CPU, a batch norm has only seen the images of its own process
@@ -50,9 +59,11 @@ def evaluate(
         sampler.crops = [crop_to_landmarks(config, own, r.size) for own, r in zip(found, records, strict=True)]
     sampler.views = views
     landmarks, figures = predict_all(detector, loader, device, epoch, "predicting")
-    landmarks = landmarks.reshape(-1, views, *landmarks.shape[1:]).mean(1)
+    landmarks, spread = average_landmarks(landmarks.reshape(-1, views, *landmarks.shape[1:]).swapaxes(0, 1))
     groups = [figures[start : start + views] for start in range(0, len(figures), views)]
     means = [{name: np.mean([one[name] for one in group], 0) for name in group[0]} for group in groups]
+    if views > 1:
+        means = [own | {"view_spread": each} for own, each in zip(means, spread, strict=True)]
     results = merge_shares(list(zip(records, landmarks, means, strict=True)))
     return gather_predictions(results)
 
@@ -69,6 +80,12 @@ def predict_all(
     return np.concatenate(landmarks), figures
 
 
+def average_landmarks(found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean (I, N, 2) of landmarks (V, I, N, 2) and their root mean square distance (I, N) from it."""
+    mean = found.mean(0)
+    return mean, np.sqrt(((found - mean) ** 2).sum(-1).mean(0))
+
+
 def average_members(
     found: Sequence[tuple[np.ndarray, Mapping[str, np.ndarray]]],
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -76,12 +93,11 @@ def average_members(
 
     For more than one network also "ensemble_spread": the root mean square distance of their landmarks from the mean.
     """
-    members = np.stack([landmarks for landmarks, _ in found])
-    mean = members.mean(0)
+    mean, spread = average_landmarks(np.stack([landmarks for landmarks, _ in found]))
     names = dict.fromkeys(name for _, figures in found for name in figures)
     means = {name: np.mean([figures[name] for _, figures in found if name in figures], 0) for name in names}
     if len(found) > 1:
-        means["ensemble_spread"] = np.sqrt(((members - mean) ** 2).sum(-1).mean(0))
+        means["ensemble_spread"] = spread
     return mean, means
 
 

@@ -30,7 +30,16 @@ from reading.splits import LandmarkData, load_data
 from reporting.explain import draw_explanations
 from reporting.predictions import pool_predictions, read_predictions, write_predictions
 from reporting.report import report
-from run_folder import create_run_folder, discard_unstarted, read_checkpoint, source_commit, start_log, write_provenance
+from reporting.trust import assess, read_memory, recall, share_errors
+from run_folder import (
+    create_run_folder,
+    discard_unstarted,
+    read_checkpoint,
+    save_checkpoint,
+    source_commit,
+    start_log,
+    write_provenance,
+)
 from settings import (
     Parser,
     UserError,
@@ -50,7 +59,7 @@ Overrides = dict[str, str | None]  # settings from the command line, as text; No
 # Settings that may change when a run is resumed: where and how long it runs, not what it trains.
 RESUMABLE = (
     "epochs", "device", "workers", "save_every", "watch_every", "overlays", "explain", "explain_landmarks", "img_dir",
-    "json_path", "report_exclude", "report_by",
+    "json_path", "report_exclude", "report_by", "circles",
 )  # fmt: skip
 
 
@@ -167,6 +176,7 @@ def test(run_dir: Path, data: LandmarkData, tested: Sequence[Tested]) -> None:
     config, started, device = tested[0][0], time.perf_counter(), prepare_device(tested[0][0])
     detectors = [load_detector(state, own).to(device) for own, state in tested]
     fast = [detector.for_inference() for detector in detectors]
+    memories = [read_memory(state) for _, state in tested]
     if not data.test_sets:
         log.warning("no test set (splits: %s), so no report; set test_fraction", ", ".join(data.splits))
     for test_set in data.test_sets:
@@ -178,10 +188,13 @@ def test(run_dir: Path, data: LandmarkData, tested: Sequence[Tested]) -> None:
             members.append(evaluate(detector, loader, device, state["epoch"] - 1, own.views))
         mean, figures = average_members([(each.landmarks, {"score": each.score, **each.extras}) for each in members])
         predictions = members[0]._replace(landmarks=mean, score=figures.pop("score"), extras=figures)
+        # by the memory of one network; the mean of several errs less
+        predictions = assess(memories[0], predictions, data.abbreviations, data.unit)
         if process_rank() > 0:
             continue
         folder.mkdir(exist_ok=True)
         for number, each in enumerate(members if len(members) > 1 else [], 1):  # for tools.compare
+            each = assess(memories[number - 1], each, data.abbreviations, data.unit)
             write_predictions(folder / f"member{number}.csv", each, data.abbreviations, data.unit)
         write_predictions(folder / "predictions.csv", predictions, data.abbreviations, data.unit)
         table = read_predictions(folder / "predictions.csv")
@@ -197,11 +210,22 @@ def test(run_dir: Path, data: LandmarkData, tested: Sequence[Tested]) -> None:
 def run_training(config: Config, run_dir: Path) -> LandmarkData:
     """Train or resume, then test the best checkpoint, or the last one without a val split; return the data set."""
     data = train(config, run_dir)
-    best, last = run_dir / "best.pt", run_dir / "last.pt"
-    state = read_checkpoint(on_first_process(lambda: best if best.exists() else last))
-    resolved = dict(crop=trained_config(state).crop, num_landmarks=len(data.abbreviations))
-    test(run_dir, data, [(config.replace(**resolved), state)])
+    path = on_first_process(lambda: tested_checkpoint(run_dir))
+    state = read_checkpoint(path)
+    config = config.replace(crop=trained_config(state).crop, num_landmarks=len(data.abbreviations))
+    state.pop("shared_memory", None)  # of all folds: it knows this fold's test images
+    if "memory" not in state:
+        state["memory"] = recall(config, data, state).to_state()
+        if process_rank() == 0:
+            save_checkpoint(path, state)
+    test(run_dir, data, [(config, state)])
     return data
+
+
+def tested_checkpoint(run_dir: Path) -> Path:
+    """Return the checkpoint of a run that is tested: best.pt, or last.pt without a val split."""
+    best = run_dir / "best.pt"
+    return best if best.exists() else run_dir / "last.pt"
 
 
 def run_folds(config: Config, run_dir: Path) -> None:
@@ -227,6 +251,7 @@ def run_folds(config: Config, run_dir: Path) -> None:
         pooled.mkdir(exist_ok=True)
         pool_predictions([folder / "test" / "predictions.csv" for folder in folders], pooled / "predictions.csv")
         table = read_predictions(pooled / "predictions.csv")
+        share_errors([tested_checkpoint(folder) for folder in folders], table)
         figures = report(config, run_dir, pooled, data, data.records, table)
         log.info("all %d folds, report in %s\n%s", config.folds, pooled, figures)
 

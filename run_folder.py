@@ -233,8 +233,9 @@ def source_commit() -> str:
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write state dicts and plain values whole or not at all. Raises UserError if that fails."""
+    kept = {name: value for name, value in state.items() if name != "path"}  # which read_checkpoint adds
     with written_whole(path) as file:
-        torch.save({"format": CHECKPOINT_FORMAT, **state}, file)
+        torch.save({"format": CHECKPOINT_FORMAT, **kept}, file)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -84,9 +84,9 @@ class ShapeModel(NamedTuple):
         affine = similarity(points, self.mean)
         if not np.isfinite(affine).all():
             return np.full(points.shape, np.nan)
-        apart = (apply_affine(affine, points) - self.mean).ravel()
-        left = apart_from_others(apart, self.covariance, self.mean)
-        return apply_affine(invert_affine(affine), apply_affine(affine, points) - left.reshape(points.shape))
+        apart = apply_affine(affine, points) - self.mean
+        left = apart_from_others(apart.ravel(), self.covariance, self.mean).reshape(points.shape)
+        return apply_affine(invert_affine(affine), self.mean + np.nan_to_num(apart) - left)
 
 
 def apart_from_others(apart: np.ndarray, covariance: np.ndarray, mean: np.ndarray) -> np.ndarray:

@@ -30,11 +30,16 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 
 
 def draw_overlay(
-    image: np.ndarray, landmarks: np.ndarray, truth: np.ndarray, caption: str, names: Sequence[str] = ()
+    image: np.ndarray,
+    landmarks: np.ndarray,
+    truth: np.ndarray,
+    caption: str,
+    names: Sequence[str] = (),
+    circles: np.ndarray | None = None,
 ) -> Image.Image:
     """Return the image with truth (blue) and detection (red) as dots and the error as a line; points in its px.
 
-    names: abbreviations to write beside the points.
+    names: abbreviations to write beside the points. circles: radii (N,) px of circles around the detected points.
     """
     # small images are enlarged, or the dots would hide the anatomy
     scale = max(1.0, min(1200 / image.shape[0], 3000 / image.shape[1]))
@@ -46,6 +51,9 @@ def draw_overlay(
     for a, b in zip(found, true, strict=True):
         if np.isfinite([a, b]).all():
             draw.line([*a, *b], fill=YELLOW, width=max(1, round(radius / 2)))
+    for point, circle in zip(found, circles if circles is not None else (), strict=False):
+        if np.isfinite([*point, circle]).all():
+            draw.ellipse([*(point - scale * circle), *(point + scale * circle)], outline=RED)
     for a, b in zip(found, true, strict=True):
         for point, colour in ((b, BLUE), (a, RED)):
             if np.isfinite(point).all():
@@ -94,10 +102,13 @@ def write_names(
                 break
 
 
-def draw_overlays(folder: Path, table: PredictionTable, records: Sequence[Record], most: int) -> None:
+def draw_overlays(
+    folder: Path, table: PredictionTable, records: Sequence[Record], most: int, circles: bool = False
+) -> None:
     """Draw folder/overlays/*.png for up to `most` images spread from the smallest mean error to the largest.
 
     Without any truth, the mean score ranks them. File names begin with the rank, so they sort from best to worst.
+    circles: draw radius_95 of each landmark, if it is known, around it.
     """
     by_name = {record.name: record for record in records}
     (folder / "overlays").mkdir(exist_ok=True)
@@ -108,7 +119,10 @@ def draw_overlays(folder: Path, table: PredictionTable, records: Sequence[Record
         known = f"MRE {mean:.2f} {table.unit}" if math.isfinite(mean) else f"score {finite_mean(score[index]):.2f}"
         caption = f"{''.join(letter if letter.isprintable() else '?' for letter in name)}   {known}   "
         points = table.landmarks[index], table.truth[index]
-        picture = draw_overlay(read_image(by_name[name].path), *points, caption, table.abbreviations)
+        radius = None
+        if circles and "radius_95" in table.columns:
+            radius = table.columns["radius_95"][index] / (by_name[name].spacing if table.unit == "mm" else 1)
+        picture = draw_overlay(read_image(by_name[name].path), *points, caption, table.abbreviations, radius)
         save_picture(picture, folder / "overlays" / picture_name(rank, name))
 
 

@@ -12,14 +12,15 @@ import numpy as np
 from run_folder import write_csv
 from settings import UserError, require_file
 
-OWN_COLUMNS = ("x", "y", "x_true", "y_true", "error", "score", "occluded")  # the other columns are extras
+OWN_COLUMNS = ("x", "y", "x_true", "y_true", "error", "score", "occluded", "verdict", "reason")  # others are extras
+TEXTS = ("verdict", "reason")  # columns of text, the same for all landmarks of an image
 
 
 def write_predictions(path: Path, predictions, abbreviations: Sequence[str], unit: str) -> None:
     """Write evaluate.Predictions with the columns image, landmark, x, y, x_true, y_true, error_<unit>, score, extras.
 
     Coordinates are in original px. Unknown truth, errors and extras stay blank. If data.json marks occluded landmarks,
-    the column occluded is 1 for them and 0 for the others.
+    the column occluded is 1 for them and 0 for the others. If images were judged, verdict and reason follow.
     """
     errors, further = predictions.errors(), dict(predictions.extras)
     if predictions.occluded is not None and predictions.occluded.any():
@@ -29,12 +30,15 @@ def write_predictions(path: Path, predictions, abbreviations: Sequence[str], uni
         return f"{value:.4f}" if math.isfinite(value) else ""
 
     head = ["image", "landmark", "x", "y", "x_true", "y_true", f"error_{unit}", "score", *further]
+    head += TEXTS if predictions.verdicts else ()
     rows = [head]
     for i, name in enumerate(predictions.names):
         for n, abbreviation in enumerate(abbreviations):
             values = [*predictions.landmarks[i, n], *predictions.truth[i, n], errors[i, n], predictions.score[i, n]]
             values += [extra[i, n] for extra in further.values()]
-            rows.append([name, abbreviation, *map(text, values)])
+            rows.append(
+                [name, abbreviation, *map(text, values), *(predictions.verdicts[i] if predictions.verdicts else ())]
+            )
     write_csv(path, rows)
 
 
@@ -43,7 +47,7 @@ class PredictionTable(NamedTuple):
 
     names: list[str]  # (I) imagePath of each image
     abbreviations: list[str]  # (N)
-    columns: dict[str, np.ndarray]  # (I, N) by name, nan where blank; error_<unit> is called "error"
+    columns: dict[str, np.ndarray]  # (I, N) by name, nan where blank (text: ""); error_<unit> is called "error"
     unit: str  # mm, or px if the spacing is unknown
 
     @property
@@ -65,6 +69,13 @@ class PredictionTable(NamedTuple):
     def extras(self) -> dict[str, np.ndarray]:
         """(I, N) by name: further figures of a method, such as Dice."""
         return {name: values for name, values in self.columns.items() if name not in OWN_COLUMNS}
+
+    @property
+    def verdicts(self) -> list[tuple[str, str]]:
+        """Verdict and reason of each image; [] if the images were not judged."""
+        if not set(TEXTS) <= set(self.columns):
+            return []
+        return list(zip(*(self.columns[name][:, 0].tolist() for name in TEXTS), strict=True))
 
     def part(self, name: str, exclude: Sequence[str]) -> np.ndarray:
         """Return which points (I, N) a part of the report covers: bool.
@@ -88,10 +99,14 @@ def read_predictions(path: Path) -> PredictionTable:
     landmarks = {name: n for n, name in enumerate(dict.fromkeys(row["landmark"] for row in rows))}
     grid = np.zeros((len(images), len(landmarks)), int)
     columns = {name: np.full(grid.shape, math.nan) for name in rows[0] if name not in ("image", "landmark")}
+    columns |= {name: np.full(grid.shape, "", object) for name in TEXTS if name in rows[0]}
     for row in rows:
         place = images[row["image"]], landmarks[row["landmark"]]
         grid[place] += 1
         for name, values in columns.items():
+            if name in TEXTS:
+                values[place] = row[name]
+                continue
             try:
                 values[place] = float(row[name] or "nan")
             except ValueError:

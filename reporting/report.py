@@ -11,7 +11,7 @@ import numpy as np
 import xlwt
 
 from config import Config
-from reading.annotation import Record
+from reading.annotation import Record, shorten
 from reading.groups import group_records
 from reading.splits import LandmarkData
 from reporting import workbook
@@ -46,12 +46,18 @@ def report(
     own = [by_name[name] for name in table.names]
     measured, agreement, pairs = compare_readings(config.measurements, own, table)
     thresholds = config.sdr_thresholds
-    parts = {"agreement": agreement, "groups": group_figures(config, data.records, own, table)}
+    judged = zip(table.names, table.verdicts, strict=True) if table.verdicts else ()
+    parts: dict[str, Any] = {
+        "agreement": agreement,
+        "groups": group_figures(config, data.records, own, table),
+        "coverage": coverage_figures(table),
+        "flagged": [{"image": name, "verdict": one, "reason": why} for name, (one, why) in judged if one != "good"],
+    }
     about = {"test set": folder.name, "run": run_dir.resolve().name, "checkpoint": ", ".join(map(str, checkpoints))}
     provenance = about | read_json(run_dir / "config.json", "restore the config.json of the run")
     parts = {name: part for name, part in parts.items() if part}
     summary = write_report(folder, table, data.names, config.report_exclude, thresholds, provenance, measured, parts)
-    draw_overlays(folder, table, records, config.overlays)
+    draw_overlays(folder, table, records, config.overlays, config.circles)
     draw_rates(folder, table, thresholds)
     draw_agreement(folder / "agreement.png", pairs, agreement)
     return summary_table(summary, thresholds)
@@ -63,10 +69,12 @@ def compare_readings(
     """Return the angles and distances, the agreement by name, and pairs of predicted and true values (I,) to draw.
 
     kind: setting measurements. records: those of the table, in its order. The agreement is that of "predictions" with
-    the truth and, if the records keep two readers, of these "readers" with each other. The pairs are those of angles
+    the truth and, if the records keep two readers, of these "readers" with each other. Nothing is computed from a
+    rejected image. The pairs are those of angles
     and distances, or of the coordinates, the worst first.
     """
-    points = {"predictions": (table.landmarks, table.truth)}
+    rejected = np.array([verdict == "reject" for verdict, _ in table.verdicts] or [False] * len(table.names))
+    points = {"predictions": (np.where(rejected[:, None, None], math.nan, table.landmarks), table.truth)}
     readers = [record.readers for record in records if record.readers is not None]
     if len(readers) == len(records):
         first, second = np.stack(readers, 1)
@@ -86,6 +94,20 @@ def compare_readings(
     known = agreement.get("predictions", {})
     order = measured.names if measured else sorted(known, key=lambda name: -known[name]["dahlberg"])
     return measured, agreement, {name: pairs[name] for name in order}
+
+
+def coverage_figures(table: PredictionTable) -> dict[str, dict[str, float]]:
+    """Return how many of the errors each radius holds, in per cent with a 95 % interval, and its mean; by its name.
+
+    "coverage", "coverage_low", "coverage_high", "mean", "n_images" and "n_landmarks", as in utils.summarise_errors.
+    """
+    found = {}
+    for name in (name for name in table.extras if name.startswith("radius_")):
+        radius = np.where(np.isfinite(table.errors), table.columns[name], math.nan)
+        figures = summarise_errors(np.where(np.isfinite(radius), table.errors / radius, math.nan), (1.0,))
+        own = {f"coverage{end}": figures[f"SDR_1.0{end}"] for end in ("", "_low", "_high")}
+        found[name] = own | {"mean": finite_mean(radius), **{key: figures[key] for key in ("n_images", "n_landmarks")}}
+    return {name: own for name, own in found.items() if own["n_landmarks"]}
 
 
 def group_figures(
@@ -183,8 +205,16 @@ def summary_table(summary: Mapping[str, Any], thresholds: Sequence[float]) -> st
             f"({interval}), median {own['median']:.2f}; "
             f"SDR at {'/'.join(f'{t:g}' for t in thresholds)} {unit}: {' / '.join(rates)} %; "
             f"{images} image{'' if images == 1 else 's'}, {points} point{'' if points == 1 else 's'}"
-            + "".join(f"; {name} {value:.2f}" for name, value in own["measures"].items())
+            + "".join(
+                f"; {name} {value:.2f}" for name, value in own["measures"].items() if not name.startswith("radius_")
+            )
         )
+    for name, own in summary.get("coverage", {}).items():
+        unit, held = summary["all"]["unit"], figure_text(own, "coverage", 1)
+        lines.append(f"{name}: holds {held} % of the errors; mean {own['mean']:.2f} {unit}")
+    if flagged := summary.get("flagged"):
+        names = shorten([f"{each['image']} ({each['verdict']})" for each in flagged])
+        lines.append(f"not good, for reasons in results.xls: {names}")
     for key, groups in summary.get("groups", {}).items():
         first = f"SDR_{float(thresholds[0])}"
         lines += [

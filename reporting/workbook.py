@@ -93,6 +93,13 @@ def write_summary_sheet(book: xlwt.Workbook, summary: Figures, thresholds: Seque
         rows += [([name, *own.values()], None) for name, own in rates.items()]
     others = [(name, value) for name, value in measured.items() if name not in rates]
     rows += [((), None), *((row, PRECISE) for row in others)] if others else []
+    if coverage := summary.get("coverage"):
+        titles = ["radius", f"mean ({unit})", "images", "points", "errors within it (%)", "low", "high"]
+        rows += [((), None), (titles, BOLD)]
+        keys = ("mean", "n_images", "n_landmarks", "coverage", "coverage_low", "coverage_high")
+        rows += [([name, *(own[key] for key in keys)], None) for name, own in coverage.items()]
+    if flagged := summary.get("flagged"):
+        rows += [((), None), (list(flagged[0]), BOLD), *((list(each.values()), None) for each in flagged)]
     sheet = book.add_sheet("summary")
     for row, (values, style) in enumerate(rows):
         write_row(sheet, row, values, style)

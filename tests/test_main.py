@@ -17,6 +17,7 @@ import main
 from methods import load_detector
 from model import FARNet
 from reporting.predictions import read_predictions
+from reporting.trust import read_memory
 from run_folder import read_checkpoint, read_metrics, save_checkpoint
 from tools.read_runs import read_runs
 
@@ -89,7 +90,8 @@ def test_every_split_that_is_neither_train_nor_val_is_a_test_set_of_its_own(tiny
     for test_set, image in (("test1", 4), ("test2", 5)):
         names, *_ = read_predictions(tiny_run / test_set / "predictions.csv")
         assert names == [f"image {image} (ä).png"]
-        assert xlrd.open_workbook(tiny_run / test_set / "results.xls").nsheets == 3
+        book = xlrd.open_workbook(tiny_run / test_set / "results.xls")
+        assert book.sheet_names() == ["summary", "landmarks", "images", "agreement", "settings"]
 
 
 def test_the_headline_leaves_out_the_ruler_and_both_figures_are_printed(tiny_run):
@@ -168,7 +170,7 @@ def test_a_cross_validation_tests_every_image_once_and_pools_the_folds(dataset):
     assert sorted(names) == sorted(record["imagePath"] for record in make_records(dataset))
     assert np.array_equal(columns["x"], np.concatenate([fold[2]["x"] for fold in folds]))
     sheets = xlrd.open_workbook(dataset / "run" / "pooled" / "results.xls").sheet_names()
-    assert sheets == ["landmarks", "images", "settings"]
+    assert sheets == ["summary", "landmarks", "images", "agreement", "settings"]
     assert {"config.json", "log.txt", "fold1", "fold2", "pooled"} == {p.name for p in (dataset / "run").iterdir()}
 
 
@@ -318,6 +320,30 @@ def test_a_pickle_that_is_not_a_checkpoint_is_refused_and_not_executed(tmp_path,
 def test_a_folder_that_is_not_a_run_cannot_be_resumed(tmp_path, refused):
     assert f"{tmp_path} " in refused("--resume", tmp_path)
     assert str(tmp_path / "none") in refused("--resume", tmp_path / "none")
+
+
+def test_the_tested_checkpoint_remembers_what_later_predictions_are_judged_by(tiny_run, tmp_path):
+    state = read_checkpoint(tiny_run / "best.pt")
+    memory = read_memory(state)
+    assert memory.mean.shape == (4, 2) and memory.extent[0] > 0 and memory.spacing.tolist() == [[96, 80, 0.5]]
+    assert "memory" not in read_checkpoint(tiny_run / "last.pt")
+    table = read_predictions(tiny_run / "test1" / "predictions.csv")
+    assert table.verdicts[0][0] in ("good", "check", "reject")
+    before = contents(tiny_run)
+    main.run(["--resume", str(tiny_run)])  # nothing is left to train, and nothing is measured again
+    assert contents(tiny_run)["best.pt"] == before["best.pt"]
+    save_checkpoint(tmp_path / "old.pt", {name: own for name, own in state.items() if name != "memory"})
+    main.run(["--test", str(tmp_path / "old.pt"), "--run_dir", str(tmp_path / "tested")])
+    assert not read_predictions(tmp_path / "tested" / "test1" / "predictions.csv").verdicts
+
+
+def test_the_folds_share_the_errors_of_all_images(dataset):
+    main.run(write_settings(dataset, folds=2, num_landmarks=None))
+    states = [read_checkpoint(dataset / "run" / f"fold{n}" / "best.pt") for n in (1, 2)]
+    shared = [read_memory(state) for state in states]
+    assert np.array_equal(shared[0].error, shared[1].error) and np.isfinite(shared[0].error).all()  # of 6 images
+    alone = [read_memory({name: own for name, own in state.items() if name != "shared_memory"}) for state in states]
+    assert not np.isfinite(alone[0].error).any()  # a single validation image
 
 
 def test_several_checkpoints_are_tested_as_their_mean(tiny_run, tmp_path, refused):

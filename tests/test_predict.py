@@ -15,14 +15,14 @@ from PIL import Image
 
 import main
 from config import Config
-from evaluate import Predictions
+from evaluate import Predictions, Verdict
 from methods import create_detector, method_class
 from reading import dicom
 from reading.annotation import Record
 from reading.images import read_image
 from reading.splits import load_data
 from reporting.pictures import draw_overlay
-from reporting.predictions import read_predictions
+from reporting.predictions import read_predictions, write_predictions
 from run_folder import read_checkpoint, save_checkpoint
 from settings import build_config
 from tools import predict
@@ -247,7 +247,8 @@ def test_measurements_use_the_ruler_that_was_found(tmp_path):
     state = {"abbreviations": names, "names": names}
     for config, expected in ((Config(), "1.000"), (Config(measurements="none"), "1.000"), (Config(spacing=None), "")):
         path = tmp_path / "measurements.csv"
-        assert predict.write_measurements(path, config, predictions, [record], state)
+        scaled, notes = predict.find_spacing(config, names, [record], predictions, None)
+        assert predict.write_measurements(path, config, predictions, scaled, state) and not notes
         with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.reader(file))
         assert rows == [["image", "mm per px", "MW (mm)"], ["a.png", "0.2" if expected else "", expected]]
@@ -265,10 +266,51 @@ def test_one_image_without_a_ruler_leaves_the_others_their_millimetres(tmp_path,
         ["100.png", "101.png"], np.stack([points, flat]), unknown, np.ones((2, 6)), np.full(2, math.nan)
     )
     state = {"abbreviations": names, "names": names}
-    assert predict.write_measurements(tmp_path / "measurements.csv", Config(), predictions, records, state)
+    scaled, notes = predict.find_spacing(Config(), names, records, predictions, None)
+    assert predict.write_measurements(tmp_path / "measurements.csv", Config(), predictions, scaled, state)
     with open(tmp_path / "measurements.csv", newline="", encoding="utf-8") as file:
         assert [row[1:] for row in csv.reader(file)][1:] == [["0.2", "1.000"], ["", ""]]
-    assert mentions(capsys.readouterr().err, "mm", "101.png", "101 x 101 px")
+    assert mentions(notes[0], "mm", "1 images", "101.png", "one place", "--spacing")
+
+
+def test_a_rejected_image_has_no_measurements_and_its_verdict_stands_in_every_file(tmp_path):
+    names = ["S", "N", "A"]
+    points = np.array([[0, 0], [70, 0], [60, 50]], float)
+    records = [Record(name, tmp_path, np.full((3, 2), math.nan), np.zeros(3, bool), size=(100, 100)) for name in "ab"]
+    verdicts = [Verdict("good"), Verdict("reject", "mirrored?")]
+    predictions = Predictions(
+        ["a", "b"], np.stack([points, points]), np.full((2, 3, 2), math.nan), np.ones((2, 3)), np.full(2, math.nan),
+        verdicts=verdicts,
+    )  # fmt: skip
+    state = {"abbreviations": names, "names": names}
+    predict.write_measurements(tmp_path / "measurements.csv", Config(), predictions, records, state)
+    with open(tmp_path / "measurements.csv", newline="", encoding="utf-8") as file:
+        _, first, second = csv.reader(file)
+    assert first[2] and second == ["b", "", ""]
+    predict.write_records(tmp_path / "json" / "data.json", predictions, records, state)
+    entries = json.loads((tmp_path / "json" / "data.json").read_text(encoding="utf-8"))
+    assert [(entry["verdict"], entry["reason"]) for entry in entries] == verdicts
+    write_predictions(tmp_path / "predictions.csv", predictions, names, "px")
+    assert read_predictions(tmp_path / "predictions.csv").verdicts == verdicts
+    assert predict.describe_flagged(predictions) == ["reject: b: mirrored?"]
+
+
+def test_rulers_of_images_of_one_size_are_believed_if_they_agree(tmp_path):
+    names = ["R1", "R2", "A"]
+    blank = np.full((3, 2), math.nan), np.zeros(3, bool)
+    records = [Record(f"{n}.png", tmp_path, *blank, size=(100, 100)) for n in range(4)]
+    found = np.zeros((4, 3, 2))
+    found[:, 2] = 90
+
+    def spacings(*lengths):
+        found[:, 1, 1] = lengths
+        predictions = Predictions([r.name for r in records], found, found * math.nan, np.ones((4, 3)), np.ones(4))
+        own, notes = predict.find_spacing(Config(), names, records, predictions, None)
+        return [record.spacing for record in own], notes
+
+    assert spacings(50, 51, 49, 0) == ([0.2] * 4, [])  # the last one's ends were found at one place
+    values, notes = spacings(50, 100, 49, 0)
+    assert np.isnan(values).all() and mentions(notes[0], "100 x 100 px", "0.1 to 0.204")
 
 
 def test_odd_names_and_spoilt_images_stop_nothing(trained_run, images, tmp_path, monkeypatch, capsys):

@@ -15,6 +15,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 from test_review_source import predicted
 
+from evaluate import Verdict
 from reading.annotation import read_annotation
 from reading.splits import load_data
 
@@ -51,6 +52,30 @@ def test_without_truth_the_lowest_score_comes_first(dataset, open_page):
     assert not page.find("#show-truth").is_displayed()
     page.click("#tab-all")
     assert page.texts("#summary tbody td:last-child") == ["image 5 (ä).png"] * 4
+
+
+def test_rejected_images_come_first_with_their_reason_and_radii_are_drawn_on_demand(dataset, open_page):
+    verdicts = [
+        Verdict("good"),
+        Verdict("check", "A is far off"),
+        Verdict("reject", "mirrored?"),
+        *[Verdict("good")] * 3,
+    ]
+    radius = {"radius_95": np.full((6, 4), 4.0)}
+    page = open_page(predicted(dataset, truth=False, verdicts=verdicts, extras=radius))
+    assert page.texts("#images tbody td:nth-child(2)") == ["reject", "check", *["good"] * 4]
+    assert page.find("#caption").text.endswith("reject: mirrored?")
+    pixels = "marks.getContext('2d').getImageData(0, 0, marks.width, marks.height).data"
+    count = f"return [...{pixels}].filter((value) => value).length"
+    before = page.run(count)
+    page.press("5")
+    page.run("drawFrame()")
+    assert page.run(count) > before and page.find("#show-radius").is_selected()
+
+
+def test_without_verdicts_and_radii_the_page_does_not_speak_of_them(dataset, open_page):
+    page = open_page(worse_and_worse(dataset))
+    assert not page.find("#show-radius").is_displayed() and "Verdict" not in page.texts("#images th button")
 
 
 def test_the_table_of_all_images_tells_the_share_within_the_threshold(dataset, open_page):

@@ -7,7 +7,7 @@ import pytest
 from conftest import make_records, mentions, refuses, tiny_config, write_records
 from PIL import Image
 
-from evaluate import Predictions
+from evaluate import Predictions, Verdict
 from reading.splits import load_data
 from reporting.predictions import read_predictions, write_predictions
 from tools import review
@@ -16,10 +16,10 @@ from tools.review_source import read_source
 ABBREVIATIONS = ["R1", "R2", "A", "B"]
 
 
-def predicted(folder, name="test", shift=2.0, spacing=0.5, score=0.5, truth=True):
+def predicted(folder, name="test", shift=2.0, spacing=0.5, score=0.5, truth=True, **judged):
     """The test folder of a run in folder/run, whose predictions of all images of folder lie `shift` px to the right.
 
-    shift and score: one for all images, or one for each.
+    shift and score: one for all images, or one for each. judged: verdicts and extras of the predictions.
     """
     records = json.loads((folder / "json" / "data.json").read_text(encoding="utf-8"))
     true = np.array([[[point["X"], point["Y"]] for point in record["points"]] for record in records])
@@ -28,7 +28,7 @@ def predicted(folder, name="test", shift=2.0, spacing=0.5, score=0.5, truth=True
     found = true + np.stack(np.broadcast_arrays(shift, 0.0), -1).reshape(-1, 1, 2)
     scores = np.zeros(true.shape[:2]) + np.reshape(score, (-1, 1))
     names = [record["imagePath"] for record in records]
-    predictions = Predictions(names, found, known, scores, np.full(count, spacing))
+    predictions = Predictions(names, found, known, scores, np.full(count, spacing), **judged)
     test = folder / "run" / name
     test.mkdir(parents=True, exist_ok=True)
     unit = "mm" if np.isfinite(spacing) else "px"
@@ -125,6 +125,24 @@ def test_what_a_method_said_of_its_points_is_not_saved_as_truth(dataset):
     assert not any({"score", "vote_spread"} & point.keys() for record in saved for point in record["points"])
     write_records(dataset, saved)
     assert not read_source(dataset, None, None)[0].predicted  # now they are truth
+
+
+def test_verdict_and_radius_are_shown_and_not_saved(dataset):
+    verdicts = [Verdict("good"), Verdict("reject", "mirrored?"), *[Verdict("good")] * 4]
+    judged = {"verdicts": verdicts, "extras": {"radius_90": np.full((6, 4), 0.9), "radius_95": np.full((6, 4), 1.5)}}
+    (shown,) = read_source(predicted(dataset, **judged), None, None)
+    assert [image.verdict for image in shown.images[:2]] == [("good", ""), ("reject", "mirrored?")]
+    assert shown.images[0].radius == pytest.approx([3.0] * 4, rel=1e-3)  # 1.5 mm of 0.5 mm per px
+    records = make_records(dataset)
+    for record in records:  # as tools.predict writes them
+        record |= {"verdict": "check", "reason": "low scores"}
+        for point in record["points"]:
+            point |= {"score": 0.5, "radius_90": 2.0, "radius_95": 3.0}
+    write_records(dataset, records)
+    (shown,) = read_source(dataset, None, None)
+    assert shown.images[3].verdict == ("check", "low scores") and shown.images[3].radius == [3.0] * 4
+    assert "verdict" not in shown.images[3].record
+    assert set(shown.images[3].record["points"][0]) == set(make_records(dataset)[0]["points"][0])
 
 
 def test_without_a_spacing_one_is_told_that_the_saved_ruler_makes_the_millimetres(dataset):

@@ -102,6 +102,9 @@ def test_place_turn_and_size_of_an_image_do_not_matter():
     own[2] += (5, 5)
     moved = turned(own, 77, 3, (100, -50))
     assert model.places(moved) == pytest.approx(turned(model.places(own), 77, 3, (100, -50)), abs=0.05)
+    missing = own.copy()
+    missing[2] = math.nan
+    assert model.places(missing)[2] == pytest.approx(model.places(own)[2], abs=0.1)
     elsewhere = np.stack([turned(points, 10 * i, 1 + i, (i, 5)) for i, points in enumerate(heads())])
     again = fit_shapes(elsewhere)[1]
     assert again[7] == pytest.approx(turned(places[7], 70, 8, (7, 5)), abs=1.5)

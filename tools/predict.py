@@ -1,6 +1,7 @@
 """Find the landmarks of images with a trained network.
 
     python -m tools.predict CHECKPOINT IMAGES... --out DIR [--ensemble CHECKPOINT...] [--spacing 0.1] [--overlays 100]
+        [--fix_orientation] [--strict]
 
 IMAGES are files, folders (with their subfolders) or patterns such as 'films/*.png', in JPEG, PNG, TIFF, BMP or DICOM.
 With --ensemble the landmarks are the mean over several checkpoints, of the same method or of different ones. Writes
@@ -12,7 +13,11 @@ With --ensemble the landmarks are the mean over several checkpoints, of the same
     DIR/config.json        settings, command, commit and hardware
     DIR/skipped.txt        the images that could not be read, and why; the exit status is then 1
 
-Uncertainties are in px of the image file: vote_spread of the method noothout, ensemble_spread of several checkpoints.
+Every image gets a verdict (reporting/trust.py): good, check or reject, with the reason. A rejected one, such as a
+mirrored or inverted film, gets no measurements. --fix_orientation uses the landmarks found in the mirrored, inverted or
+turned image where that explains the reason. With --strict the exit status is 1 if any image is not good.
+Uncertainties are in px of the image file: vote_spread of the method noothout, view_spread of several views and
+ensemble_spread of several checkpoints.
 measurements.csv states the mm per px that it used: from the record, if IMAGES are the imgs/ of a data set; else from
 the DICOM file; else from --spacing; else from the settings of the checkpoint. data.json holds only the first three.
 """
@@ -31,115 +36,39 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from config import Config
-from data import Sample, crop_to_landmarks, limit_threads
-from detector import LandmarkDetector
-from evaluate import Predictions, average_members, gather_predictions, predict_batch
-from machine import exit_status, prepare_device
-from methods import load_detector, trained_config
-from reading.annotation import Record, read_spacing, shorten
+from data import limit_threads
+from evaluate import Predictions, gather_predictions
+from machine import exit_status
+from reading.annotation import Record, shorten
 from reporting.measurements import measure
 from reporting.pictures import draw_overlays
 from reporting.predictions import read_predictions, write_predictions
-from run_folder import read_checkpoint, write_csv, write_provenance, write_text
-from settings import Parser, UserError, build_config
+from reporting.trust import Memory, doubt_ruler, rulers_needed, with_radii
+from run_folder import write_csv, write_provenance, write_text
+from settings import Parser, UserError
 from tools.formats.common import spacing_number
 from tools.formats.files import check_out, filling
-from tools.unannotated import ImageFiles, UnreadableImage, find_image_files, make_views, read_pixels, recorded_spacings
+from tools.predictor import Predictor
+from tools.unannotated import ImageFiles, UnreadableImage, find_image_files, recorded_spacings
 from utils import clip_to_image
 
-
-class Predictor:
-    """A trained network, or an ensemble of them, that finds landmarks. Each checkpoint is loaded once.
-
-        from tools.predict import Predictor
-
-        predictor = Predictor("runs/demo/best.pt", device="auto")
-        landmarks, scores, names = predictor.find("film.png")
-        for name, (x, y), score in zip(names, landmarks, scores):
-            print(f"{name}: x {x:.1f} px, y {y:.1f} px, score {score:.2f}")
-
-    checkpoint: best.pt or last.pt of a run. It forms an ensemble with `others`, which must find the same landmarks.
-    settings: replace those of the checkpoints, such as device="cpu", views=8 or batch_size=1.
-    Raises UserError if a checkpoint cannot be read, a setting is not allowed or the device is not there.
-    """
-
-    def __init__(self, checkpoint: str | os.PathLike, *others: str | os.PathLike, **settings: Any) -> None:
-        self.members: list[tuple[LandmarkDetector, int, list[int]]] = []  # detector, epoch from 0, order of landmarks
-        self.num_parameters = 0
-        for path in (checkpoint, *others):
-            state = read_checkpoint(path)
-            config = build_config(type(trained_config(state)), state["settings"] | settings)
-            if not self.members:
-                self.landmarks = {name: state[name] for name in ("abbreviations", "names")}
-                self.device = prepare_device(config)
-            order, own = self.landmarks["abbreviations"], state["abbreviations"]
-            if odd := sorted(set(order) ^ set(own)):
-                where = f"{path} does not find the landmarks of {checkpoint}"
-                raise UserError(f"{where}: {odd[0]!r} is known to only one of them")
-            self.trained_spacing: float | None = state.get("spacing")  # of the last one
-            detector = load_detector(state, config)
-            self.num_parameters += detector.num_parameters  # before for_inference folds layers
-            detector = detector.to(self.device).for_inference()
-            self.members.append((detector, state["epoch"] - 1, [own.index(name) for name in order]))
-        self.configs = [detector.config for detector, _, _ in self.members]
-
-    def find(self, image: str | os.PathLike | np.ndarray) -> tuple[np.ndarray, np.ndarray, list[str]]:
-        """Return the landmarks (N, 2), scores (N,) and abbreviations (N) that are found in an image.
-
-        image: a file (JPEG, PNG, TIFF, BMP, DICOM), or its pixels as an array, (h, w) grey or (h, w, 3) RGB: uint8, or
-        any other type, which is stretched from its own minimum..maximum to 0..255 as a file of 16 bit is.
-        landmarks: float64 x, y in px of the image (upright, if its EXIF data turns it), pixel centres at integers.
-        They are exactly those that tools.predict finds in this image alone, before it rounds them to four decimals;
-        other images in the same batch change the last digits.
-        scores: higher is more certain; the scale depends on the method.
-        Raises UserError for what is not an image.
-        """
-        pixels = read_pixels(image)[0]
-        landmarks, figures = self.predict([pixels], [make_views(self.configs, pixels)])
-        return landmarks[0], figures["score"][0], list(self.landmarks["abbreviations"])
-
-    def predict(
-        self, images: Sequence[np.ndarray], samples: Sequence[Sequence[Sequence[Sample]]]
-    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Return landmarks (I, N, 2) in original px and figures (I, N) by name for I images and the make_views of each.
-
-        All are means over views and checkpoints. The figures are "score", the extras of the methods and, for several
-        checkpoints, "ensemble_spread": the root mean square distance of their landmarks from the mean.
-        """
-        found = []
-        for number, (detector, _, order) in enumerate(self.members):
-            views, config = [own[number] for own in samples], detector.config
-            if config.crop_follows:
-                firsts = self.predict_samples(number, [sample for own in views for sample in own])[0]
-                sizes = [(image.shape[1], image.shape[0]) for image in images]
-                crops = [crop_to_landmarks(config, first, size) for first, size in zip(firsts, sizes, strict=True)]
-                views = [make_views([config], image, [crop])[0] for image, crop in zip(images, crops, strict=True)]
-            landmarks, figures = self.predict_samples(number, [sample for own in views for sample in own])
-            shape = (len(images), -1, len(order))
-            means = {name: values.reshape(shape).mean(1)[:, order] for name, values in figures.items()}
-            found.append((landmarks.reshape(*shape, 2).mean(1)[:, order], means))
-        return average_members(found)
-
-    def predict_samples(self, number: int, samples: Sequence[Sample]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Return landmarks (S, N, 2) in original px and figures (S, N) by name of a member, in its own order."""
-        detector, epoch, _ = self.members[number]
-        size = detector.config.batch_size
-        batches = (default_collate(samples[start : start + size]) for start in range(0, len(samples), size))
-        parts = [predict_batch(detector, batch, self.device, epoch) for batch in batches]
-        figures = {name: np.concatenate([values[name] for _, values in parts]) for name in parts[0][1]}
-        return np.concatenate([landmarks for landmarks, _ in parts]), figures
+DISAGREEMENT, MOST_DISAGREE = 0.25, 0.25  # of rulers in images of one size, from their median; the share that may
+MOST_FLAGGED = 20  # images that are listed on the terminal
 
 
-def predict_images(predictor: Predictor, loader: DataLoader) -> tuple[Predictions, list[Record], list[UnreadableImage]]:
+def predict_images(
+    predictor: Predictor, loader: DataLoader, fix_orientation: bool = False
+) -> tuple[Predictions, list[Record], list[UnreadableImage]]:
     """Return the predictions and the records of the images of a loader (ImageFiles), and those that cannot be read.
 
-    Prints the first oddity of the files to standard error. Raises UserError if no image can be read.
+    The images are judged, if the checkpoint remembers by what. Prints the first oddity of the files to standard error.
+    Raises UserError if no image can be read.
     """
-    results, unread, notes = [], [], []
+    results, verdicts, unread, notes = [], [], [], []
     with tqdm(total=len(loader.dataset), desc="predicting", unit="image", disable=None) as bar:
         for items in loader:
             unread += [item for item in items if isinstance(item, UnreadableImage)]
@@ -148,7 +77,10 @@ def predict_images(predictor: Predictor, loader: DataLoader) -> tuple[Prediction
                 landmarks, figures = predictor.predict([film.pixels for film in good], [film.samples for film in good])
             for index, film in enumerate(good):
                 notes += film.notes
-                results.append((film.record, landmarks[index], {name: own[index] for name, own in figures.items()}))
+                own = {name: values[index] for name, values in figures.items()}
+                places, own, verdict = predictor.judge(film.pixels, landmarks[index], own, fix_orientation)
+                results.append((film.record, places, own))
+                verdicts.append(verdict)
             bar.update(len(items))
     if notes:
         print(f"note: {notes[0]}" + (f" ({len(notes) - 1} more notes like it)" if notes[1:] else ""), file=sys.stderr)
@@ -156,7 +88,10 @@ def predict_images(predictor: Predictor, loader: DataLoader) -> tuple[Prediction
         raise UserError(f"none of {len(unread)} images can be read; the first: {unread[0].reason}")
     known = {name for _, _, own in results for name, values in own.items() if np.isfinite(values).any()}
     results = [(record, found, {n: v for n, v in own.items() if n in known}) for record, found, own in results]
-    return gather_predictions(results), [record for record, _, _ in results], unread
+    predictions = gather_predictions(results)
+    if predictor.memory is not None:
+        predictions = predictions._replace(verdicts=verdicts)
+    return predictions, [record for record, _, _ in results], unread
 
 
 # --- Files ----------------------------------------------------------------------------------------------
@@ -179,29 +114,62 @@ def write_records(
             point |= {"X": round(float(places[n, 0]), 4), "Y": round(float(places[n, 1]), 4)}
             point |= {key: round(float(values[n]), 4) for key, values in further.items() if np.isfinite(values[n])}
             points.append(point)
-        own = {} if math.isnan(record.spacing) else {"spacing": record.spacing}
+        own: dict[str, Any] = {} if math.isnan(record.spacing) else {"spacing": record.spacing}
+        if predictions.verdicts:
+            own["verdict"], own["reason"] = predictions.verdicts[index]
         entries.append({"imagePath": record.name, **own, "points": points})
     path.parent.mkdir(exist_ok=True)
     write_text(path, json.dumps(entries, indent=1, ensure_ascii=False))
 
 
-def find_spacing(config: Config, abbreviations: Sequence[str], records: Sequence[Record]) -> list[Record]:
-    """Return the records with mm per px for measurements: their own, else by the checkpoint's settings, else nan.
+def find_spacing(
+    config: Config,
+    abbreviations: Sequence[str],
+    records: Sequence[Record],
+    predictions: Predictions,
+    memory: Memory | None,
+) -> tuple[list[Record], list[str]]:
+    """Return the records with mm per px for measurements: their own, else by the settings or nan; and notes.
 
-    If the setting is the ruler, it is the predicted one: its median over images of one size.
+    If the setting is the ruler, it is the predicted one, where it can be true (trust.doubt_ruler): the median over
+    images of one size, if there are enough of them (trust.rulers_needed) and they do not disagree.
     """
-    if config.spacing is None or (config.spacing == "ruler" and not set(config.ruler) <= set(abbreviations)):
-        return list(records)
-    by_size: dict[tuple[int, int], list[Record]] = {}
-    for record in records:
-        by_size.setdefault(record.size, []).append(record)
+    if isinstance(config.spacing, float):
+        return [replace(r, spacing=config.spacing) if math.isnan(r.spacing) else r for r in records], []
+    if config.spacing is None or not set(config.ruler) <= set(abbreviations):
+        return list(records), []
+    rows = [abbreviations.index(name) for name in config.ruler]
+    found: dict[tuple[int, int], dict[str, float]] = {}
+    doubts: dict[str, str] = {}
+    for i, record in enumerate(records):
+        if not math.isnan(record.spacing):
+            continue
+        length = float(np.linalg.norm(np.diff(predictions.landmarks[i, rows], axis=0)))
+        own = config.ruler_mm / length if length > 0 else math.inf
+        rejected = bool(predictions.verdicts) and predictions.verdicts[i].name == "reject"
+        points = predictions.landmarks[i], predictions.score[i]
+        reason = "the image is rejected" if rejected else doubt_ruler(memory, *points, record.size, own, rows)
+        found.setdefault(record.size, {})[record.name] = math.nan if reason else own
+        doubts |= {record.name: reason} if reason else {}
     known: dict[str, float] = {}
-    for own in by_size.values():
-        try:
-            known |= {record.name: record.spacing for record in read_spacing(config, abbreviations, own)}
-        except UserError as error:  # a ruler without length
-            print(f"no distances in mm: {str(error).partition(': ')[2].partition(';')[0]}", file=sys.stderr)
-    return [replace(record, spacing=known.get(record.name, record.spacing)) for record in records]
+    for size, own in found.items():
+        values = np.array([value for value in own.values() if math.isfinite(value)])
+        middle = float(np.median(values)) if len(values) else math.nan
+        needed = rulers_needed(memory, size, rows, config.ruler_mm)
+        why = ""
+        if len(values) < needed:
+            why = f"{needed} rulers are needed in images of {size[0]} x {size[1]} px: one alone is not exact enough"
+        elif np.mean(np.abs(values / middle - 1) > DISAGREEMENT) > MOST_DISAGREE:
+            why = (
+                f"rulers in images of {size[0]} x {size[1]} px give {values.min():.3g} to {values.max():.3g} mm per px"
+            )
+        known |= dict.fromkeys(own, math.nan if why else middle)
+        doubts |= {name: why for name, value in own.items() if why and math.isfinite(value)}
+    notes = []
+    if left := [name for name, value in known.items() if math.isnan(value)]:
+        why = "; ".join(f"{name}: {doubts[name]}" for name in left[:3])
+        notes.append(f"no distances in mm for {len(left)} images without a believable ruler ({why}): give --spacing MM")
+    return [replace(record, spacing=known.get(record.name, record.spacing)) for record in records], notes
 
 
 def note_on_spacing(config: Config, trained: float | None, records: Sequence[Record]) -> list[str]:
@@ -219,12 +187,15 @@ def note_on_spacing(config: Config, trained: float | None, records: Sequence[Rec
 
 
 def write_measurements(path: Path, config: Config, predictions: Predictions, records: Sequence[Record], state) -> bool:
-    """Write measurements.csv, a row per image, blank where a value is unknown; return whether there are any."""
-    records = [replace(r, landmarks=own) for r, own in zip(records, predictions.landmarks, strict=True)]
-    records = find_spacing(config, state["abbreviations"], records)
+    """Write measurements.csv, a row per image, blank where a value is unknown; return whether there are any.
+
+    records: with the mm per px of find_spacing. Nothing is computed from the landmarks of a rejected image.
+    """
+    rejected = np.array([verdict.name == "reject" for verdict in predictions.verdicts] or [False] * len(records))
+    landmarks = np.where(rejected[:, None, None], np.nan, predictions.landmarks)
     kind = "auto" if config.measurements == "none" else config.measurements  # none is meant for the report only
     measured = measure(
-        kind, state["abbreviations"], predictions.landmarks, predictions.truth,
+        kind, state["abbreviations"], landmarks, predictions.truth,
         [record.size for record in records], [record.spacing for record in records],
     )  # fmt: skip
     if measured is None:
@@ -258,7 +229,7 @@ def run(options: argparse.Namespace) -> int:
     out.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     try:
-        predictions, records, unread = predict_images(predictor, loader)
+        predictions, records, unread = predict_images(predictor, loader, options.fix_orientation)
     except BaseException:  # Ctrl-C too: leave no empty folder
         with contextlib.suppress(OSError):  # it holds what an earlier try wrote
             out.rmdir()
@@ -269,8 +240,16 @@ def run(options: argparse.Namespace) -> int:
         notes += note_on_spacing(config, predictor.trained_spacing, records)
     elif own := [record.name for record in records if record.spacing != options.spacing]:
         notes.append(f"--spacing is not used for {len(own)} images that state their own: {shorten(own)}")
+    memory, abbreviations = predictor.memory, landmarks["abbreviations"]
+    scaled, more = find_spacing(config, abbreviations, records, predictions, memory)
+    predictions = with_radii(memory, predictions, "px", np.array([record.spacing for record in scaled]))
+    notes += more
+    if memory is None:
+        notes.append("the checkpoint was trained by an earlier version and remembers nothing to judge images by")
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
+    flagged = describe_flagged(predictions)
+    print(*flagged, sep="\n", end="\n" if flagged else "", file=sys.stderr)
     for each in unread:
         print(f"skipped: {each.reason}", file=sys.stderr)
     with filling(out):
@@ -278,12 +257,21 @@ def run(options: argparse.Namespace) -> int:
             write_text(out / "skipped.txt", "".join(f"{ascii(str(each.path))}: {each.reason}\n" for each in unread))
         write_predictions(out / "predictions.csv", predictions, landmarks["abbreviations"], "px")
         write_records(out / "json" / "data.json", predictions, records, landmarks)
-        measured = write_measurements(out / "measurements.csv", config, predictions, records, landmarks)
+        measured = write_measurements(out / "measurements.csv", config, predictions, scaled, landmarks)
         used = config.replace(img_dir=str(folder), json_path=str(out / "json" / "data.json"), run_dir=str(out))
         write_provenance(out, used, predictor.num_parameters, predictor.device)
-        draw_overlays(out, read_predictions(out / "predictions.csv"), records, options.overlays)
+        draw_overlays(out, read_predictions(out / "predictions.csv"), records, options.overlays, options.circles)
     print(f"predictions.csv, json/data.json{', measurements.csv' if measured else ''} and overlays/ in {out}")
-    return 1 if unread else 0
+    return 1 if unread or (options.strict and flagged) else 0
+
+
+def describe_flagged(predictions: Predictions) -> list[str]:
+    """Return a line for each image that is not good, rejected ones first, up to MOST_FLAGGED, and how many are left."""
+    judged = zip(predictions.names, predictions.verdicts, strict=True) if predictions.verdicts else ()
+    flagged = sorted((own.name != "reject", name, *own) for name, own in judged if own.name != "good")
+    lines = [f"{verdict}: {name}: {reason}" for _, name, verdict, reason in flagged[:MOST_FLAGGED]]
+    rest = len(flagged) - MOST_FLAGGED
+    return lines + ([f"and {rest} more; predictions.csv has all verdicts"] if rest > 0 else [])
 
 
 def main() -> int:
@@ -298,7 +286,12 @@ def main() -> int:
         type=partial(spacing_number, where="--spacing"),
         help="mm per px, unless a record or a DICOM file states it (as in the checkpoint)",
     )
+    parser.add_argument(
+        "--fix_orientation", "--fix-orientation", action="store_true", help="use the mirrored, inverted or turned image"
+    )
+    parser.add_argument("--strict", action="store_true", help="exit status 1 if an image is not good")
     parser.add_argument("--overlays", type=int, default=100, help="largest number of pictures (100)")
+    parser.add_argument("--circles", action="store_true", help="draw the radius of each landmark in the pictures")
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:1, ... (as in the checkpoint)")
     parser.add_argument("--batch_size", type=int, help="images at a time (as in the checkpoint)")
     parser.add_argument("--workers", type=int, help="processes that read images (as in the checkpoint)")

@@ -90,6 +90,8 @@ def describe_image(
         "points": [points[abbreviation] for abbreviation in landmarks],
         "truth": shown.truth,
         "score": shown.score,
+        "verdict": shown.verdict,
+        "radius": shown.radius,
         "keys": record_keys(shown.record),
         "entries": [
             {"landmark": order.index(point["pointAbbreviation"]), **point_texts(point)}

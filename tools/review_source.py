@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,8 @@ class ReviewImage(NamedTuple):
     truth: list[tuple[float, float] | None] | None = None
     score: list[float | None] | None = None
     spacing: float | None = None  # mm per px; 1 where errors are in px
+    verdict: tuple[str, str] | None = None  # good, check or reject, and why
+    radius: list[float | None] | None = None  # px, that holds the error in 95 % of cases
 
 
 class Review(NamedTuple):
@@ -84,9 +87,14 @@ def read_data_set(file: Path, images: Path | None, split: str | None) -> Review:
     shown, scored = [], False
     for place, path in zip(places, paths, strict=True):
         table = {point["pointAbbreviation"]: point.get("score") for point in content[place]["points"]}
+        found = {point["pointAbbreviation"]: point.get("radius_95") for point in content[place]["points"]}
+        radii = {name: found[name] for name in abbreviations}
         score = [value if is_number(value) else None for value in map(table.get, abbreviations)]
         scored = scored or any(value is not None for value in score)
-        shown.append(ReviewImage(path, content[place], place, score=score))
+        own = content[place]
+        radius = [value if is_number(value) else None for value in radii.values()] if any(radii.values()) else None
+        verdict = (str(own["verdict"]), str(own.get("reason", ""))) if own.get("verdict") else None
+        shown.append(ReviewImage(path, own, place, score=score, verdict=verdict, radius=radius))
     if scored:
         shown = [each._replace(record=without_extras(each.record)) for each in shown]
     others = {place: record for place, record in enumerate(content) if place not in set(places)}
@@ -123,7 +131,11 @@ def read_predicted(file: Path, images: Path | None, split: str | None) -> Review
         own = record["spacing"] if spacing[i] is None and stated[i] else spacing[i]
         true = list(map(plain, truth[i])) if np.isfinite(truth[i]).any() else None
         scores = [None if math.isnan(value) else value for value in score[i]]
-        shown.append(ReviewImage(path, record, i, true, scores, own))
+        verdict, radius = table.verdicts[i] if table.verdicts else None, None
+        if "radius_95" in columns and (unit == "px" or own):
+            scale = own if unit == "mm" and own else 1.0
+            radius = [value or None for value in np.nan_to_num(columns["radius_95"][i] / scale).tolist()]
+        shown.append(ReviewImage(path, record, i, true, scores, own, verdict, radius))
     chosen = choose([image.record for image in shown], split, file)
     where = file.parent.resolve()
     title = f"{where.parent.name} {where.name}" if run_dir and run_dir != file.parent else where.name
@@ -197,12 +209,17 @@ def with_points(record: dict, points: Mapping[str, list[float] | None]) -> dict:
 
 
 def without_extras(record: dict, extras: Collection[str] = ()) -> dict:
-    """Return a record without a method's figures (score, *_spread, extras): corrected points are ground truth."""
+    """Return a record without a method's figures and verdict: corrected points are ground truth.
+
+    The figures are score, *_spread, radius_* and extras.
+    """
+    figure = re.compile(r"score|\w+_spread|radius_\d+")
     points = [
-        {key: point[key] for key in point if key != "score" and not key.endswith("_spread") and key not in extras}
+        {key: point[key] for key in point if not figure.fullmatch(key) and key not in extras}
         for point in record["points"]
     ]
-    return record | {"points": points}
+    judged = ("verdict", "reason") if record.get("verdict") in ("good", "check", "reject") else ()
+    return {key: value for key, value in record.items() if key not in judged} | {"points": points}
 
 
 def is_number(value: Any) -> bool:

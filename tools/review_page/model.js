@@ -14,6 +14,9 @@ for (const [number, image] of images.entries()) {
   image.occludedSource = image.occluded.slice();
 }
 const hasTruth = images.some((image) => image.truth);
+const hasRadius = images.some((image) => image.radius);
+const isJudged = images.some((image) => image.verdict);
+const verdicts = ["reject", "check", "good"]; // the worst first
 const hasScore = images.some((image) => image.score && image.score.some((value) => value !== null));
 
 function samePoint(one, other) {

@@ -52,6 +52,8 @@ function updateFigures() {
   const parts = [image.name, image.split, `${image.width} × ${image.height} px`];
   if (own.error !== null) parts.push(`mean error ${own.error.toFixed(2)} ${data.unit}`);
   else if (own.score !== null) parts.push(`mean score ${own.score.toFixed(3)}`);
+  if (image.verdict) parts.push(image.verdict.filter(Boolean).join(": "));
+  element("caption").title = parts.filter(Boolean).join(" · ");
   element("caption").textContent = parts.filter(Boolean).join(" · ");
   const changed = images.reduce((sum, each) => sum + figuresOf(each).changed, 0);
   element("changes").textContent = changed ? `(${changed} changed)` : "";
@@ -216,7 +218,8 @@ const keys = {
   "+": () => zoomBy(1.25, middleOfView()), "=": () => zoomBy(1.25, middleOfView()),
   "-": () => zoomBy(0.8, middleOfView()),
   0: fitImage, 1: () => toggle("show-points"), 2: () => hasTruth && toggle("show-truth"),
-  3: () => hasTruth && toggle("show-lines"), 4: () => toggle("show-names"), i: () => toggle("invert"),
+  3: () => hasTruth && toggle("show-lines"), 4: () => toggle("show-names"),
+  5: () => hasRadius && toggle("show-radius"), i: () => toggle("invert"),
   s: save, "/": () => element("filter").focus(), "?": () => element("help").showModal(),
   Escape: () => chooseLandmark(null),
 };
@@ -255,6 +258,7 @@ function start() {
   element("own-word").textContent = data.predicted ? "Predicted" : "True";
   element("own-dot").classList.add(data.predicted ? "predicted" : "true");
   for (const each of document.querySelectorAll(".with-truth")) each.hidden = !hasTruth;
+  for (const each of document.querySelectorAll(".with-radius")) each.hidden = !hasRadius;
   element("help-words").textContent = (data.predicted ? "Red points are predicted" : "Blue points are the truth")
     + ` and can be dragged${hasTruth ? "; blue ones are the truth" : ""}. Hover over a point for its name. `
     + "Saving downloads data.json, which python main.py reads; nothing leaves this computer.";
@@ -279,7 +283,7 @@ function start() {
   element("fit").addEventListener("click", fitImage);
   element("filter").addEventListener("input", filterImages);
   for (const name of ["one", "all"]) element(`tab-${name}`).addEventListener("click", () => chooseTab(name));
-  for (const name of ["points", "truth", "lines", "names"]) {
+  for (const name of ["points", "truth", "lines", "names", "radius"]) {
     element(`show-${name}`).addEventListener("change", () => redraw("marks"));
   }
   for (const name of ["brightness", "contrast", "invert"]) element(name).addEventListener("input", setIntensities);

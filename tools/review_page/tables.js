@@ -155,7 +155,8 @@ function figuresOf(image) {
   return figures.get(image);
 }
 
-const worstFirst = hasTruth
+const isDoubtful = images.some((image) => image.verdict && image.verdict[0] !== "good");
+const worstFirst = isDoubtful ? { title: "Verdict" } : hasTruth
   ? { title: "Mean", descending: true }
   : hasScore ? { title: "Score", descending: false } : { title: "Image" };
 const imageTable = new SortableTable("images", "Images", [
@@ -163,6 +164,11 @@ const imageTable = new SortableTable("images", "Images", [
     title: "Image", kind: "name", value: (image) => image.name,
     text: (name, image) => (figuresOf(image).changed ? `• ${name}` : name),
     changed: (image) => figuresOf(image).changed > 0,
+  },
+  isJudged && {
+    title: "Verdict", hint: "Can it be used?", width: 64, lowFirst: true,
+    value: (image) => (image.verdict ? verdicts.indexOf(image.verdict[0]) : null),
+    text: (rank, image) => image.verdict[0],
   },
   hasTruth && number("Mean", `Mean error, ${data.unit}`, (image) => figuresOf(image).error, places(2), 60),
   hasTruth && number("Max", `Largest error, ${data.unit}`, (image) => figuresOf(image).worst, places(2), 60),

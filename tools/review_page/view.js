@@ -119,6 +119,16 @@ function drawMarks() {
     });
     context.stroke();
   }
+  if (isShown("radius") && image.radius) {
+    context.lineWidth = 1;
+    context.strokeStyle = ownColour;
+    image.source.forEach((point, landmark) => { // where it was predicted
+      if (!point || !image.radius[landmark] || !own[landmark]) return;
+      context.beginPath();
+      context.arc(...toScreen(point), view.scale * image.radius[landmark], 0, 2 * Math.PI);
+      context.stroke();
+    });
+  }
   drawDots(context, truth, colours.blue);
   drawDots(context, own, ownColour);
   if (isShown("names")) drawNames(context, own);

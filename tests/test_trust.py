@@ -1,0 +1,218 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import refuses
+from test_shapes import heads, turned
+
+from evaluate import Predictions, Verdict
+from reading.shapes import similarity
+from reporting.trust import (
+    Memory,
+    assess,
+    calibrate,
+    doubt_ruler,
+    judge,
+    radii,
+    read_memory,
+    remember,
+    rulers_needed,
+    variants,
+)
+from tools.predictor import Predictor
+from utils import apply_affine
+
+NAMES = [f"L{n}" for n in range(12)]
+SIZES = [(100, 120)] * 60
+
+
+def remembered(spacing: float = 0.5, errors: np.ndarray | None = None) -> Memory:
+    """The memory of 60 heads in px, with scores of about 0.8 on 20 images."""
+    generator = np.random.default_rng(1)
+    score = generator.uniform(0.75, 0.85, (20, 12))
+    errors = generator.exponential(1.0, (20, 12)) if errors is None else errors
+    return remember(heads(), np.full(60, spacing), SIZES, score, errors)
+
+
+def verdict(landmarks: np.ndarray, score: float = 0.8) -> Verdict:
+    return judge(remembered(), landmarks, np.full(12, score), NAMES)
+
+
+def test_images_like_those_of_training_are_good_wherever_the_patient_is():
+    model = heads(80)  # the first 60 are those of training, the others are new ones of the same kind
+    for number, points in enumerate(model[60:]):
+        assert verdict(turned(points, 5 * number, 1 + number, (number, -50))) == Verdict("good")
+
+
+def test_another_shape_is_rejected_and_a_lost_landmark_is_named():
+    points = heads(80)[70]
+    for other in (points * (-1, 1), np.random.default_rng(5).uniform(0, 100, (12, 2))):
+        assert verdict(other).name == "reject" and "deviation" in verdict(other).reason
+    for way in ((25, 10), (600, -900)):  # far off, and so far that the whole shape looks wrong
+        lost = points.copy()
+        lost[4] += way
+        assert verdict(lost).name == "check" and "L4 is" in verdict(lost).reason
+
+
+def test_low_scores_are_said():
+    points = heads(80)[70]
+    assert verdict(points, 0.6) == Verdict("check", "low scores: 0.60 on average, usual are 0.80")
+    assert verdict(points, 0.72).name == "good"
+
+
+def test_a_slip_in_the_training_images_does_not_blind_the_gate():
+    points = heads()
+    points[7] = points[7] * (-1, 1)
+    points[9] = np.random.default_rng(5).uniform(0, 100, (12, 2))
+    score = np.full((20, 12), 0.8)
+    memory = remember(points, np.full(60, 0.5), SIZES, score, score * math.nan)
+    assert memory.deviation < 1.3 * remembered().deviation
+    assert judge(memory, heads(80)[70] * (-1, 1), score[0], NAMES).name == "reject"
+
+
+def test_landmarks_that_say_nothing_of_a_shape_are_judged_by_their_scores():
+    points = np.random.default_rng(0).uniform(0, 100, (20, 2, 2))
+    score = np.full((20, 2), 0.8)
+    memory = remember(points, np.full(20, 0.5), SIZES[:20], score, score)
+    assert judge(memory, points[0] * 7, score[0], ["A", "B"]) == Verdict("good")
+    assert judge(memory, points[0], score[0] / 2, ["A", "B"]).name == "check"
+
+
+@pytest.mark.parametrize("images", [8, 20, 60])
+def test_the_radii_hold_the_share_of_errors_that_they_promise(images):
+    generator = np.random.default_rng(images)
+    scale = np.linspace(0.3, 3, 12)
+    shares, means = [], []
+    for _ in range(60):
+        score = generator.uniform(0.4, 1, (images + 50, 12))
+        errors = scale * generator.rayleigh(1, (images + 50, 12)) / score  # large where the score is low
+        error, factor = calibrate(score[:images], errors[:images])
+        memory = remembered()._replace(error=error, factor=factor, score=np.median(score[:images], 0))
+        found = radii(memory, score[images:])
+        shares.append([(errors[images:] <= found[f"radius_{level}"]).mean() for level in (90, 95)])
+        means.append(found["radius_95"].mean(0))
+    assert np.mean(shares, 0) == pytest.approx([0.9, 0.95], abs=0.015)
+    assert np.all(np.diff(np.mean(means, 0)) > 0)  # a landmark that is hard to find has a larger radius
+
+
+def test_a_landmarks_usual_error_is_drawn_to_that_of_all_by_hand():
+    score = np.ones((6, 2))
+    errors = np.tile([1.0, 3.0], (6, 1))
+    error, factor = calibrate(score, errors)
+    assert error == pytest.approx([(6 * 1 + 2 * 2) / 8, (6 * 3 + 2 * 2) / 8])
+    # each image by the other five: 1 / (9 / 7) and 3 / (19 / 7); the largest, as 12 ratios are few
+    assert factor == pytest.approx([3 * 7 / 19] * 2)
+
+
+def test_too_few_images_or_only_training_images_give_no_radii():
+    for errors in (np.full((20, 12), math.nan), np.where(np.arange(20)[:, None] < 4, 1.0, math.nan) * np.ones(12)):
+        assert all(np.isnan(own).all() for own in radii(remembered(errors=errors), np.ones(12)).values())
+
+
+def predictions(spacing: float) -> Predictions:
+    """Two images, the second mirrored."""
+    points = heads(80)[70:72]
+    points[1] = points[1] * (-1, 1)
+    return Predictions(["a", "b"], points, points, np.full((2, 12), 0.8), np.full(2, spacing))
+
+
+@pytest.mark.parametrize(
+    ("trained", "tested", "unit", "factor"),
+    [(0.5, 0.5, "mm", 1), (0.5, 0.2, "px", 5), (math.nan, math.nan, "px", 1), (math.nan, 0.1, "mm", 0.1),
+     (0.5, math.nan, "px", None)],
+)  # fmt: skip
+def test_radii_are_in_the_unit_that_is_asked_for(trained, tested, unit, factor):
+    memory = remembered(trained)
+    found = assess(memory, predictions(tested), NAMES, unit)
+    assert [one.name for one in found.verdicts] == ["good", "reject"]
+    if factor is None:  # mm without a spacing
+        assert not found.extras
+    else:
+        assert found.extras["radius_95"] == pytest.approx(factor * radii(memory, np.full((2, 12), 0.8))["radius_95"])
+
+
+def test_a_checkpoint_without_a_memory_judges_nothing():
+    assert read_memory({"abbreviations": NAMES}) is None
+    nothing = assess(None, predictions(0.5), NAMES, "mm")
+    assert not nothing.verdicts and not nothing.extras
+
+
+def test_a_memory_survives_a_checkpoint_and_a_damaged_one_is_refused():
+    memory = remembered()
+    state = {"abbreviations": NAMES, "memory": memory.to_state(), "path": "best.pt"}
+    for name, own in read_memory(state)._asdict().items():
+        assert np.array_equal(own, getattr(memory, name))
+    for change in ({"mean": memory.mean[:3]}, {"unknown": memory.mean}):
+        broken = {**memory._asdict(), **change}
+        with refuses("best.pt", "memory"):
+            read_memory(state | {"memory": {name: torch.from_numpy(np.array(own)) for name, own in broken.items()}})
+
+
+def test_a_ruler_is_not_believed_if_its_scores_the_anatomy_or_the_size_of_the_image_speak_against_it():
+    memory = remembered()  # 0.5 mm per px, 100 x 120 px
+    points, score = heads(80)[70], np.full(12, 0.8)
+
+    def doubt(spacing=0.5, size=(100, 120), score=score, memory=memory) -> str:
+        return doubt_ruler(memory, points, score, size, spacing, [0, 1])
+
+    assert doubt() == "" == doubt(0.52) == doubt(9.0, memory=None)
+    assert "one place" in doubt(math.inf) and "one place" in doubt(math.inf, memory=None)
+    assert "scores" in doubt(score=np.where(np.arange(12) == 1, 0.3, score))
+    assert "anatomy" in doubt(2.87) and "anatomy" in doubt(0.1)
+    assert "images of this size" in doubt(0.57) and doubt(0.57, (640, 800)) == ""
+
+
+def test_a_ruler_that_is_found_inexactly_needs_company_in_images_of_a_new_size():
+    memory = remembered()._replace(error=np.full(12, 0.5))
+    # both ends: 0.71 mm of 10 mm; two standard errors of the median of two rulers are 10 %
+    assert rulers_needed(memory, (640, 800), [0, 1], 10.0) == 2
+    assert rulers_needed(memory, (100, 120), [0, 1], 10.0) == 1  # a size known from training
+    assert rulers_needed(memory._replace(error=np.full(12, math.nan)), (640, 800), [0, 1], 10.0) == 1
+    assert rulers_needed(None, (640, 800), [0, 1], 10.0) == 1
+
+
+class Spots(Predictor):
+    """Finds spots of the grey values 20, 40, 60, ... in an upright image, without a network; else places by chance."""
+
+    def __init__(self, count: int, memory: Memory) -> None:
+        self.memory, self.landmarks = memory, {"abbreviations": NAMES[:count]}
+
+    def predict_pixels(self, pixels):
+        points = [np.argwhere(pixels == 20 * (n + 1))[:1, ::-1] for n in range(len(self.landmarks["abbreviations"]))]
+        landmarks = np.array([p[0] if len(p) else (n * n, 7 * n) for n, p in enumerate(points)], float)
+        turned = similarity(landmarks, self.memory.mean)[0, 0] < 0  # by more than 90 degrees, or
+        turned |= np.abs(similarity(landmarks, self.memory.mean)[0, :2]).argmax() == 1  # by more than 45
+        found = np.full(len(points), 0.2 if turned else 0.8) * [1.0 if len(p) else 0.2 for p in points]
+        return np.roll(landmarks, 1, 0) if turned else landmarks, {"score": found}
+
+
+@pytest.mark.parametrize("what", ["mirrored", "inverted", "turned upside down", "turned clockwise"])
+def test_a_mirrored_inverted_or_turned_image_is_recognised_and_can_be_put_right(what):
+    points = heads()
+    predictor = Spots(12, remembered())
+    image = np.zeros((200, 180), np.uint8)
+    places = (points[0] + 40).round().astype(int)
+    for n, (x, y) in enumerate(places):
+        image[y, x] = 20 * (n + 1)
+    landmarks, figures, verdict = predictor.judge(image, *predictor.predict_pixels(image), False)
+    assert verdict.name == "good" and np.array_equal(landmarks, places)
+    wrong = variants(image)
+    seen, affine = wrong["turned anticlockwise" if what == "turned clockwise" else what]
+    seen = np.ascontiguousarray(seen)
+    found = predictor.predict_pixels(seen)
+    assert predictor.judge(seen, *found, False)[2].reason.startswith(f"{what}?")
+    landmarks, figures, verdict = predictor.judge(seen, *found, True)
+    assert verdict.name == "check" and verdict.reason.startswith(what)
+    assert np.array_equal(apply_affine(affine, landmarks), places) and figures["score"].min() == 0.8
+
+
+def test_every_variant_of_an_image_says_where_its_points_are_in_the_image():
+    image = np.zeros((30, 50), np.uint8)
+    image[4, 41] = 200
+    for name, (other, affine) in variants(image).items():
+        bright = 255 - other if "inverted" in name else other
+        y, x = np.argwhere(bright == 200)[0]
+        assert (affine @ (x, y, 1)).tolist() == [41, 4], name
+    colour = np.zeros((30, 50, 3), np.uint8)
+    assert variants(colour)["turned clockwise"][0].shape == (50, 30, 3)
