@@ -31,6 +31,7 @@ from settings import UserError, check_names
 from tools.significance import paired_difference
 
 PLACES = ("img_dir", "json_path", "run_dir", "global_checkpoint")  # settings that are paths on one machine: not kept
+LONG = ("agreement", "flagged")  # parts of a summary with hundreds of numbers, or with names of images
 FILES = (*PLACES, "backbone_weights", "config", "resume", "test")  # arguments that may be a path
 
 
@@ -65,7 +66,7 @@ def read_run(run_dir: Path, test_set: str, part: str = "headline", against: Path
         "training_minutes": round(sum(seconds) / 60, 1) if seconds else None,
         "test_set": test_set,
         **provenance,
-        **summary,
+        **{name: own for name, own in summary.items() if name not in LONG},
     }
 
 
