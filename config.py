@@ -82,7 +82,7 @@ class Config(Settings):
     measurements: str = "auto"  # angles and distances: auto: if the landmarks allow it | cephalogram | spine | none
     report_by: tuple[str, ...] = ()  # keys of the records: figures of each group, e.g. gender,age:12,18 | none
     overlays: int = 12  # pictures per test set, spread from the best image to the worst, 0 or above
-    circles: bool = False  # draw a circle around each landmark in overlays that holds it in 95 % of cases (radius_95)
+    circles: bool = False  # in overlays, draw around each landmark the circle that holds its error in 95 of 100 cases
     explain: int = 0  # images per test set with Grad-CAM pictures, 0 or above
     explain_landmarks: tuple[str, ...] = ()  # abbreviations of the landmarks to explain | none: all
     watch_every: int = 10  # epochs between pictures of the first validation (else training) image | 0: none

@@ -100,7 +100,7 @@ def apart_from_others(apart: np.ndarray, covariance: np.ndarray, mean: np.ndarra
     free = np.stack([np.full(mean.shape, (1, 0)), np.full(mean.shape, (0, 1)), mean, mean[:, ::-1] * (-1, 1)])
     free = np.nan_to_num(free.reshape(4, -1))
     free = free / np.linalg.norm(free, axis=1, keepdims=True)
-    size = covariance.trace()
+    size = max(covariance.trace(), 1e-12)  # 0 if all images are equal
     whole = covariance + RIDGE * size / len(covariance) * np.eye(len(covariance)) + FREEDOM * size * free.T @ free
     here = np.isfinite(apart)
     n = int(here.sum()) // 2
@@ -152,4 +152,4 @@ def doubts(apart: np.ndarray) -> np.ndarray:
     """
     distance = np.linalg.norm(apart, axis=-1)
     usual = [np.median(own[np.isfinite(own)]) if np.isfinite(own).any() else np.nan for own in (*distance.T, distance)]
-    return distance / (np.array(usual[:-1]) + usual[-1])
+    return distance / np.maximum(np.array(usual[:-1]) + usual[-1], 1e-12)

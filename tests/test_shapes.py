@@ -145,6 +145,12 @@ def test_missing_landmarks_are_put_where_they_would_be_and_are_not_in_the_way():
     assert np.isnan(fit_shapes(points)[1][11]).all()
 
 
+def test_equal_images_are_not_doubtful():
+    points = np.repeat(heads(1), 20, 0)
+    model, places, _ = fit_shapes(points)
+    assert places == pytest.approx(points, abs=1e-6) and model.places(points[0]) == pytest.approx(points[0], abs=1e-6)
+
+
 def test_a_point_is_as_doubtful_as_its_distance_is_unusual():
     apart = np.zeros((3, 2, 2))
     apart[..., 0] = [[1, 2], [1, 6], [4, math.nan]]
