@@ -30,7 +30,7 @@ from reading.splits import LandmarkData, load_data
 from reporting.explain import draw_explanations
 from reporting.predictions import pool_predictions, read_predictions, write_predictions
 from reporting.report import report
-from reporting.trust import assess, read_memory, recall, share_errors
+from reporting.trust import assess, join_memories, read_memory, recall, share_errors
 from run_folder import (
     create_run_folder,
     discard_unstarted,
@@ -188,8 +188,7 @@ def test(run_dir: Path, data: LandmarkData, tested: Sequence[Tested]) -> None:
             members.append(evaluate(detector, loader, device, state["epoch"] - 1, own.views))
         mean, figures = average_members([(each.landmarks, {"score": each.score, **each.extras}) for each in members])
         predictions = members[0]._replace(landmarks=mean, score=figures.pop("score"), extras=figures)
-        # by the memory of one network; the mean of several errs less
-        predictions = assess(memories[0], predictions, data.abbreviations, data.unit)
+        predictions = assess(join_memories(memories), predictions, data.abbreviations, data.unit)
         if process_rank() > 0:
             continue
         folder.mkdir(exist_ok=True)

@@ -11,6 +11,7 @@ from utils import apply_affine, invert_affine
 
 RIDGE = 0.1  # of the mean variance of a coordinate, added to the covariance: the noise of annotations
 FREEDOM = 10.0  # variance of place, turn and size, relative to that of shapes: nothing is known about them
+MIRRORED = 0.2  # the least deviation of a shape from its mirror image by which the two can be told apart
 ROUNDS = 3  # of weighting down what does not fit
 
 
@@ -112,6 +113,12 @@ def apart_from_others(apart: np.ndarray, covariance: np.ndarray, mean: np.ndarra
     return left
 
 
+def is_mirrored(points: np.ndarray, mean: np.ndarray) -> bool:
+    """Return whether points (N, 2) are the mirror image of a mean shape (N, 2), clearly: symmetric shapes are not."""
+    deviation = shape_deviation(points, mean)
+    return deviation > MIRRORED and shape_deviation(points * (-1, 1), mean) < deviation / 2
+
+
 def fit_shapes(points: np.ndarray) -> tuple[ShapeModel, np.ndarray, np.ndarray]:
     """Return the distribution of the shapes of points (I, N, 2), where others put each point, and what is mirrored.
 
@@ -120,7 +127,7 @@ def fit_shapes(points: np.ndarray) -> tuple[ShapeModel, np.ndarray, np.ndarray]:
     fits the others better; it is used as such. Images that do not fit count less.
     """
     mean, mirror = mean_shape(points), np.array([-1, 1])
-    mirrored = np.array([shape_deviation(own * mirror, mean) < shape_deviation(own, mean) for own in points])
+    mirrored = np.array([is_mirrored(own, mean) for own in points])
     upright = np.where(mirrored[:, None, None], points * mirror, points)
     affines = np.stack([similarity(own, mean) for own in upright])
     apart = (apply_affine(affines, upright) - mean).reshape(len(points), -1)
@@ -148,8 +155,13 @@ def fit_shapes(points: np.ndarray) -> tuple[ShapeModel, np.ndarray, np.ndarray]:
 def doubts(apart: np.ndarray) -> np.ndarray:
     """Return how doubtful points are (I, N) that lie apart (I, N, 2) from where the others put them; nan where missing.
 
-    The distance, relative to the median distance of this landmark plus that of all landmarks.
+    The distance, relative to usual_distances.
     """
+    return np.linalg.norm(apart, axis=-1) / usual_distances(apart)
+
+
+def usual_distances(apart: np.ndarray) -> np.ndarray:
+    """Return the median length of apart (I, N, 2) of each landmark (N,) plus that of all; nan where unknown."""
     distance = np.linalg.norm(apart, axis=-1)
     usual = [np.median(own[np.isfinite(own)]) if np.isfinite(own).any() else np.nan for own in (*distance.T, distance)]
-    return distance / np.maximum(np.array(usual[:-1]) + usual[-1], 1e-12)
+    return np.maximum(np.array(usual[:-1]) + usual[-1], 1e-12)

@@ -18,7 +18,7 @@ from data import make_loader
 from evaluate import Predictions, Verdict, evaluate
 from machine import prepare_device
 from methods import load_detector
-from reading.shapes import ShapeModel, doubts, fit_shapes, shape_deviation, shape_size
+from reading.shapes import ShapeModel, doubts, fit_shapes, shape_deviation, shape_size, usual_distances
 from reading.splits import LandmarkData
 from reporting.predictions import PredictionTable
 from run_folder import read_checkpoint, save_checkpoint
@@ -66,9 +66,22 @@ def read_memory(state: Mapping[str, Any]) -> Memory | None:
     shapes = {"mean": (n, 2), "covariance": (2 * n, 2 * n), "deviation": (), "distance": (n,), "score": (n,),
               "least_score": (), "extent": (2,), "error": (n,), "factor": (len(LEVELS),)}  # fmt: skip
     fits = isinstance(kept, dict) and set(kept) == set(Memory._fields)
+    fits = fits and all(isinstance(value, torch.Tensor) for value in kept.values())
     if not fits or any(tuple(kept[name].shape) != shape for name, shape in shapes.items()):
         raise UserError(f"checkpoint {state['path']}: its entry 'memory' is damaged; use another one")
     return Memory(**{name: value.double().numpy() for name, value in kept.items()})
+
+
+def join_memories(memories: Sequence[Memory | None]) -> Memory | None:
+    """Return what is usual for the mean of several networks: their mean score and errors; None if one does not know.
+
+    The errors are those of one network, which are larger than those of the mean. Shapes are those of the first.
+    """
+    known = [memory for memory in memories if memory is not None]
+    if not known or len(known) < len(memories):
+        return None
+    names = ("score", "least_score", "error", "factor")
+    return known[0]._replace(**{name: np.mean([getattr(memory, name) for memory in known], 0) for name in names})
 
 
 # --- Remembering ----------------------------------------------------------------------------------------
@@ -97,8 +110,7 @@ def remember(
         sizes_px = np.array([shape_size(own) for own in landmarks[whole]])
         apart = (landmarks[whole] - places) / sizes_px[:, None, None]
         worst = np.nan_to_num(doubts(apart[~mirrored])).max(1)
-        typical = np.linalg.norm(apart, axis=-1) / doubts(apart)  # the same for all images
-        distance = UNUSUAL * np.quantile(worst, 0.95) * np.nanmax(np.nan_to_num(typical, nan=-1), 0)
+        distance = UNUSUAL * np.quantile(worst, 0.95) * usual_distances(apart[~mirrored])
         deviations = np.array([shape_deviation(own, mean) for own in landmarks[whole][~mirrored]])
         deviation = deviations[deviations <= 3 * np.median(deviations)].max()  # a slip is no measure
     anatomy = np.delete(landmarks, list(ruler), 1)
@@ -263,7 +275,7 @@ def doubt_ruler(
     extent = spacing * shape_size(np.delete(landmarks, rows, 0))
     least, most = memory.extent * (1 - TOLERANCE, 1 + TOLERANCE)
     if extent < least or extent > most:  # False for nan
-        return f"at {spacing:.3g} mm per px the anatomy is {extent:.0f} mm wide, in training {least:.0f} to {most:.0f}"
+        return f"at {spacing:.3g} mm per px the anatomy is {extent / memory.extent.mean():.2f} times its usual size"
     known = memory.spacing[(memory.spacing[:, :2] == size).all(1), 2]
     if len(known) and np.abs(spacing / known - 1).min() > TOLERANCE:
         return f"it gives {spacing:.3g} mm per px, images of this size had {known.min():.3g} in training"

@@ -134,6 +134,15 @@ def test_mirrored_images_are_found_and_do_not_spoil_the_others():
     assert np.linalg.norm(places - straight, axis=-1)[~mirrored].mean() < 0.3
 
 
+def test_symmetric_shapes_are_not_called_mirrored():
+    generator = np.random.default_rng(0)
+    half = generator.uniform((5, 0), (50, 100), (6, 2))
+    whole = np.concatenate([half, half * (-1, 1)])
+    points = whole + generator.normal(0, 2, (40, 12, 2))
+    points[::2] = np.roll(points[::2] * (-1, 1), 6, 1)  # half of them bend to the other side
+    assert not fit_shapes(points)[2].any()
+
+
 def test_missing_landmarks_are_put_where_they_would_be_and_are_not_in_the_way():
     points, complete = heads(), heads()
     points[::3, 4] = math.nan

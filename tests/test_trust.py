@@ -13,6 +13,7 @@ from reporting.trust import (
     assess,
     calibrate,
     doubt_ruler,
+    join_memories,
     judge,
     radii,
     read_memory,
@@ -138,6 +139,14 @@ def test_a_checkpoint_without_a_memory_judges_nothing():
     assert not nothing.verdicts and not nothing.extras
 
 
+def test_the_mean_of_networks_is_judged_by_the_mean_of_their_scores():
+    one, other = remembered(), remembered()._replace(score=np.full(12, 0.2), least_score=np.array(0.1))
+    joined = join_memories([one, other])
+    assert joined.least_score == pytest.approx((one.least_score + 0.1) / 2) and np.array_equal(joined.mean, one.mean)
+    assert joined.score == pytest.approx((one.score + 0.2) / 2)
+    assert join_memories([one, None]) is None and join_memories([]) is None
+
+
 def test_a_memory_survives_a_checkpoint_and_a_damaged_one_is_refused():
     memory = remembered()
     state = {"abbreviations": NAMES, "memory": memory.to_state(), "path": "best.pt"}
@@ -145,6 +154,8 @@ def test_a_memory_survives_a_checkpoint_and_a_damaged_one_is_refused():
         assert np.array_equal(own, getattr(memory, name))
     for change in ({"mean": memory.mean[:3]}, {"unknown": memory.mean}):
         broken = {**memory._asdict(), **change}
+        with refuses("best.pt", "memory"):
+            read_memory(state | {"memory": {**memory.to_state(), "mean": "text"}})
         with refuses("best.pt", "memory"):
             read_memory(state | {"memory": {name: torch.from_numpy(np.array(own)) for name, own in broken.items()}})
 

@@ -12,7 +12,7 @@ from detector import LandmarkDetector
 from evaluate import Verdict, average_landmarks, average_members, predict_batch
 from machine import prepare_device
 from methods import load_detector, trained_config
-from reporting.trust import judge, radii, read_memory, variants
+from reporting.trust import join_memories, judge, radii, read_memory, variants
 from run_folder import read_checkpoint
 from settings import UserError, build_config
 from tools.unannotated import make_views, read_pixels
@@ -50,6 +50,7 @@ class Predictor:
     def __init__(self, checkpoint: str | os.PathLike, *others: str | os.PathLike, **settings: Any) -> None:
         self.members: list[tuple[LandmarkDetector, int, list[int]]] = []  # detector, epoch from 0, order of landmarks
         self.num_parameters = 0
+        memories = []
         for path in (checkpoint, *others):
             state = read_checkpoint(path)
             config = build_config(type(trained_config(state)), state["settings"] | settings)
@@ -60,14 +61,17 @@ class Predictor:
             if odd := sorted(set(order) ^ set(own)):
                 where = f"{path} does not find the landmarks of {checkpoint}"
                 raise UserError(f"{where}: {odd[0]!r} is known to only one of them")
-            if not self.members:
-                self.memory = read_memory(state)  # of one network: the mean of several errs less
             self.trained_spacing: float | None = state.get("spacing")  # of the last one
             detector = load_detector(state, config)
             self.num_parameters += detector.num_parameters  # before for_inference folds layers
             detector = detector.to(self.device).for_inference()
-            self.members.append((detector, state["epoch"] - 1, [own.index(name) for name in order]))
+            rows = [own.index(name) for name in order]
+            self.members.append((detector, state["epoch"] - 1, rows))
+            if memory := read_memory(state):
+                memory = memory._replace(score=memory.score[rows], error=memory.error[rows])
+            memories.append(memory)
         self.configs = [detector.config for detector, _, _ in self.members]
+        self.memory = join_memories(memories)
 
     def find(self, image: str | os.PathLike | np.ndarray) -> tuple[np.ndarray, np.ndarray, list[str]]:
         """Return the landmarks (N, 2), scores (N,) and abbreviations (N) that are found in an image.
