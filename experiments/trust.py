@@ -117,7 +117,7 @@ def measure_verdicts(options: argparse.Namespace) -> dict[str, dict[str, int]]:
 
 
 def spoil(records: Sequence[Record], generator: np.random.Generator) -> tuple[list[Record], set[str]]:
-    """Return records of which eight have a slip, and the names of these."""
+    """Return the records with slips in eight of them, and the names of these eight."""
     spoiled = list(records)
     chosen = generator.choice(len(records), 8, replace=False)
     for n, kind in zip(chosen, ["off"] * 3 + ["swapped"] * 3 + ["mirrored"] * 2, strict=True):

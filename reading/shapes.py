@@ -1,6 +1,6 @@
 """Shapes: landmarks of an image regardless of where it lies, how it is turned and how large it is.
 
-They tell what is not such an image, and which points do not fit the others. Missing landmarks are nan.
+They show which images are of something else, and which points do not fit the others. Missing landmarks are nan.
 """
 
 from typing import NamedTuple

@@ -219,7 +219,7 @@ def judge(memory: Memory, landmarks: np.ndarray, score: np.ndarray, abbreviation
 
 
 def without_worst(landmarks: np.ndarray, mean: np.ndarray, count: int) -> np.ndarray:
-    """Return landmarks (N, 2), of which `count` are nan: without each of these in turn, the shape deviates least."""
+    """Return landmarks (N, 2) with `count` of them set to nan, each the one without which the shape fits best."""
     kept = landmarks.copy()
     for _ in range(count):
         deviations = np.full(len(kept), np.inf)

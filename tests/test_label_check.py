@@ -67,6 +67,8 @@ def test_inspect_data_lists_doubtful_annotations_and_opens_them_for_review(tmp_p
 
 
 def test_too_few_images_are_said_to_be_too_few(tmp_path, run_program):
-    status, output = run_program(inspect_data, write_set(tmp_path / "set", 12))
-    assert status == 0 and "12 images are too few" in output
-    assert not (tmp_path / "set" / "inspection" / "doubtful.csv").exists()
+    status, output = run_program(inspect_data, write_set(tmp_path / "set", 12), "--review")
+    assert status == 0 and "20 images" in output
+    assert not list((tmp_path / "set" / "inspection").glob("doubtful.*"))
+    two = [Record(f"{i}.png", Path("x"), np.zeros((2, 2)) + i, np.zeros(2, bool)) for i in range(30)]
+    assert find_doubts(["A", "B"], two) == []  # any two points fit

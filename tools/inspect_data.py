@@ -226,8 +226,8 @@ def run() -> None:
     write_table(abbreviations, records, distances, unit, out / "landmarks.csv")
     found = find_doubts(abbreviations, records)
     print(*describe_doubts(found, unit, out / "doubtful.csv"), sep="\n")
-    pages = ["doubtful.html"] if options.review else []
-    if options.review:
+    pages = ["doubtful.html"] if options.review and found else []
+    if pages:
         write_review(options.folder, found, out / "doubtful.html")
     print(f"look at {shorten([str(out / name) for name in ('sheet.jpg', 'scatter.png', 'landmarks.csv', *pages)])}")
 

@@ -28,11 +28,13 @@ class Doubt(NamedTuple):
 
 
 def find_doubts(abbreviations: Sequence[str], records: Sequence[Record]) -> list[Doubt]:
-    """Return the most doubtful point of each image with points, the most doubtful image first.
+    """Return the most doubtful point of each image with three points or more, the most doubtful image first.
 
-    Mirrored images come before all others.
+    Mirrored images come before all others. [] if there are fewer than FEWEST such images.
     """
     records = [record for record in records if np.isfinite(record.landmarks).all(-1).sum() > 2]
+    if len(records) < FEWEST:
+        return []
     points = np.stack([record.landmarks for record in records])
     _, places, mirrored = fit_shapes(points)
     sizes = np.array([shape_size(own) for own in points])
@@ -64,8 +66,8 @@ def name_slip(abbreviations: Sequence[str], points: np.ndarray, places: np.ndarr
 
 def describe_doubts(found: Sequence[Doubt], unit: str, path: Path) -> list[str]:
     """Write all doubts as a csv file; return those that stand out, line by line."""
-    if len(found) < FEWEST:
-        return [f"doubtful annotations: {len(found)} images are too few to find them; {FEWEST} are enough"]
+    if not found:
+        return [f"doubtful annotations: not looked for; that takes {FEWEST} images with three points or more"]
     rows = [[each.image, each.landmark, f"{each.distance:.3f}", f"{each.doubt:.3f}", each.slip] for each in found]
     write_csv(path, [["image", "landmark", f"distance_{unit}", "doubt", "slip"], *rows])
     striking = [each for each in found if each.doubt > STRIKING or "mirrored" in each.slip]
