@@ -28,9 +28,10 @@ from methods import METHODS, create_detector, load_detector, method_class, train
 from reading.annotation import read_annotation
 from reading.splits import LandmarkData, load_data
 from reporting.explain import draw_explanations
+from reporting.memory import join_memories, read_memory, recall, share_errors
 from reporting.predictions import pool_predictions, read_predictions, write_predictions
 from reporting.report import report
-from reporting.trust import assess, join_memories, read_memory, recall, share_errors
+from reporting.trust import assess
 from run_folder import (
     create_run_folder,
     discard_unstarted,

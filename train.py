@@ -28,7 +28,8 @@ from machine import memory_text, prepare_device, process_count, process_rank, tr
 from methods import create_detector, load_detector, trained_config
 from networks.average import MovingAverage
 from reading.splits import LandmarkData, load_data, read_split_file
-from reporting.pictures import draw_curves, draw_progress
+from reporting.charts import draw_curves
+from reporting.pictures import draw_progress
 from run_folder import (
     describe_tensor,
     load_weights,

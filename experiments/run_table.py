@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from machine import exit_status
-from reporting.pictures import pyplot, save_figure
+from reporting.charts import pyplot, save_figure
 from reporting.predictions import read_predictions
 from reporting.report import figure_text
 from run_folder import write_text

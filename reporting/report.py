@@ -16,8 +16,9 @@ from reading.groups import group_records
 from reading.splits import LandmarkData
 from reporting import workbook
 from reporting.agreement import agreements, paired_readings
+from reporting.charts import draw_agreement, draw_rates
 from reporting.measurements import CLASS_RATES, Measured, measure
-from reporting.pictures import draw_agreement, draw_overlays, draw_rates
+from reporting.pictures import draw_overlays
 from reporting.predictions import PredictionTable
 from run_folder import write_bytes, write_text
 from settings import read_json

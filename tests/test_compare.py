@@ -9,7 +9,7 @@ from made_runs import ABBREVIATIONS, ERRORS, IMAGES, NAMES, TRUTH, numbers, rows
 from PIL import Image
 
 from evaluate import Predictions
-from reporting.pictures import draw_differences, draw_error_curves
+from reporting.charts import draw_differences, draw_error_curves
 from reporting.predictions import write_predictions
 from tools.significance import paired_difference
 from utils import error_figures
@@ -167,7 +167,7 @@ def test_the_files_hold_what_was_printed_and_can_be_opened(run_compare, tmp_path
 
 def test_a_curve_passes_through_its_shares(tmp_path, monkeypatch):
     drawn = {}
-    monkeypatch.setattr("reporting.pictures.pyplot.close", lambda figure: drawn.update(figure=figure))
+    monkeypatch.setattr("reporting.charts.pyplot.close", lambda figure: drawn.update(figure=figure))
     draw_error_curves({"a": np.array([[1.0, 3.0], [2.0, math.nan]])}, {}, (2.0, 4.0), "mm", tmp_path / "curves.png")
     (line,) = (line for line in drawn["figure"].axes[0].lines if line.get_label() == "a: 2.00 mm")
     assert line.get_drawstyle() == "steps-post"
@@ -176,7 +176,7 @@ def test_a_curve_passes_through_its_shares(tmp_path, monkeypatch):
 
 def test_a_name_is_drawn_as_it_stands(tmp_path, monkeypatch):
     drawn = {}
-    monkeypatch.setattr("reporting.pictures.pyplot.close", lambda figure: drawn.update(figure=figure))
+    monkeypatch.setattr("reporting.charts.pyplot.close", lambda figure: drawn.update(figure=figure))
     errors = {name: np.array([[1.0, 3.0]]) for name in ("x$_{$", "_under")}
     draw_error_curves(errors, {}, (2.0,), "mm", tmp_path / "curves.png")
     labels = [text.get_text() for text in drawn["figure"].axes[0].get_legend().get_texts()]

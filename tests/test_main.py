@@ -16,8 +16,8 @@ from PIL import Image
 import main
 from methods import load_detector
 from model import FARNet
+from reporting.memory import read_memory
 from reporting.predictions import read_predictions
-from reporting.trust import read_memory
 from run_folder import read_checkpoint, read_metrics, save_checkpoint
 from tools.read_runs import read_runs
 

@@ -7,16 +7,15 @@ from PIL import Image
 
 from evaluate import Predictions
 from reading.splits import load_data
+from reporting.charts import draw_curves, draw_rates
 from reporting.pictures import (
     BLUE,
     RED,
     YELLOW,
     draw_activations,
-    draw_curves,
     draw_overlay,
     draw_overlays,
     draw_progress,
-    draw_rates,
     picture_name,
     spread_of_images,
 )  # fmt: skip
@@ -129,7 +128,7 @@ def test_an_activation_lies_over_the_place_in_the_image_that_it_belongs_to(tmp_p
 
 def test_the_rates_have_a_bar_for_each_landmark_also_where_none_is_annotated(tmp_path, monkeypatch):
     drawn = {}
-    monkeypatch.setattr("reporting.pictures.pyplot.close", lambda figure: drawn.update(figure=figure))
+    monkeypatch.setattr("reporting.charts.pyplot.close", lambda figure: drawn.update(figure=figure))
     truth = np.zeros((3, 2, 2))
     truth[:, 1] = math.nan
     found = truth + np.array([1.0, 2.0, 5.0])[:, None, None] * (1, 0)
@@ -167,7 +166,7 @@ def test_names_that_find_no_room_are_left_out(count):
 @pytest.mark.parametrize("count", [1, 3, 52])
 def test_the_legend_of_the_rates_is_inside_the_picture(tmp_path, monkeypatch, count):
     drawn = {}
-    monkeypatch.setattr("reporting.pictures.pyplot.close", lambda figure: drawn.update(figure=figure))
+    monkeypatch.setattr("reporting.charts.pyplot.close", lambda figure: drawn.update(figure=figure))
     table = PredictionTable(["a"], [f"L{n}" for n in range(count)], {"error": np.ones((1, count))}, "mm")
     draw_rates(tmp_path, table, (2.0, 2.5, 3.0, 4.0))
     legend = drawn["figure"].axes[0].get_legend().get_window_extent()

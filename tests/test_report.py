@@ -16,7 +16,7 @@ from config import Config
 from evaluate import Predictions
 from reading.annotation import Record
 from reporting import workbook
-from reporting.pictures import draw_agreement
+from reporting.charts import draw_agreement
 from reporting.predictions import PredictionTable, pool_predictions, read_predictions, write_predictions
 from reporting.report import compare_readings, group_figures, summary_table, write_report
 

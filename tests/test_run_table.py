@@ -8,7 +8,7 @@ from conftest import mentions, refuses
 
 from evaluate import Predictions
 from experiments import run_table
-from reporting.pictures import save_figure
+from reporting.charts import save_figure
 from reporting.predictions import read_predictions, write_predictions
 from reporting.report import write_report
 

@@ -8,19 +8,8 @@ from test_shapes import heads, turned
 
 from evaluate import Predictions, Verdict
 from reading.shapes import similarity
-from reporting.trust import (
-    Memory,
-    assess,
-    calibrate,
-    doubt_ruler,
-    join_memories,
-    judge,
-    radii,
-    read_memory,
-    remember,
-    rulers_needed,
-    variants,
-)
+from reporting.memory import Memory, calibrate, join_memories, read_memory, remember
+from reporting.trust import assess, doubt_ruler, judge, radii, rulers_needed, variants
 from tools.predictor import Predictor
 from utils import apply_affine
 

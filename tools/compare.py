@@ -30,7 +30,7 @@ import xlwt
 
 from config import Config
 from machine import exit_status
-from reporting.pictures import draw_differences, draw_error_curves
+from reporting.charts import draw_differences, draw_error_curves
 from reporting.readers import lengths_about_mean, mean_is_truth, noise_floor, read_readers, reader_errors
 from reporting.report import figure_text
 from reporting.workbook import PRECISE, add_sheet, part_label, write_row, write_settings_sheet

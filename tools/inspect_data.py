@@ -28,7 +28,8 @@ from machine import exit_status
 from reading.annotation import Record, read_annotation, read_images, read_spacing, shorten
 from reading.images import read_image
 from reporting.cephalometry import known_measures, measure_profiles
-from reporting.pictures import BLUE, save_figure, write_names
+from reporting.charts import save_figure
+from reporting.pictures import BLUE, write_names
 from reporting.readers import read_readers, reader_errors
 from run_folder import write_bytes, write_csv
 from settings import Parser, UserError, read_json

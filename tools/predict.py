@@ -45,9 +45,10 @@ from evaluate import Predictions, gather_predictions
 from machine import exit_status
 from reading.annotation import Record, shorten
 from reporting.measurements import measure
+from reporting.memory import Memory
 from reporting.pictures import draw_overlays
 from reporting.predictions import read_predictions, write_predictions
-from reporting.trust import Memory, doubt_ruler, rulers_needed, with_radii
+from reporting.trust import doubt_ruler, rulers_needed, with_radii
 from run_folder import write_csv, write_provenance, write_text
 from settings import Parser, UserError
 from tools.formats.common import spacing_number

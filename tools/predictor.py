@@ -12,7 +12,8 @@ from detector import LandmarkDetector
 from evaluate import Verdict, average_landmarks, average_members, predict_batch
 from machine import prepare_device
 from methods import load_detector, trained_config
-from reporting.trust import join_memories, judge, radii, read_memory, variants
+from reporting.memory import join_memories, read_memory
+from reporting.trust import judge, radii, variants
 from run_folder import read_checkpoint
 from settings import UserError, build_config
 from tools.unannotated import make_views, read_pixels
