@@ -189,12 +189,12 @@ def test(run_dir: Path, data: LandmarkData, tested: Sequence[Tested]) -> None:
             members.append(evaluate(detector, loader, device, state["epoch"] - 1, own.views))
         mean, figures = average_members([(each.landmarks, {"score": each.score, **each.extras}) for each in members])
         predictions = members[0]._replace(landmarks=mean, score=figures.pop("score"), extras=figures)
-        predictions = assess(join_memories(memories), predictions, data.abbreviations, data.unit)
+        predictions = assess(join_memories(memories), predictions, data.abbreviations, data.unit, config.ruler)
         if process_rank() > 0:
             continue
         folder.mkdir(exist_ok=True)
         for number, each in enumerate(members if len(members) > 1 else [], 1):  # for tools.compare
-            each = assess(memories[number - 1], each, data.abbreviations, data.unit)
+            each = assess(memories[number - 1], each, data.abbreviations, data.unit, config.ruler)
             write_predictions(folder / f"member{number}.csv", each, data.abbreviations, data.unit)
         write_predictions(folder / "predictions.csv", predictions, data.abbreviations, data.unit)
         table = read_predictions(folder / "predictions.csv")

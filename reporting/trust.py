@@ -63,13 +63,36 @@ def without_worst(landmarks: np.ndarray, mean: np.ndarray, count: int) -> np.nda
     return kept
 
 
-def assess(memory: Memory | None, predictions: Predictions, abbreviations: Sequence[str], unit: str) -> Predictions:
-    """Return predictions with the verdict on each image and radii in a unit (with_radii), as far as both are known."""
+def assess(
+    memory: Memory | None, predictions: Predictions, abbreviations: Sequence[str], unit: str, ruler: Sequence[str]
+) -> Predictions:
+    """Return predictions with the verdict on each image and radii in a unit (with_radii), as far as both are known.
+
+    ruler: the abbreviations of its ends, which are no anatomy.
+    """
     if memory is None:
         return predictions
     images = zip(predictions.landmarks, predictions.score, strict=True)
     verdicts = [judge(memory, landmarks, score, abbreviations) for landmarks, score in images]
-    return with_radii(memory, predictions, unit, predictions.spacing)._replace(verdicts=verdicts)
+    rows = [n for n, name in enumerate(abbreviations) if name in ruler]
+    predictions = judge_sizes(memory, predictions._replace(verdicts=verdicts), predictions.spacing, rows)
+    return with_radii(memory, predictions, unit, predictions.spacing)
+
+
+def judge_sizes(
+    memory: Memory | None, predictions: Predictions, spacing: np.ndarray, rows: Sequence[int]
+) -> Predictions:
+    """Return predictions in which an image is doubtful too if its anatomy cannot have its size (doubt_spacing).
+
+    spacing: (I,) mm per px, nan where unknown.
+    """
+    verdicts = []
+    for verdict, landmarks, own in zip(predictions.verdicts, predictions.landmarks, spacing, strict=False):
+        why = doubt_spacing(memory, landmarks, own, rows)
+        if why and verdict.name != "reject":
+            verdict = Verdict("check", "; ".join(filter(None, [verdict.reason, why])))
+        verdicts.append(verdict)
+    return predictions._replace(verdicts=verdicts)
 
 
 def with_radii(memory: Memory | None, predictions: Predictions, unit: str, spacing: np.ndarray) -> Predictions:
@@ -84,6 +107,20 @@ def with_radii(memory: Memory | None, predictions: Predictions, unit: str, spaci
     found = {name: own * factor[:, None] for name, own in radii(memory, predictions.score).items()}
     known = {name: own for name, own in found.items() if np.isfinite(own).any()}
     return predictions._replace(extras={**predictions.extras, **known})
+
+
+def doubt_spacing(memory: Memory | None, landmarks: np.ndarray, spacing: float, rows: Sequence[int]) -> str:
+    """Return why a mm per px cannot be true, by the size of the anatomy in training images, or "".
+
+    landmarks: (N, 2) px; rows: of the ruler's ends, which are no anatomy.
+    """
+    if memory is None:
+        return ""
+    extent = spacing * shape_size(np.delete(landmarks, list(rows), 0))
+    least, most = memory.extent * (1 - TOLERANCE, 1 + TOLERANCE)
+    if extent < least or extent > most:  # False for nan
+        return f"at {spacing:.3g} mm per px the anatomy is {extent / memory.extent.mean():.2f} times its usual size"
+    return ""
 
 
 def doubt_ruler(
@@ -105,10 +142,8 @@ def doubt_ruler(
         return ""
     if (score[rows] < RULER_SCORE * memory.score[rows]).any():
         return f"its ends have scores of {score[rows].min():.2f} and above, usual are {memory.score[rows].min():.2f}"
-    extent = spacing * shape_size(np.delete(landmarks, rows, 0))
-    least, most = memory.extent * (1 - TOLERANCE, 1 + TOLERANCE)
-    if extent < least or extent > most:  # False for nan
-        return f"at {spacing:.3g} mm per px the anatomy is {extent / memory.extent.mean():.2f} times its usual size"
+    if why := doubt_spacing(memory, landmarks, spacing, rows):
+        return why
     known = memory.spacing[(memory.spacing[:, :2] == size).all(1), 2]
     if len(known) and np.abs(spacing / known - 1).min() > TOLERANCE:
         return f"it gives {spacing:.3g} mm per px, images of this size had {known.min():.3g} in training"

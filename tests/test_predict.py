@@ -12,6 +12,7 @@ import torch
 from conftest import METHOD_SETTINGS, make_records, mentions, tiny_config, write_records
 from foreign_files import write_dicom
 from PIL import Image
+from test_shapes import heads
 
 import main
 from config import Config
@@ -21,6 +22,7 @@ from reading import dicom
 from reading.annotation import Record
 from reading.images import read_image
 from reading.splits import load_data
+from reporting.memory import remember
 from reporting.pictures import draw_overlay
 from reporting.predictions import read_predictions, write_predictions
 from run_folder import read_checkpoint, save_checkpoint
@@ -293,6 +295,22 @@ def test_a_rejected_image_has_no_measurements_and_its_verdict_stands_in_every_fi
     write_predictions(tmp_path / "predictions.csv", predictions, names, "px")
     assert read_predictions(tmp_path / "predictions.csv").verdicts == verdicts
     assert predict.describe_flagged(predictions) == ["reject: b: mirrored?"]
+
+
+def test_a_spacing_of_the_settings_is_not_used_where_the_anatomy_would_have_another_size(tmp_path):
+    heads_px = heads(80)
+    score = np.full((60, 12), 0.8)
+    memory = remember(heads_px[:60], np.full(60, 0.1), [(100, 120)] * 60, score, score)
+    names = [f"L{n}" for n in range(12)]
+    found = np.stack([heads_px[70], heads_px[71] / 2, heads_px[72] / 2, heads_px[73] / 2])
+    blank = np.full((12, 2), math.nan), np.zeros(12, bool)
+    stated = (math.nan, math.nan, 0.2, math.nan)
+    records = [Record(f"{n}.png", tmp_path, *blank, own, size=(100, 120)) for n, own in enumerate(stated)]
+    verdicts = [Verdict("good")] * 3 + [Verdict("reject", "mirrored?")]
+    predictions = Predictions([r.name for r in records], found, found, score[:4], np.ones(4), verdicts=verdicts)
+    own, notes = predict.find_spacing(Config(spacing=0.1), names, records, predictions, memory)
+    assert [record.spacing for record in own] == pytest.approx([0.1, math.nan, 0.2, 0.1], nan_ok=True)
+    assert mentions(*notes, "1 images", "1.png", "anatomy is 0.5", "--spacing")
 
 
 def test_rulers_of_images_of_one_size_are_believed_if_they_agree(tmp_path):

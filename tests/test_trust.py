@@ -109,12 +109,12 @@ def predictions(spacing: float) -> Predictions:
 
 @pytest.mark.parametrize(
     ("trained", "tested", "unit", "factor"),
-    [(0.5, 0.5, "mm", 1), (0.5, 0.2, "px", 5), (math.nan, math.nan, "px", 1), (math.nan, 0.1, "mm", 0.1),
+    [(0.5, 0.5, "mm", 1), (0.5, 0.48, "px", 1 / 0.48), (math.nan, math.nan, "px", 1), (math.nan, 0.1, "mm", 0.1),
      (0.5, math.nan, "px", None)],
 )  # fmt: skip
 def test_radii_are_in_the_unit_that_is_asked_for(trained, tested, unit, factor):
     memory = remembered(trained)
-    found = assess(memory, predictions(tested), NAMES, unit)
+    found = assess(memory, predictions(tested), NAMES, unit, ())
     assert [one.name for one in found.verdicts] == ["good", "reject"]
     if factor is None:  # mm without a spacing
         assert not found.extras
@@ -124,7 +124,7 @@ def test_radii_are_in_the_unit_that_is_asked_for(trained, tested, unit, factor):
 
 def test_a_checkpoint_without_a_memory_judges_nothing():
     assert read_memory({"abbreviations": NAMES}) is None
-    nothing = assess(None, predictions(0.5), NAMES, "mm")
+    nothing = assess(None, predictions(0.5), NAMES, "mm", ())
     assert not nothing.verdicts and not nothing.extras
 
 
@@ -161,6 +161,15 @@ def test_a_ruler_is_not_believed_if_its_scores_the_anatomy_or_the_size_of_the_im
     assert "scores" in doubt(score=np.where(np.arange(12) == 1, 0.3, score))
     assert "anatomy" in doubt(2.87) and "anatomy" in doubt(0.1)
     assert "images of this size" in doubt(0.57) and doubt(0.57, (640, 800)) == ""
+
+
+def test_an_image_is_doubtful_if_its_spacing_makes_the_anatomy_too_large_or_too_small():
+    points = np.stack([heads(80)[70], heads(80)[70] * (-1, 1)])
+    for spacing, expected in ((0.5, "good"), (0.25, "check"), (5.0, "check"), (math.nan, "good")):
+        own = Predictions(["a", "b"], points, points, np.full((2, 12), 0.8), np.full(2, spacing))
+        first, mirrored = assess(remembered(), own, NAMES, "mm", NAMES[:2]).verdicts
+        assert first.name == expected and ("anatomy" in first.reason) == (expected == "check")
+        assert mirrored.name == "reject" and "anatomy" not in mirrored.reason
 
 
 def test_a_ruler_that_is_found_inexactly_needs_company_in_images_of_a_new_size():

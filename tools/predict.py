@@ -48,7 +48,7 @@ from reporting.measurements import measure
 from reporting.memory import Memory
 from reporting.pictures import draw_overlays
 from reporting.predictions import read_predictions, write_predictions
-from reporting.trust import doubt_ruler, rulers_needed, with_radii
+from reporting.trust import doubt_ruler, doubt_spacing, judge_sizes, rulers_needed, with_radii
 from run_folder import write_csv, write_provenance, write_text
 from settings import Parser, UserError
 from tools.formats.common import spacing_number
@@ -132,15 +132,40 @@ def find_spacing(
 ) -> tuple[list[Record], list[str]]:
     """Return the records with mm per px for measurements: their own, else by the settings or nan; and notes.
 
-    If the setting is the ruler, it is the predicted one, where it can be true (trust.doubt_ruler): the median over
-    images of one size, if there are enough of them (trust.rulers_needed) and they do not disagree.
+    Those of the settings are a number or the predicted ruler (measure_rulers). They are taken where the anatomy can be
+    of that size (trust.doubt_spacing).
     """
-    if isinstance(config.spacing, float):
-        return [replace(r, spacing=config.spacing) if math.isnan(r.spacing) else r for r in records], []
-    if config.spacing is None or not set(config.ruler) <= set(abbreviations):
+    rows = ruler_rows(config, abbreviations)
+    if config.spacing is None or (config.spacing == "ruler" and len(rows) < 2):
         return list(records), []
-    rows = [abbreviations.index(name) for name in config.ruler]
+    unknown = {n: record.name for n, record in enumerate(records) if math.isnan(record.spacing)}
+    if config.spacing == "ruler":
+        known, doubts = measure_rulers(config, rows, records, predictions, memory)
+        what = "without a believable ruler"
+    else:
+        known, doubts = dict.fromkeys(unknown.values(), config.spacing), {}
+        what = f"that the {config.spacing} mm per px of the settings do not fit"
+    for n, name in unknown.items():
+        rejected = bool(predictions.verdicts) and predictions.verdicts[n].name == "reject"
+        if not rejected and (why := doubt_spacing(memory, predictions.landmarks[n], known[name], rows)):
+            known[name], doubts[name] = math.nan, why
+    notes = []
+    if left := [name for name, value in known.items() if math.isnan(value)]:
+        why = "; ".join(f"{name}: {doubts[name]}" for name in left[:3])
+        notes.append(f"no distances in mm for {len(left)} images {what} ({why}): give --spacing MM")
+    return [replace(record, spacing=known.get(record.name, record.spacing)) for record in records], notes
+
+
+def measure_rulers(
+    config: Config, rows: Sequence[int], records: Sequence[Record], predictions: Predictions, memory: Memory | None
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Return mm per px by the rulers found in images that state none, by name, and why a ruler is not believed.
+
+    They are those of the rulers that can be true (trust.doubt_ruler): the median over images of one size, if there are
+    enough of them (trust.rulers_needed) and they do not disagree. rows: of the ruler's ends.
+    """
     found: dict[tuple[int, int], dict[str, float]] = {}
+    known: dict[str, float] = {}
     doubts: dict[str, str] = {}
     for i, record in enumerate(records):
         if not math.isnan(record.spacing):
@@ -152,25 +177,22 @@ def find_spacing(
         reason = "the image is rejected" if rejected else doubt_ruler(memory, *points, record.size, own, rows)
         found.setdefault(record.size, {})[record.name] = math.nan if reason else own
         doubts |= {record.name: reason} if reason else {}
-    known: dict[str, float] = {}
-    for size, own in found.items():
+    for (width, height), own in found.items():
         values = np.array([value for value in own.values() if math.isfinite(value)])
         middle = float(np.median(values)) if len(values) else math.nan
-        needed = rulers_needed(memory, size, rows, config.ruler_mm)
-        why = ""
+        needed, why = rulers_needed(memory, (width, height), rows, config.ruler_mm), ""
         if len(values) < needed:
-            why = f"{needed} rulers are needed in images of {size[0]} x {size[1]} px: one alone is not exact enough"
+            why = f"{needed} rulers are needed in images of {width} x {height} px: one alone is not exact enough"
         elif np.mean(np.abs(values / middle - 1) > DISAGREEMENT) > MOST_DISAGREE:
-            why = (
-                f"rulers in images of {size[0]} x {size[1]} px give {values.min():.3g} to {values.max():.3g} mm per px"
-            )
+            why = f"rulers in images of {width} x {height} px give {values.min():.3g} to {values.max():.3g} mm per px"
         known |= dict.fromkeys(own, math.nan if why else middle)
         doubts |= {name: why for name, value in own.items() if why and math.isfinite(value)}
-    notes = []
-    if left := [name for name, value in known.items() if math.isnan(value)]:
-        why = "; ".join(f"{name}: {doubts[name]}" for name in left[:3])
-        notes.append(f"no distances in mm for {len(left)} images without a believable ruler ({why}): give --spacing MM")
-    return [replace(record, spacing=known.get(record.name, record.spacing)) for record in records], notes
+    return known, doubts
+
+
+def ruler_rows(config: Config, abbreviations: Sequence[str]) -> list[int]:
+    """Return the rows of the ruler's ends, as far as the network finds them."""
+    return [abbreviations.index(name) for name in config.ruler if name in abbreviations]
 
 
 def note_on_spacing(config: Config, trained: float | None, records: Sequence[Record]) -> list[str]:
@@ -243,7 +265,9 @@ def run(options: argparse.Namespace) -> int:
         notes.append(f"--spacing is not used for {len(own)} images that state their own: {shorten(own)}")
     memory, abbreviations = predictor.memory, landmarks["abbreviations"]
     scaled, more = find_spacing(config, abbreviations, records, predictions, memory)
-    predictions = with_radii(memory, predictions, "px", np.array([record.spacing for record in scaled]))
+    spacings = np.array([record.spacing for record in scaled])
+    predictions = judge_sizes(memory, predictions, spacings, ruler_rows(config, abbreviations))
+    predictions = with_radii(memory, predictions, "px", spacings)
     notes += more
     if memory is None:
         notes.append("the checkpoint was trained by an earlier version and remembers nothing to judge images by")
