@@ -91,10 +91,10 @@ def load_data(
         if config.folds:  # test sets that the records name belong to no fold
             new = [name for name in new if records[named[name]].split in (None, "train", "val")]
         if new:
-            log.warning(
-                "%s: %d records are not in the run's split.json and are left out: %s; start a new run to use them",
-                config.json_path, len(new), shorten(new),
-            )  # fmt: skip
+            raise UserError(
+                f"{config.json_path}: {len(new)} records are not in the run's split.json: {shorten(new, 20)}; take "
+                "them out, or use them in a new run, which can start from this one (start_from)"
+            )
         indices = {split: [named[name] for name in members] for split, members in splits.items()}
     data = LandmarkData(abbreviations, names, tuple(records), {k: tuple(v) for k, v in indices.items()})
     check_splits(config, data, seen or {}, for_training)

@@ -88,12 +88,13 @@ def test_split_same_trains_and_tests_on_every_image_and_says_so(dataset, caplog)
     assert any("same" in r.message and r.levelno == logging.WARNING for r in caplog.records)
 
 
-def test_a_run_keeps_its_split_when_records_are_added(dataset):
+def test_a_run_keeps_its_split_and_refuses_records_that_it_does_not_know(dataset):
     before = load_data(tiny_config(dataset))
     splits = {split: [record.name for record in before.select(split)] for split in before.splits}
+    assert load_data(tiny_config(dataset, seed=8), splits=splits).splits == before.splits
     write_records(dataset, make_records(dataset, count=8))
-    after = load_data(tiny_config(dataset), splits=splits)
-    assert after.splits == before.splits
+    with refuses("2 records", "image 6 (ä).png, image 7 (ä).png", "start_from"):
+        load_data(tiny_config(dataset), splits=splits)
 
 
 def test_a_run_whose_image_is_gone_from_the_json_is_refused(dataset):
