@@ -33,7 +33,10 @@ class Config(Settings):
     # Your run
     method: str = "farnet"  # farnet | unet | noothout | posenet
     run_dir: str | None = None  # new folder for the run | none: runs/<method>-<time>
-    epochs: int = 300  # passes over the training images, 1 or above
+    epochs: int = 300  # passes over the training images, 1 or above; 0 with start_from: only test it
+    start_from: str | None = None  # a run or its best.pt: begin with its weights, landmarks by abbreviation | none: new
+    start_names: tuple[str, ...] = ()  # OWN=THEIRS where that run calls a landmark otherwise, e.g. Pn=Ns | none
+    patience: int = 0  # stop after this many epochs without a lower validation MRE | 0: never
     seed: int = 0  # 0 or above; seeds the drawn split, initial weights, order of images and augmentation
     folds: int = 0  # cross-validation: 2 or more runs, each tested on its own part of the images | 0: off
     fold: int = 0  # run only this fold, 1 to folds | 0: run all of them and pool their reports
@@ -115,6 +118,8 @@ class Config(Settings):
         require(self.num_landmarks is None or self.num_landmarks >= 1, "num_landmarks", "it must be none or at least 1")
         for name in AT_LEAST_1:
             require(getattr(self, name) >= 1, name, "it must be at least 1")
+        least = 1 if self.start_from is None else 0
+        require(self.epochs >= least, "epochs", f"it must be at least {least}")
         for name in ABOVE_0:
             require(getattr(self, name) > 0, name, "it must be above 0")
         for name in AT_LEAST_0:
@@ -203,11 +208,11 @@ CHOICES = {
     "decode": ("argmax", "subpixel"), "lr_schedule": ("step", "cosine"), "precision": ("fp32", "bf16", "auto"),
     "test_precision": ("fp32", "bf16", "auto"),
 }  # fmt: skip
-AT_LEAST_1 = ("epochs", "batch_size", "accumulate", "save_every", "views")
+AT_LEAST_1 = ("batch_size", "accumulate", "save_every", "views")
 ABOVE_0 = ("sigma", "ewc_alpha", "lr", "ruler_mm")
 AT_LEAST_0 = (
-    "rotation", "workers", "warmup_epochs", "overlays", "explain", "watch_every", "seed", "blur", "weight_decay",
-    "cache_gb", "folds", "fold",
+    "rotation", "workers", "warmup_epochs", "patience", "overlays", "explain", "watch_every", "seed", "blur",
+    "weight_decay", "cache_gb", "folds", "fold",
 )  # fmt: skip
 # far beyond what anybody needs: a value above is a slip, and would only fail hours later, or fill the memory
 AT_MOST = {

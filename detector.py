@@ -68,6 +68,13 @@ class LandmarkDetector(nn.Module):
                         "same data, split, seed, val_fraction, test_fraction and fold"
                     )
 
+    def kinds(self, name: str) -> int:
+        """Return how often an axis of a weight lists all landmarks; 1: each landmark has its rows side by side.
+
+        Landmarks come last on an axis, after what belongs to none; methods/start.py takes them from another network.
+        """
+        return 1
+
     def labels(self, batch, epoch: int) -> Any:
         """Return the training targets, drawn from a batch's landmarks."""
         raise NotImplementedError

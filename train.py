@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from detector import LandmarkDetector
 from evaluate import evaluate, to_device
 from machine import memory_text, prepare_device, process_count, process_rank, training_command, uses_bfloat16
 from methods import create_detector, load_detector, trained_config
+from methods.start import read_start, start_detector
 from networks.average import MovingAverage
 from reading.splits import LandmarkData, load_data, read_split_file
 from reporting.charts import draw_curves
@@ -36,6 +37,7 @@ from run_folder import (
     read_checkpoint,
     read_metrics,
     save_checkpoint,
+    seen_images,
     write_metrics,
     write_provenance,
     write_text,
@@ -49,8 +51,9 @@ log = logging.getLogger("farnet")
 def train(config: Config, run_dir: Path) -> LandmarkData:
     """Train a method as config says, in run_dir; return the data set. Resumes from run_dir/last.pt if it exists.
 
-    Writes config.json, split.json, metrics.csv (one row per epoch), curves.png, last.pt and, if there is a
-    val split, best.pt: the epoch of the lowest validation MRE. Raises UserError.
+    Stops at config.epochs, or when the validation MRE has not become lower for config.patience epochs. Writes
+    config.json, split.json, metrics.csv (one row per epoch), curves.png, last.pt and, if there is a val split, best.pt:
+    the epoch of the lowest validation MRE. Raises UserError.
     Under torchrun every process computes its part of each batch, and only the first one writes.
     """
     first = process_rank() == 0
@@ -71,7 +74,10 @@ def train(config: Config, run_dir: Path) -> LandmarkData:
     steps_done, steps = state.epoch * len(loader), config.epochs * len(loader)
     bar = tqdm(total=steps, initial=steps_done, unit="step", disable=None if first else True)
     started, epochs_before = time.perf_counter(), state.epoch
-    while state.epoch < config.epochs:
+    if config.epochs == 0:
+        save_epoch(state, validate(state, val_loader), last=True)
+    stopped = is_stale(config, rows)
+    while state.epoch < config.epochs and not stopped:
         epoch_started = time.perf_counter()
         terms = train_epoch(state, loader, bar)
         row: dict[str, Any] = {"epoch": state.epoch + 1, "lr": config.lr * learning_rate_factor(config, state.epoch)}
@@ -85,8 +91,11 @@ def train(config: Config, run_dir: Path) -> LandmarkData:
         state.epoch += 1
         mean_seconds = (time.perf_counter() - started) / (state.epoch - epochs_before)
         log.info(epoch_text(row, config.epochs, data.unit, mean_seconds))
-        save_epoch(state, row)
+        stopped = is_stale(config, rows)
+        save_epoch(state, row, last=stopped or state.epoch == config.epochs)
     bar.close()
+    if stopped:
+        log.info("stopped after epoch %d: no lower validation MRE in %d epochs", state.epoch, config.patience)
     log.info("trained in %.1f min", (time.perf_counter() - started) / 60)
     return data
 
@@ -161,8 +170,14 @@ def validate(state: TrainingState, loader: DataLoader) -> dict[str, float]:
     return row | {f"val_error_{n}": finite_mean(one) for n, one in zip(data.abbreviations, errors.T, strict=True)}
 
 
-def save_epoch(state: TrainingState, row: Mapping[str, Any]) -> None:
-    """Write best.pt if the validation MRE is the lowest so far, last.pt every config.save_every epochs."""
+def is_stale(config: Config, rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether the validation MRE has not become lower in the last config.patience epochs, if that is above 0."""
+    found = np.nan_to_num([row["val_MRE"] for row in rows], nan=math.inf) if config.patience else np.empty(0)
+    return len(found) > 0 and len(found) - 1 - int(found.argmin()) >= config.patience
+
+
+def save_epoch(state: TrainingState, row: Mapping[str, Any], last: bool) -> None:
+    """Write best.pt if the validation MRE is the lowest so far; last.pt every config.save_every epochs and at last."""
     config, better = state.config, row.get("val_MRE", math.inf) < state.best_MRE
     if better:
         state.best_MRE = row["val_MRE"]
@@ -172,7 +187,7 @@ def save_epoch(state: TrainingState, row: Mapping[str, Any]) -> None:
     saved = checkpoint_state(config, state.data, state.tested, progress)
     if better:
         save_checkpoint(state.run_dir / "best.pt", saved)
-    if state.epoch % config.save_every == 0 or state.epoch == config.epochs:
+    if last or state.epoch % config.save_every == 0:
         if state.averaged is not None:
             saved["training_model"] = state.detector.state_dict()
             saved["averaged_steps"] = state.averaged.steps
@@ -188,8 +203,12 @@ def start_or_resume(config: Config, run_dir: Path, device: torch.device) -> Trai
     last, split_file = run_dir / "last.pt", run_dir / "split.json"
     splits = read_split_file(split_file) if split_file.exists() else None
     saved = read_to_resume(last, config) if last.exists() else {}
-    data = load_data(config, saved.get("abbreviations"), splits)
+    start = {} if saved else read_start(config)
+    before = start["images"] | seen_images(start) if start else {}
+    data = load_data(config, saved.get("abbreviations"), splits, before=before)
     config = config.replace(num_landmarks=len(data.abbreviations))
+    if config.patience and not data.select("val"):
+        raise UserError("setting patience: there is no validation image to judge an epoch by; set val_fraction")
     if saved:
         config = config.replace(crop=trained_config(saved).crop)
         detector = load_detector(saved, config)
@@ -203,7 +222,7 @@ def start_or_resume(config: Config, run_dir: Path, device: torch.device) -> Trai
     else:
         config = resolve_crop(config, data)
         seed_everything(config.seed)
-        detector = create_detector(config)
+        detector = start_detector(config, data.abbreviations, start) if start else create_detector(config)
         detector.name_landmarks(data.abbreviations)
         detector.check_initial_weights(data)
     detector.to(device)

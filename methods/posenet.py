@@ -92,7 +92,7 @@ class PoseNetConfig(Config):
         for name in ("delta", "epsilon"):
             self.require(getattr(self, name) > 0, name, "it must be above 0")
         self.require(
-            self.adversarial == "none" or self.pretrain_epochs < self.epochs,
+            self.adversarial == "none" or self.pretrain_epochs < self.epochs or self.epochs == 0,
             "pretrain_epochs", f"it leaves P and C none of {self.epochs} epochs; lower it, or set adversarial to none",
         )  # fmt: skip
         small = min(self.height, self.width) // STRIDE
@@ -142,6 +142,11 @@ class PoseNet(LandmarkDetector):
             self.discriminators[letter] = Discriminator(inputs, num_landmarks, depth, width)
         if config.norm == "instance":
             use_image_statistics(self)
+
+    def kinds(self, name: str) -> int:
+        """Return 2 for what a discriminator sees if there are occlusion maps: they follow all pose maps."""
+        seen = name.startswith("discriminators.") and name.endswith(".maps.0.weight")
+        return 2 if seen and self.config.occlusion else 1
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Return the maps (B, N or 2N, H/4, W/4) of each stack, pose then occlusion, of images (B, 3, H, W)."""

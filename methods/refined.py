@@ -102,6 +102,9 @@ class RefinedDetector(LandmarkDetector):
     def name_landmarks(self, abbreviations: Sequence[str]) -> None:
         self.first.name_landmarks(abbreviations)
 
+    def kinds(self, name: str) -> int:
+        return self.first.kinds(name.removeprefix("first."))
+
     def forward(self, image: Tensor) -> Any:
         """Return the method's outputs for images (B, 3, H, W), which explanations are about."""
         return self.first(F.avg_pool2d(image, self.config.refine))

@@ -63,6 +63,7 @@ def load_data(
     splits: dict[str, list[str]] | None = None,
     seen: Mapping[str, str] | None = None,
     for_training: bool = True,
+    before: Mapping[str, str] | None = None,
 ) -> LandmarkData:
     """Return the data set in config.img_dir and config.json_path, checked. Raises UserError.
 
@@ -70,6 +71,7 @@ def load_data(
     splits: image names per split, where a run fixes them; else the records' own, else drawn.
     seen: to test a checkpoint, the split of each image it has seen, by fingerprint. If the records name no splits, all
     other images form the test set.
+    before: the split of each image in the run that a training starts from, by fingerprint, which a drawn split keeps.
     """
     json_path, img_dir = config.json_path, config.img_dir
     abbreviations, names, records = read_annotation(json_path, img_dir, config.num_landmarks, abbreviations)
@@ -81,7 +83,7 @@ def load_data(
     records = read_spacing(config, abbreviations, read_images(json_path, img_dir, abbreviations, records))
     named = {record.name: index for index, record in enumerate(records)}
     if splits is None:
-        indices = split_records(config, records, seen)
+        indices = split_records(config, records, seen, before or {})
     else:
         missing = [name for members in splits.values() for name in members if name not in named]
         if missing:
@@ -101,10 +103,13 @@ def load_data(
     return data
 
 
-def split_records(config: Config, records: Sequence[Record], seen: Mapping[str, str] | None) -> dict[str, list[int]]:
+def split_records(
+    config: Config, records: Sequence[Record], seen: Mapping[str, str] | None, before: Mapping[str, str]
+) -> dict[str, list[int]]:
     """Return the indices of the records per split: their own, or as a checkpoint has `seen` them, or drawn.
 
-    Drawn splits keep the images of a patient together. Images with equal pixels count as one patient.
+    Drawn splits keep the images of a patient together, and images in the split that they had `before`. Images with
+    equal pixels count as one patient.
     Raises UserError if only some records name a split.
     """
     everything = list(range(len(records)))
@@ -119,38 +124,56 @@ def split_records(config: Config, records: Sequence[Record], seen: Mapping[str, 
             raise UserError(f"{config.json_path}: image {without[0]} names no split, others do; name it in all or none")
         named = group_indices([str(record.split) for record in records])
         if seen is None and "val" not in named and config.val_fraction > 0 and len(named.get("train", ())) > 1:
-            drawn = draw_groups(records, named["train"], {"val": config.val_fraction}, config.seed)
+            drawn = draw_groups(records, named["train"], {"val": config.val_fraction}, config.seed, before)
             named |= {"train": drawn["train"], "val": drawn["val"]}
         return named
     if seen is not None:
         return group_indices([seen.get(record.fingerprint, "test") for record in records])
 
     fractions = {"test": config.test_fraction, "val": config.val_fraction}
-    splits = draw_groups(records, everything, fractions, config.seed)
+    splits = draw_groups(records, everything, fractions, config.seed, before)
     return {split: splits[split] for split in ("train", "val", "test") if splits.get(split) or split == "train"}
 
 
 def draw_groups(
-    records: Sequence[Record], members: Sequence[int], fractions: Mapping[str, float], seed: int
+    records: Sequence[Record],
+    members: Sequence[int],
+    fractions: Mapping[str, float],
+    seed: int,
+    before: Mapping[str, str],
 ) -> dict[str, list[int]]:
-    """Deal some records (members) to splits by their fractions, the rest to "train"; patients stay together."""
+    """Deal some records (members) to splits by their fractions, the rest to "train"; patients stay together.
+
+    An image that was in a split `before`, by its fingerprint, stays there with its patient: any test set is "test".
+    """
     groups = group_patients(records, members, seed)
+    kept: dict[str, list[int]] = {split: [] for split in (*fractions, "train")}
+    for group in list(groups):
+        old = [before.get(records[index].fingerprint) for index in group]
+        known = {split if split in ("train", "val") else "test" for split in old if split}
+        known = {split for split in known if split == "train" or fractions.get(split)}
+        if known:
+            kept[next(split for split in ("train", "val", "test") if split in known)] += group
+            groups.remove(group)
+    members = [index for group in groups for index in group]
     splits: dict[str, list[int]] = {}
     for split, fraction in fractions.items():
         if fraction == 0:
             continue
         chosen: list[int] = []
-        wanted = max(1, round(fraction * len(members)))
+        wanted = max(0 if kept[split] else 1, round(fraction * len(members)))
         # groups that fit, in the drawn order; if none fits, the smallest
         for candidates in list(groups):
             if len(chosen) + len(candidates) <= wanted:
                 chosen += candidates
                 groups.remove(candidates)
-        if not chosen and groups:
+        if not chosen and groups and wanted:
             chosen = min(groups, key=len)
             groups.remove(chosen)
-        splits[split] = sorted(chosen)
-    return splits | {"train": sorted(index for rest in groups for index in rest)}
+        splits[split] = sorted(chosen + kept[split])
+    if staying := sum(map(len, kept.values())):
+        log.info("%d images stay in the split that they had in the run of start_from, with their patients", staying)
+    return splits | {"train": sorted([*kept["train"], *(index for rest in groups for index in rest)])}
 
 
 def split_fold(config: Config, records: Sequence[Record], seen: Mapping[str, str] | None) -> dict[str, list[int]]:
@@ -176,7 +199,7 @@ def split_fold(config: Config, records: Sequence[Record], seen: Mapping[str, str
         min(folds, key=len).extend(group)
     test = sorted(folds[config.fold - 1])
     rest = [index for index in members if index not in set(test)]
-    drawn = draw_groups(records, rest, {"val": config.val_fraction}, config.seed)
+    drawn = draw_groups(records, rest, {"val": config.val_fraction}, config.seed, {})
     return {split: drawn[split] for split in ("train", "val") if split in drawn} | {"test": test}
 
 
