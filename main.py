@@ -189,12 +189,12 @@ def test(run_dir: Path, data: LandmarkData, tested: Sequence[Tested]) -> None:
             members.append(evaluate(detector, loader, device, state["epoch"] - 1, own.views))
         mean, figures = average_members([(each.landmarks, {"score": each.score, **each.extras}) for each in members])
         predictions = members[0]._replace(landmarks=mean, score=figures.pop("score"), extras=figures)
-        predictions = assess(join_memories(memories), predictions, data.abbreviations, data.unit, config.ruler)
+        predictions = assess(join_memories(memories), predictions, data.abbreviations, data.unit)
         if process_rank() > 0:
             continue
         folder.mkdir(exist_ok=True)
         for number, each in enumerate(members if len(members) > 1 else [], 1):  # for tools.compare
-            each = assess(memories[number - 1], each, data.abbreviations, data.unit, config.ruler)
+            each = assess(memories[number - 1], each, data.abbreviations, data.unit)
             write_predictions(folder / f"member{number}.csv", each, data.abbreviations, data.unit)
         write_predictions(folder / "predictions.csv", predictions, data.abbreviations, data.unit)
         table = read_predictions(folder / "predictions.csv")
@@ -267,6 +267,9 @@ def run_test(run_dir: Path, tested: Sequence[Tested]) -> None:
             raise UserError(f"{state['path']} does not find the landmarks of {first['path']} in their order")
         seen |= {image: split for image, split in state["images"].items() if seen.get(image) not in ("train", "val")}
     data = load_data(config, first["abbreviations"], seen=seen, for_training=False)
+    if any(record.name in seen for name in data.test_sets for record in data.select(name)):
+        for _, state in tested:
+            state.pop("shared_memory", None)  # of all folds: it may know these images
     if process_rank() == 0:
         parameters = sum(load_detector(state).num_parameters for _, state in tested)
         write_provenance(run_dir, config, parameters, prepare_device(config))

@@ -6,9 +6,9 @@
 FOLDER is a data set as tools.convert writes it. "verdicts" predicts the images of a split as they are; mirrored,
 inverted and turned; in ways that must not matter; and, if a ruler is annotated, with its ends painted over. --others
 are folders of images of something else. For each kind it prints how many are good, to be checked or rejected, and for
-how many the ruler gives a spacing that is wrong by more than 10 %. "slips" spoils eight images by a slip of 10 mm
-(three), swapped names (three) or mirroring (two), and prints how many of them are among the 15 that tools.inspect_data
-lists first.
+how many the ruler gives a spacing that is wrong by more than 10 %, those of a kind together, as tools.predict does.
+"slips" spoils eight images by a slip of 10 mm (three), swapped names (three) or mirroring (two), and prints how many of
+them are among the 15 that tools.inspect_data lists first.
 """
 
 import argparse
@@ -25,7 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from config import Config
-from evaluate import gather_predictions
+from evaluate import Verdict, gather_predictions
 from machine import exit_status
 from reading.annotation import Record
 from reading.images import read_image
@@ -81,26 +81,29 @@ def paint_over(image: np.ndarray, points: np.ndarray, spacing: float) -> np.ndar
     return cv2.inpaint(image, mask, 3, cv2.INPAINT_TELEA)
 
 
+def choose(options: argparse.Namespace, records: Sequence[Record]) -> list[Record]:
+    """Return the records of the asked split. Raises UserError if there are fewer than ten."""
+    chosen = [record for record in records if record.split in (None, options.set)]
+    if len(chosen) < 10:
+        raise UserError(f"{options.folder} has {len(chosen)} images in the split {options.set}; it takes ten")
+    return chosen
+
+
 def measure_verdicts(options: argparse.Namespace) -> dict[str, dict[str, int]]:
     """Return the number of verdicts, and of rulers that are believed and right or wrong, by kind of image."""
     predictor = Predictor(options.checkpoint)
     names, config = list(predictor.landmarks["abbreviations"]), predictor.configs[0]
     abbreviations, records, _ = load(options.folder)
-    records = [record for record in records if record.split in (None, options.set)]
+    records = choose(options, records)
     records = [records[n] for n in sorted(set(np.linspace(0, len(records) - 1, options.most).round().astype(int)))]
     ends = [abbreviations.index(name) for name in Config.ruler if name in abbreviations]
-    counts: dict[str, Counter] = {}
+    results: dict[str, list[tuple[tuple[Record, np.ndarray, dict[str, np.ndarray]], Verdict, float]]] = {}
 
     def judge(kind: str, image: np.ndarray, spacing: float = math.nan) -> None:
-        image = np.ascontiguousarray(image)
+        image, own = np.ascontiguousarray(image), results.setdefault(kind, [])
         found, figures, verdict = predictor.judge(image, *predictor.predict_pixels(image), False)
-        counts.setdefault(kind, Counter())[verdict.name] += 1
-        if math.isfinite(spacing) and config.spacing == "ruler":
-            record = unannotated_record(image, len(names))
-            one = gather_predictions([(record, found, figures)])._replace(verdicts=[verdict])
-            ((own,), _) = find_spacing(config, names, [record], one, predictor.memory)
-            right = "none" if math.isnan(own.spacing) else abs(own.spacing / spacing - 1) <= TOLERANCE
-            counts[kind][{"none": "no ruler", True: "ruler right", False: "ruler wrong"}[right]] += 1
+        record = unannotated_record(image, len(names), str(len(own)))
+        own.append(((record, found, figures), verdict, spacing))
 
     for record in tqdm(records, "images", leave=False, disable=None):
         image = read_image(record.path).astype(np.uint8)
@@ -113,6 +116,16 @@ def measure_verdicts(options: argparse.Namespace) -> dict[str, dict[str, int]]:
     for folder in options.others:
         for path in find_image_files([str(folder)])[: options.most]:
             judge(folder.name, read_image(path).astype(np.uint8))
+    counts = {}
+    for kind, own in results.items():
+        counts[kind] = Counter(verdict.name for _, verdict, _ in own)
+        found = [one for one, *_ in own]
+        predictions = gather_predictions(found)._replace(verdicts=[verdict for _, verdict, _ in own])
+        taken, _ = find_spacing(config, names, [record for record, *_ in found], predictions, predictor.memory)
+        for record, (*_, true) in zip(taken, own, strict=True) if config.spacing == "ruler" else ():
+            if math.isfinite(true):
+                right = "right" if abs(record.spacing / true - 1) <= TOLERANCE else "wrong"
+                counts[kind]["no ruler" if math.isnan(record.spacing) else f"ruler {right}"] += 1
     return {kind: dict(own) for kind, own in counts.items()}
 
 
@@ -138,7 +151,7 @@ def spoil(records: Sequence[Record], generator: np.random.Generator) -> tuple[li
 def measure_slips(options: argparse.Namespace) -> dict[str, Any]:
     """Return how many of the spoiled images are among the first MOST, over several draws."""
     abbreviations, records, _ = load(options.folder)
-    records = [record for record in records if record.split in (None, options.set)]
+    records = choose(options, records)
     found = []
     for seed in range(options.draws):
         spoiled, names = spoil(records, np.random.default_rng(seed))
@@ -174,8 +187,6 @@ def run() -> None:
             print(f"{kind}: {', '.join(f'{name} {count}' for name, count in sorted(counts.items()))}")
     if options.out:
         write_text(options.out, json.dumps(result, indent=1) + "\n")
-    if not result:
-        raise UserError(f"{options.folder} has no images in the split {options.set}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Groups of records by keys of data.json, such as gender, device or bands of age (setting report_by)."""
 
-import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -22,14 +21,16 @@ def group_records(report_by: Sequence[str], records: Sequence[Record]) -> dict[s
     """
     # the command line splits at every comma: what is only a number belongs to the bands before it
     asked = re.split(r",(?!\s*-?[\d.]+\s*(?:,|$))", ",".join(report_by)) if report_by else []
-    groups = {}
+    groups: dict[str, dict[str, np.ndarray]] = {}
     for key, _, bands in ([part.strip() for part in one.partition(":")] for one in asked):
         known = {name for record in records for name in record.keys}
         check_names([key], known, "key of a record", "setting report_by: ")
+        if key in groups:
+            raise UserError(f"setting report_by: {key!r} appears twice; keep one")
         if bands:
             limits = read_limits(key, bands)
             numbers = np.array([read_number(key, record) for record in records], float)  # nan: none
-            places = np.searchsorted([*limits, math.inf], numbers, "right")  # nan comes last
+            places = np.where(np.isnan(numbers), len(limits) + 1, np.searchsorted(limits, numbers, "right"))
             inner = [f"{low:g} to below {high:g}" for low, high in zip(limits, limits[1:], strict=False)]
             names = [f"below {limits[0]:g}", *inner, f"{limits[-1]:g} and above", UNKNOWN]
         else:
@@ -54,7 +55,9 @@ def read_limits(key: str, bands: str) -> list[float]:
 def read_number(key: str, record: Record) -> float | None:
     """Return the number that a record holds under a key, None if it has none. Raises UserError for another value."""
     value: Any = record.keys.get(key)
-    if value is None or isinstance(value, int | float) and not isinstance(value, bool):
+    if value is None or value == "":
+        return None
+    if isinstance(value, int | float) and not isinstance(value, bool):
         return value
     try:
         return float(value)
@@ -64,4 +67,6 @@ def read_number(key: str, record: Record) -> float | None:
 
 def group_name(value: Any) -> str:
     """Return the name of the group of a value."""
-    return UNKNOWN if value is None or value == "" else f"{value:g}" if isinstance(value, float) else str(value)
+    if value is None or value == "":
+        return UNKNOWN
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

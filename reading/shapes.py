@@ -12,6 +12,7 @@ from utils import apply_affine, invert_affine
 RIDGE = 0.1  # of the mean variance of a coordinate, added to the covariance: the noise of annotations
 FREEDOM = 10.0  # variance of place, turn and size, relative to that of shapes: nothing is known about them
 MIRRORED = 0.2  # the least deviation of a shape from its mirror image by which the two can be told apart
+BOTH_WAYS = 0.05  # share of mirrored images above which they are no slips: the images of a set face both ways
 ROUNDS = 3  # of weighting down what does not fit
 
 
@@ -50,11 +51,16 @@ def standard_shape(points: np.ndarray) -> np.ndarray:
 def mean_shape(points: np.ndarray) -> np.ndarray:
     """Return the mean shape (N, 2) of points (I, N, 2), about 0 and with a root mean square radius of 1.
 
-    It begins with the most complete image. A landmark that is missing in all images is nan.
+    It begins with the most complete image, and is mirrored if most images are its mirror image. A landmark that is
+    missing in all images is nan.
     """
     mean = standard_shape(points[np.isfinite(points[..., 0]).sum(1).argmax()])
     for _ in range(ROUNDS):
-        aligned = np.stack([align_shape(own, mean) for own in points])
+        mirrored = np.array([is_mirrored(own, mean) for own in points])
+        if mirrored.mean() > 0.5:
+            mean, mirrored = mean * (-1, 1), ~mirrored
+        upright = np.where(mirrored[:, None, None], points * (-1, 1), points)
+        aligned = np.stack([align_shape(own, mean) for own in upright])
         counts, sums = np.isfinite(aligned).sum(0), np.nan_to_num(aligned).sum(0)
         mean = standard_shape(np.where(counts > 0, sums / np.maximum(1, counts), np.nan))
     return mean
@@ -124,14 +130,16 @@ def fit_shapes(points: np.ndarray) -> tuple[ShapeModel, np.ndarray, np.ndarray]:
 
     places: (I, N, 2) in the frame of the points, where the other landmarks of the image put it by the distribution of
     all other images; nan for an image with fewer than two points. mirrored: (I,) bool, of an image whose mirror image
-    fits the others better; it is used as such. Images that do not fit count less.
+    fits the others better; it is used as such, but does not count for the others unless the set faces BOTH_WAYS. Images
+    that do not fit count less.
     """
     mean, mirror = mean_shape(points), np.array([-1, 1])
     mirrored = np.array([is_mirrored(own, mean) for own in points])
     upright = np.where(mirrored[:, None, None], points * mirror, points)
     affines = np.stack([similarity(own, mean) for own in upright])
     apart = (apply_affine(affines, upright) - mean).reshape(len(points), -1)
-    known, weights = np.isfinite(apart), np.where(mirrored, 0.0, 1.0)
+    counted = ~mirrored | (mirrored.mean() > BOTH_WAYS)
+    known, weights = np.isfinite(apart), counted.astype(float)
     filled, left = np.nan_to_num(apart), np.full(apart.shape, np.nan)
     for _ in range(ROUNDS):
         total = max(weights.sum(), 1e-9)
@@ -143,7 +151,7 @@ def fit_shapes(points: np.ndarray) -> tuple[ShapeModel, np.ndarray, np.ndarray]:
             left[i] = apart_from_others(apart[i] - centre, others, mean)
         doubt = doubts(np.where(known, left, np.nan).reshape(points.shape))
         worst = np.nan_to_num(doubt).max(1)
-        weights = np.where(mirrored, 0, np.minimum(1, np.quantile(worst, 0.75) / np.maximum(worst, 1e-9)) ** 2)
+        weights = np.where(counted, np.minimum(1, np.quantile(worst, 0.75) / np.maximum(worst, 1e-9)) ** 2, 0)
         filled = np.where(known, apart, np.nan_to_num(centre - left))
     places = (filled - np.where(known, left, 0)).reshape(points.shape) + mean
     back = np.stack([invert_affine(affine) if np.isfinite(affine).all() else affine for affine in affines])

@@ -46,7 +46,7 @@ def agreement(values: np.ndarray, others: np.ndarray) -> dict[str, float]:
 def intraclass_correlation(table: np.ndarray) -> tuple[float, float, float]:
     """Return ICC(2,1) of a complete table (n subjects, k raters), and the ends of its 95 % interval.
 
-    The interval is that of McGraw and Wong for case 2A, absolute agreement. All are nan if all values are equal.
+    The interval is that of McGraw and Wong for case 2A, absolute agreement. All are nan if all subjects are equal.
     """
     n, k = table.shape
     mean, subjects, raters = table.mean(), table.mean(1), table.mean(0)
@@ -54,7 +54,7 @@ def intraclass_correlation(table: np.ndarray) -> tuple[float, float, float]:
     columns = n * ((raters - mean) ** 2).sum() / (k - 1)  # of raters,
     rest = ((table - subjects[:, None] - raters + mean) ** 2).sum() / ((n - 1) * (k - 1))  # and what is left
     whole = between + (k - 1) * rest + k * (columns - rest) / n
-    if whole <= 0:
+    if whole <= 0 or between == 0:  # nothing can be told apart
         return math.nan, math.nan, math.nan
     icc = (between - rest) / whole
     if columns == rest == 0:

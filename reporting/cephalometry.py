@@ -12,6 +12,7 @@ import numpy as np
 
 FRONT = ("N", "Or", "ANS", "A", "B", "Pog", "Me", "Gn", "Is1u", "Is1l", "Ls", "Li", "Sn")
 BACK = ("S", "P", "ar", "Go", "PNS", "Ba", "Cond")
+UPPER, LOWER = ("N", "Or"), ("Me", "Gn")  # about above each other
 
 
 class Measure(NamedTuple):
@@ -187,7 +188,7 @@ def measure_profiles(
 
     nan if a landmark or the spacing is missing, or if it is unknown which way the profile faces.
     """
-    points = profiles_to_the_right(dict(zip(abbreviations, np.moveaxis(landmarks, 1, 0), strict=True)))
+    points = profiles_to_the_right(upright(dict(zip(abbreviations, np.moveaxis(landmarks, 1, 0), strict=True))))
     columns = []
     for measure in measures:
         scale = spacing[:, None] if measure.unit == "mm" else 1.0
@@ -195,13 +196,25 @@ def measure_profiles(
     return np.stack(columns, 1)
 
 
+def middle(points: Mapping[str, np.ndarray], names: Sequence[str]) -> np.ndarray:
+    """Return the means (I, 2) of the named ones of landmarks (I, 2) by abbreviation; nan where all are missing."""
+    unknown = np.full(next(iter(points.values())).shape, np.nan)
+    own = [points[name] for name in names if name in points]
+    return np.ma.masked_invalid([unknown, *own]).mean(0).filled(np.nan)
+
+
+def upright(points: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return landmarks (I, 2) by abbreviation, turned by quarter turns so that the chin is below the forehead."""
+    down = middle(points, LOWER) - middle(points, UPPER)
+    turns = np.nan_to_num(np.round(np.arctan2(down[:, 0], down[:, 1]) / (np.pi / 2))).astype(int) % 4
+    cosine, sine = np.array([1, 0, -1, 0])[turns], np.array([0, 1, 0, -1])[turns]
+    return {
+        name: np.stack([cosine * own[:, 0] - sine * own[:, 1], sine * own[:, 0] + cosine * own[:, 1]], -1)
+        for name, own in points.items()
+    }
+
+
 def profiles_to_the_right(points: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return landmarks (I, 2) by abbreviation, mirrored if those of the front are to the left of those of the back."""
-    unknown = np.full(len(next(iter(points.values()))), np.nan)
-
-    def middle(names: Sequence[str]) -> np.ndarray:
-        own = [points[name][:, 0] for name in names if name in points]
-        return np.ma.masked_invalid([unknown, *own]).mean(0).filled(np.nan)
-
-    side = np.sign(middle(FRONT) - middle(BACK))
+    side = np.sign(middle(points, FRONT) - middle(points, BACK))[:, 0]
     return {name: np.stack([side * own[:, 0], own[:, 1]], -1) for name, own in points.items()}

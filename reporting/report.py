@@ -71,15 +71,15 @@ def compare_readings(
 
     kind: setting measurements. records: those of the table, in its order. The agreement is that of "predictions" with
     the truth and, if the records keep two readers, of these "readers" with each other. Nothing is computed from a
-    rejected image. The pairs are those of angles
-    and distances, or of the coordinates, the worst first.
+    rejected image. The pairs are those of angles and distances, or of the coordinates, the worst first.
     """
     rejected = np.array([verdict == "reject" for verdict, _ in table.verdicts] or [False] * len(table.names))
-    points = {"predictions": (np.where(rejected[:, None, None], math.nan, table.landmarks), table.truth)}
+    kept = np.where(rejected, math.nan, 1.0)[:, None, None]
+    points = {"predictions": (kept * table.landmarks, table.truth)}
     readers = [record.readers for record in records if record.readers is not None]
     if len(readers) == len(records):
         first, second = np.stack(readers, 1)
-        points["readers"] = first, second
+        points["readers"] = kept * first, kept * second
     sizes, spacing = [record.size for record in records], np.array([record.spacing for record in records])
     scale = spacing if table.unit == "mm" else np.ones(len(records))
     measured = measure(kind, table.abbreviations, *points["predictions"], sizes, spacing)
@@ -224,6 +224,8 @@ def summary_table(summary: Mapping[str, Any], thresholds: Sequence[float]) -> st
             for name, own in groups.items()
         ]
     measured = summary.get("measurements", {})
+    if measured and (rejected := sum(each["verdict"] == "reject" for each in summary.get("flagged", ()))):
+        lines.append(f"angles and distances: not of the {rejected} that {'is' if rejected == 1 else 'are'} rejected")
     for name, words in CLASS_RATES.items():
         if name in measured:
             rates = [f"{each} {rate:.3g}" for each, rate in measured[name].items() if each != "mean"]

@@ -11,20 +11,21 @@ import numpy as np
 
 from config import SPACINGS
 from evaluate import Predictions, Verdict
-from reading.shapes import ShapeModel, shape_deviation, shape_size
+from reading.shapes import BOTH_WAYS, ShapeModel, is_mirrored, shape_deviation, shape_size
 from reporting.memory import LEVELS, Memory, score_factor
 
 DOUBTFUL, REJECTED = 1.2, 2.0  # times the largest deviation in training: an unusual shape; that of something else
 RULER_SCORE = 0.6  # of the usual score: below it the end of a ruler is not believed
 TOLERANCE = 0.1  # of a spacing, and of the size of the anatomy
+IMPOSSIBLE = 0.5  # of the size of the anatomy: beyond, even a spacing that is stated is not believed
 
 
-def radii(memory: Memory, score: np.ndarray) -> dict[str, np.ndarray]:
-    """Return "radius_90" and "radius_95" (..., N) of landmarks with these scores, in the unit of memory.error.
+def radii(memory: Memory, landmarks: np.ndarray, score: np.ndarray) -> dict[str, np.ndarray]:
+    """Return "radius_90" and "radius_95" (N,) px of the landmarks (N, 2) of an image with scores (N,).
 
-    nan if the network was never tested on images that it had not seen.
+    nan if the network was never tested on images that it had not seen, or on too few.
     """
-    usual = memory.error * score_factor(score, memory.score)
+    usual = memory.size(landmarks) * memory.relative_error * score_factor(score, memory.score)
     return {f"radius_{level}": usual * factor for level, factor in zip(LEVELS, memory.factor, strict=True)}
 
 
@@ -33,6 +34,8 @@ def judge(memory: Memory, landmarks: np.ndarray, score: np.ndarray, abbreviation
 
     It is rejected if its shape is that of something else, even without the tenth of the landmarks that fit worst.
     """
+    if memory.mirrored > BOTH_WAYS and is_mirrored(landmarks, memory.mean):
+        landmarks = landmarks * (-1, 1)
     reasons, kept, deviation = [], landmarks, shape_deviation(landmarks, memory.mean)
     if deviation > DOUBTFUL * memory.deviation:  # False for nan
         kept = without_worst(landmarks, memory.mean, len(landmarks) // 10)
@@ -64,60 +67,47 @@ def without_worst(landmarks: np.ndarray, mean: np.ndarray, count: int) -> np.nda
 
 
 def assess(
-    memory: Memory | None, predictions: Predictions, abbreviations: Sequence[str], unit: str, ruler: Sequence[str]
+    memory: Memory | None,
+    predictions: Predictions,
+    abbreviations: Sequence[str],
+    unit: str,
+    spacing: np.ndarray | None = None,
 ) -> Predictions:
-    """Return predictions with the verdict on each image and radii in a unit (with_radii), as far as both are known.
+    """Return predictions with the verdict on each image and radii in a unit, mm or px, as far as both are known.
 
-    ruler: the abbreviations of its ends, which are no anatomy.
+    An image is doubtful, too, if its anatomy cannot have its size (doubt_spacing). Verdicts that predictions have
+    already are kept. A rejected image has no radii. spacing: (I,) mm per px, nan where unknown; None: theirs.
     """
     if memory is None:
         return predictions
-    images = zip(predictions.landmarks, predictions.score, strict=True)
-    verdicts = [judge(memory, landmarks, score, abbreviations) for landmarks, score in images]
-    rows = [n for n, name in enumerate(abbreviations) if name in ruler]
-    predictions = judge_sizes(memory, predictions._replace(verdicts=verdicts), predictions.spacing, rows)
-    return with_radii(memory, predictions, unit, predictions.spacing)
+    images = list(zip(predictions.landmarks, predictions.score, strict=True))
+    spacing = predictions.spacing if spacing is None else spacing
+    verdicts, found = [], []
+    for i, (landmarks, score) in enumerate(images):
+        own = predictions.verdicts[i] if predictions.verdicts else judge(memory, landmarks, score, abbreviations)
+        why = doubt_spacing(memory, landmarks, spacing[i])
+        if why and own.name != "reject":
+            own = Verdict("check", "; ".join(filter(None, [own.reason, why])))
+        verdicts.append(own)
+        factor = math.nan if own.name == "reject" else spacing[i] if unit == "mm" else 1.0
+        found.append({name: factor * radius for name, radius in radii(memory, landmarks, score).items()})
+    extras = {name: np.stack([one[name] for one in found]) for name in (found[0] if found else ())}
+    known = {name: own for name, own in extras.items() if np.isfinite(own).any()}
+    return predictions._replace(verdicts=verdicts, extras={**predictions.extras, **known})
 
 
-def judge_sizes(
-    memory: Memory | None, predictions: Predictions, spacing: np.ndarray, rows: Sequence[int]
-) -> Predictions:
-    """Return predictions in which an image is doubtful too if its anatomy cannot have its size (doubt_spacing).
-
-    spacing: (I,) mm per px, nan where unknown.
-    """
-    verdicts = []
-    for verdict, landmarks, own in zip(predictions.verdicts, predictions.landmarks, spacing, strict=False):
-        why = doubt_spacing(memory, landmarks, own, rows)
-        if why and verdict.name != "reject":
-            verdict = Verdict("check", "; ".join(filter(None, [verdict.reason, why])))
-        verdicts.append(verdict)
-    return predictions._replace(verdicts=verdicts)
+# --- Spacing --------------------------------------------------------------------------------------------
 
 
-def with_radii(memory: Memory | None, predictions: Predictions, unit: str, spacing: np.ndarray) -> Predictions:
-    """Return predictions with the radii as extras, where they are known.
-
-    unit: mm or px, that of the radii; spacing: (I,) mm per px, nan where unknown.
-    """
-    if memory is None:
-        return predictions
-    given = "mm" if np.isfinite(memory.extent[0]) else "px"
-    factor = {("mm", "px"): 1 / spacing, ("px", "mm"): spacing}.get((given, unit), np.ones(len(spacing)))
-    found = {name: own * factor[:, None] for name, own in radii(memory, predictions.score).items()}
-    known = {name: own for name, own in found.items() if np.isfinite(own).any()}
-    return predictions._replace(extras={**predictions.extras, **known})
-
-
-def doubt_spacing(memory: Memory | None, landmarks: np.ndarray, spacing: float, rows: Sequence[int]) -> str:
+def doubt_spacing(memory: Memory | None, landmarks: np.ndarray, spacing: float, tolerance: float = TOLERANCE) -> str:
     """Return why a mm per px cannot be true, by the size of the anatomy in training images, or "".
 
-    landmarks: (N, 2) px; rows: of the ruler's ends, which are no anatomy.
+    landmarks: (N, 2) px; tolerance: beyond the sizes of the training images.
     """
     if memory is None:
         return ""
-    extent = spacing * shape_size(np.delete(landmarks, list(rows), 0))
-    least, most = memory.extent * (1 - TOLERANCE, 1 + TOLERANCE)
+    extent = spacing * memory.size(landmarks)
+    least, most = memory.extent / (1 + tolerance, 1 / (1 + tolerance))
     if extent < least or extent > most:  # False for nan
         return f"at {spacing:.3g} mm per px the anatomy is {extent / memory.extent.mean():.2f} times its usual size"
     return ""
@@ -142,7 +132,7 @@ def doubt_ruler(
         return ""
     if (score[rows] < RULER_SCORE * memory.score[rows]).any():
         return f"its ends have scores of {score[rows].min():.2f} and above, usual are {memory.score[rows].min():.2f}"
-    if why := doubt_spacing(memory, landmarks, spacing, rows):
+    if why := doubt_spacing(memory, landmarks, spacing):
         return why
     known = memory.spacing[(memory.spacing[:, :2] == size).all(1), 2]
     if len(known) and np.abs(spacing / known - 1).min() > TOLERANCE:
@@ -158,7 +148,7 @@ def rulers_needed(memory: Memory | None, size: tuple[int, int], rows: Sequence[i
     """
     if memory is None or (memory.spacing[:, :2] == size).all(1).any():
         return 1
-    apart = float(np.hypot(*memory.error[list(rows)])) / length
+    apart = float(np.hypot(*memory.relative_error[list(rows)])) * memory.extent.mean() / length
     return 1 if math.isnan(apart) else max(1, math.ceil((2 * apart / TOLERANCE) ** 2))
 
 

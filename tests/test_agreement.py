@@ -94,3 +94,7 @@ def test_the_readings_of_two_sets_of_landmarks_are_measurements_then_coordinates
     assert values.tolist() == [[80, 1, 2, 3, 4], [81, 2.5, 3, 3.5, 4]]
     assert others.tolist() == [[82, 3, 4, 5, 6], [83, 3.5, 4, 4.5, 5]]
     assert len(paired_readings(["S", "N"], "px", spacing, landmarks, landmarks, None)[0]) == 4
+
+
+def test_subjects_that_are_all_equal_have_no_correlation():
+    assert math.isnan(agreement(np.array([1.0, 2, 3, 2]), np.array([3.0, 2, 1, 2]))["ICC"])  # each has the mean 2

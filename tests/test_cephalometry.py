@@ -164,3 +164,13 @@ def test_every_measure_has_a_source_and_a_class_more_than_limits(measure):
     assert measure.unit in ("degrees", "mm", "ratio") and measure.definition and measure.source
     assert len(measure.classes) == (len(measure.limits) + 1 if measure.limits else 0)
     assert list(measure.limits) == sorted(measure.limits)
+
+
+@pytest.mark.parametrize("side", [1, -1])
+def test_a_turned_image_has_the_measures_of_the_upright_one(side):
+    names, upright = list(POINTS), np.array([list(POINTS.values())], float) * (side, 1)
+    measures = known_measures(names)
+    expected = measure_profiles(measures, names, upright, np.ones(1))
+    for turn in ([[0, -1], [1, 0]], [[-1, 0], [0, -1]], [[0, 1], [-1, 0]]):
+        turned = upright @ np.array(turn).T + 500
+        assert measure_profiles(measures, names, turned, np.ones(1)) == pytest.approx(expected, nan_ok=True)

@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 import numpy as np
@@ -55,3 +56,15 @@ def test_what_cannot_be_grouped_is_refused():
     for bands in ("18,12", "a", "12,12"):
         with refuses("report_by", bands):
             group_records([f"age:{bands}"], own)
+
+
+def test_numbers_are_grouped_by_their_value_and_the_rest_is_unknown():
+    own = records(age=[11, "", math.inf, None], kv=[70.0, 70.25, 70, "70"])
+    assert members(["age:12", "kv"], own) == {
+        "age": {"below 12": [0], "12 and above": [2], "unknown": [1, 3]}, "kv": {"70": [0, 2, 3], "70.25": [1]},
+    }  # fmt: skip
+
+
+def test_a_key_that_appears_twice_is_refused():
+    with refuses("report_by", "age", "twice"):
+        group_records(["age", "age:12"], records(age=[11, 13]))

@@ -72,3 +72,30 @@ def test_too_few_images_are_said_to_be_too_few(tmp_path, run_program):
     assert not list((tmp_path / "set" / "inspection").glob("doubtful.*"))
     two = [Record(f"{i}.png", Path("x"), np.zeros((2, 2)) + i, np.zeros(2, bool)) for i in range(30)]
     assert find_doubts(["A", "B"], two) == []  # any two points fit
+
+
+def test_a_set_that_faces_both_ways_has_no_mirrored_images_but_other_slips():
+    points = heads(60) * 10
+    points[::4] = points[::4] * (-1, 1) + (1000, 0)
+    points[5, 2] += (150, 0)
+    doubts = find_doubts(NAMES, records(points, 0.1))
+    assert (doubts[0].image, doubts[0].landmark) == ("5.png", "L2")
+    assert not any("mirrored" in each.slip for each in doubts)
+
+
+def test_an_image_that_shares_too_few_landmarks_with_the_others_is_left_out():
+    points = heads(30)
+    points[:, 9:] = math.nan
+    points[3] = math.nan
+    points[3, 8:] = heads(30)[3, 8:]  # of the others' landmarks it has one
+    assert {each.image for each in find_doubts(NAMES, records(points, 0.1))} == {f"{n}.png" for n in range(30)} - {
+        "3.png"
+    }
+
+
+def test_predictions_in_the_folder_of_a_data_set_do_not_disturb_its_review(tmp_path, run_program):
+    folder = write_set(tmp_path / "set", 24)
+    (folder / "found" / "json").mkdir(parents=True)
+    (folder / "found" / "json" / "data.json").write_text((folder / "json" / "data.json").read_text())
+    status, output = run_program(inspect_data, folder, "--review")
+    assert status == 0 and (folder / "inspection" / "doubtful.html").exists(), output

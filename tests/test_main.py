@@ -340,9 +340,12 @@ def test_the_folds_share_the_errors_of_all_images(dataset):
     main.run(write_settings(dataset, folds=2, num_landmarks=None))
     states = [read_checkpoint(dataset / "run" / f"fold{n}" / "best.pt") for n in (1, 2)]
     shared = [read_memory(state) for state in states]
-    assert np.array_equal(shared[0].error, shared[1].error) and np.isfinite(shared[0].error).all()  # of 6 images
+    assert (
+        np.array_equal(shared[0].relative_error, shared[1].relative_error)
+        and np.isfinite(shared[0].relative_error).all()
+    )  # of 6 images
     alone = [read_memory({name: own for name, own in state.items() if name != "shared_memory"}) for state in states]
-    assert not np.isfinite(alone[0].error).any()  # a single validation image
+    assert not np.isfinite(alone[0].relative_error).any()  # a single validation image
 
 
 def test_several_checkpoints_are_tested_as_their_mean(tiny_run, tmp_path, refused):

@@ -300,17 +300,17 @@ def test_a_rejected_image_has_no_measurements_and_its_verdict_stands_in_every_fi
 def test_a_spacing_of_the_settings_is_not_used_where_the_anatomy_would_have_another_size(tmp_path):
     heads_px = heads(80)
     score = np.full((60, 12), 0.8)
-    memory = remember(heads_px[:60], np.full(60, 0.1), [(100, 120)] * 60, score, score)
+    memory = remember(heads_px[:60], np.full(60, 0.1), [(100, 120)] * 60, score, heads_px[:60], heads_px[:60])
     names = [f"L{n}" for n in range(12)]
-    found = np.stack([heads_px[70], heads_px[71] / 2, heads_px[72] / 2, heads_px[73] / 2])
+    found = np.stack([heads_px[70], heads_px[71] / 2, heads_px[72] / 2, heads_px[73] / 2, heads_px[74]])
     blank = np.full((12, 2), math.nan), np.zeros(12, bool)
-    stated = (math.nan, math.nan, 0.2, math.nan)
+    stated = (math.nan, math.nan, 0.2, math.nan, 1.0)  # the last one is ten times too large
     records = [Record(f"{n}.png", tmp_path, *blank, own, size=(100, 120)) for n, own in enumerate(stated)]
-    verdicts = [Verdict("good")] * 3 + [Verdict("reject", "mirrored?")]
-    predictions = Predictions([r.name for r in records], found, found, score[:4], np.ones(4), verdicts=verdicts)
+    verdicts = [Verdict("good")] * 3 + [Verdict("reject", "mirrored?"), Verdict("good")]
+    predictions = Predictions([r.name for r in records], found, found, score[:5], np.ones(5), verdicts=verdicts)
     own, notes = predict.find_spacing(Config(spacing=0.1), names, records, predictions, memory)
-    assert [record.spacing for record in own] == pytest.approx([0.1, math.nan, 0.2, 0.1], nan_ok=True)
-    assert mentions(*notes, "1 images", "1.png", "anatomy is 0.5", "--spacing")
+    assert [record.spacing for record in own] == pytest.approx([0.1, math.nan, 0.2, 0.1, math.nan], nan_ok=True)
+    assert mentions(*notes, "2 images", "1.png", "anatomy is 0.5", "4.png", "--spacing")
 
 
 def test_rulers_of_images_of_one_size_are_believed_if_they_agree(tmp_path):
@@ -377,3 +377,9 @@ def test_weights_that_are_nan_end_in_one_line(dataset, tmp_path, monkeypatch, ca
 def test_a_wide_low_image_has_an_overlay_of_bounded_size():
     point = np.full((1, 2), 1.0)
     assert max(draw_overlay(np.zeros((3, 2000), np.uint8), point, point, "a").size) <= 3000
+
+
+def test_strict_needs_a_checkpoint_that_can_judge(dataset, tmp_path, monkeypatch, capsys):
+    path = save_untrained(tmp_path / "last.pt", dataset)
+    assert call(monkeypatch, path, dataset / "imgs", "--out", tmp_path / "out", "--strict") == 2
+    assert mentions(capsys.readouterr().err, "--strict", "best.pt") and not (tmp_path / "out").exists()

@@ -329,9 +329,9 @@ def test_the_folder_of_a_run_vanishes_and_the_program_says_so(dataset, monkeypat
     (dataset / "settings.json").write_text(json.dumps(tiny_config(dataset, method="tiny").to_dict()))
     save = train.save_epoch
 
-    def remove_and_save(*arguments):
+    def remove_and_save(*arguments, **more):
         shutil.rmtree(dataset / "run")
-        save(*arguments)
+        save(*arguments, **more)
 
     monkeypatch.setattr(train, "save_epoch", remove_and_save)
     arguments = ["--config", str(dataset / "settings.json"), "--run_dir", str(dataset / "run")]

@@ -7,13 +7,14 @@ from typing import NamedTuple
 import numpy as np
 
 from reading.annotation import Record
-from reading.shapes import doubts, fit_shapes, shape_size
+from reading.shapes import BOTH_WAYS, doubts, fit_shapes, shape_size
 from run_folder import write_csv
 from tools.review import write_page
-from tools.review_source import read_source
+from tools.review_source import read_data_set
 
 FEWEST = 20  # images: below, what is usual cannot be learned from the others
 MOST = 15  # listed on the terminal and on the page
+MIRRORED = "the image is mirrored"
 STRIKING = 1.5  # times the usual distance of a landmark from where the others put it, plus that of all landmarks
 
 
@@ -30,23 +31,25 @@ class Doubt(NamedTuple):
 def find_doubts(abbreviations: Sequence[str], records: Sequence[Record]) -> list[Doubt]:
     """Return the most doubtful point of each image with three points or more, the most doubtful image first.
 
-    Mirrored images come before all others. [] if there are fewer than FEWEST such images.
+    Mirrored images come before all others, unless the set faces BOTH_WAYS. [] if there are fewer than FEWEST images.
     """
     records = [record for record in records if np.isfinite(record.landmarks).all(-1).sum() > 2]
     if len(records) < FEWEST:
         return []
     points = np.stack([record.landmarks for record in records])
     _, places, mirrored = fit_shapes(points)
+    mirrored &= mirrored.mean() <= BOTH_WAYS
     sizes = np.array([shape_size(own) for own in points])
     doubt = doubts((points - places) / sizes[:, None, None])
     found = []
     for i, record in enumerate(records):
+        if not np.isfinite(doubt[i]).any():  # too few points that other images have as well
+            continue
         n = int(np.nan_to_num(doubt[i]).argmax())
         distance = float(np.linalg.norm(points[i, n] - places[i, n])) * float(np.nan_to_num(record.spacing, nan=1))
-        slip = "the image is mirrored" if mirrored[i] else name_slip(abbreviations, points[i], places[i], n)
+        slip = MIRRORED if mirrored[i] else name_slip(abbreviations, points[i], places[i], n)
         found.append(Doubt(record.name, abbreviations[n], distance, float(doubt[i, n]), slip))
-    order = sorted(range(len(found)), key=lambda i: (not mirrored[i], -np.nan_to_num(found[i].doubt)))
-    return [found[i] for i in order]
+    return sorted(found, key=lambda each: (each.slip != MIRRORED, -each.doubt))
 
 
 def name_slip(abbreviations: Sequence[str], points: np.ndarray, places: np.ndarray, n: int) -> str:
@@ -70,7 +73,7 @@ def describe_doubts(found: Sequence[Doubt], unit: str, path: Path) -> list[str]:
         return [f"doubtful annotations: not looked for; that takes {FEWEST} images with three points or more"]
     rows = [[each.image, each.landmark, f"{each.distance:.3f}", f"{each.doubt:.3f}", each.slip] for each in found]
     write_csv(path, [["image", "landmark", f"distance_{unit}", "doubt", "slip"], *rows])
-    striking = [each for each in found if each.doubt > STRIKING or "mirrored" in each.slip]
+    striking = [each for each in found if each.doubt > STRIKING or each.slip == MIRRORED]
     if not striking:
         return [f"doubtful annotations: none stands out; {path} has the most doubtful point of each image"]
     return [
@@ -85,7 +88,7 @@ def describe_doubts(found: Sequence[Doubt], unit: str, path: Path) -> list[str]:
 
 def write_review(folder: Path, found: Sequence[Doubt], path: Path) -> None:
     """Write the review page of the MOST most doubtful images of a data set, worst first. Raises UserError."""
-    (review,) = read_source(folder, None, None)
+    review = read_data_set(folder / "json" / "data.json", None, None)
     shown = {image.record["imagePath"]: image for image in review.images}
     chosen = [shown.pop(each.image) for each in found[:MOST]]
     others = review.others | {image.place: image.record for image in shown.values()}

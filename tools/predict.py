@@ -48,12 +48,12 @@ from reporting.measurements import measure
 from reporting.memory import Memory
 from reporting.pictures import draw_overlays
 from reporting.predictions import read_predictions, write_predictions
-from reporting.trust import doubt_ruler, doubt_spacing, judge_sizes, rulers_needed, with_radii
+from reporting.trust import IMPOSSIBLE, assess, doubt_ruler, doubt_spacing, rulers_needed
 from run_folder import write_csv, write_provenance, write_text
 from settings import Parser, UserError
 from tools.formats.common import spacing_number
 from tools.formats.files import check_out, filling
-from tools.predictor import Predictor
+from tools.predictor import NOTHING_REMEMBERED, Predictor
 from tools.unannotated import ImageFiles, UnreadableImage, find_image_files, recorded_spacings
 from utils import clip_to_image
 
@@ -133,27 +133,29 @@ def find_spacing(
     """Return the records with mm per px for measurements: their own, else by the settings or nan; and notes.
 
     Those of the settings are a number or the predicted ruler (measure_rulers). They are taken where the anatomy can be
-    of that size (trust.doubt_spacing).
+    of that size (trust.doubt_spacing), and what a record states unless that is impossible by far.
     """
-    rows = ruler_rows(config, abbreviations)
-    if config.spacing is None or (config.spacing == "ruler" and len(rows) < 2):
-        return list(records), []
-    unknown = {n: record.name for n, record in enumerate(records) if math.isnan(record.spacing)}
-    if config.spacing == "ruler":
-        known, doubts = measure_rulers(config, rows, records, predictions, memory)
-        what = "without a believable ruler"
-    else:
-        known, doubts = dict.fromkeys(unknown.values(), config.spacing), {}
-        what = f"that the {config.spacing} mm per px of the settings do not fit"
-    for n, name in unknown.items():
+    rows = [abbreviations.index(name) for name in config.ruler if name in abbreviations]
+    known = {record.name: record.spacing for record in records}
+    doubts: dict[str, str] = {}
+    if config.spacing == "ruler" and len(rows) == 2:
+        measured, doubts = measure_rulers(config, rows, records, predictions, memory)
+        known |= measured
+    elif isinstance(config.spacing, float):
+        known |= {record.name: config.spacing for record in records if math.isnan(record.spacing)}
+    for n, record in enumerate(records):
         rejected = bool(predictions.verdicts) and predictions.verdicts[n].name == "reject"
-        if not rejected and (why := doubt_spacing(memory, predictions.landmarks[n], known[name], rows)):
-            known[name], doubts[name] = math.nan, why
+        tolerance = {} if math.isnan(record.spacing) else {"tolerance": IMPOSSIBLE}
+        why = doubt_spacing(memory, predictions.landmarks[n], known[record.name], **tolerance)
+        if why and not rejected:
+            known[record.name], doubts[record.name] = math.nan, why
     notes = []
-    if left := [name for name, value in known.items() if math.isnan(value)]:
+    if left := [name for name in doubts if math.isnan(known[name])]:
         why = "; ".join(f"{name}: {doubts[name]}" for name in left[:3])
-        notes.append(f"no distances in mm for {len(left)} images {what} ({why}): give --spacing MM")
-    return [replace(record, spacing=known.get(record.name, record.spacing)) for record in records], notes
+        notes.append(
+            f"no distances in mm for {len(left)} images without a believable mm per px ({why}): give --spacing MM"
+        )
+    return [replace(record, spacing=known[record.name]) for record in records], notes
 
 
 def measure_rulers(
@@ -188,11 +190,6 @@ def measure_rulers(
         known |= dict.fromkeys(own, math.nan if why else middle)
         doubts |= {name: why for name, value in own.items() if why and math.isfinite(value)}
     return known, doubts
-
-
-def ruler_rows(config: Config, abbreviations: Sequence[str]) -> list[int]:
-    """Return the rows of the ruler's ends, as far as the network finds them."""
-    return [abbreviations.index(name) for name in config.ruler if name in abbreviations]
 
 
 def note_on_spacing(config: Config, trained: float | None, records: Sequence[Record]) -> list[str]:
@@ -239,6 +236,8 @@ def run(options: argparse.Namespace) -> int:
     names = ("device", "batch_size", "workers", "views", "spacing")
     settings = {name: value for name in names if (value := getattr(options, name)) is not None}
     predictor = Predictor(options.checkpoint, *options.ensemble, **settings)
+    if options.strict and predictor.memory is None:
+        raise UserError(f"--strict: {NOTHING_REMEMBERED}")
     config, landmarks = predictor.configs[0], predictor.landmarks
     files = find_image_files(options.images)
     folder = Path(os.path.commonpath([file.parent for file in files]))
@@ -259,18 +258,21 @@ def run(options: argparse.Namespace) -> int:
         raise
     seconds = time.perf_counter() - started
     print(f"{len(records)} images in {seconds:.1f} s, {len(records) / seconds:.2f} images/s")
-    if options.spacing is None:
-        notes += note_on_spacing(config, predictor.trained_spacing, records)
-    elif own := [record.name for record in records if record.spacing != options.spacing]:
-        notes.append(f"--spacing is not used for {len(own)} images that state their own: {shorten(own)}")
     memory, abbreviations = predictor.memory, landmarks["abbreviations"]
     scaled, more = find_spacing(config, abbreviations, records, predictions, memory)
-    spacings = np.array([record.spacing for record in scaled])
-    predictions = judge_sizes(memory, predictions, spacings, ruler_rows(config, abbreviations))
-    predictions = with_radii(memory, predictions, "px", spacings)
+    if options.spacing is None:
+        used = zip(records, scaled, strict=True)
+        stating = [own for own, one in used if config.spacing is None or not math.isnan(one.spacing)]
+        notes += note_on_spacing(config, predictor.trained_spacing, stating)
+    elif own := [record.name for record in records if record.spacing != options.spacing]:
+        notes.append(f"--spacing is not used for {len(own)} images that state their own: {shorten(own)}")
+    # what a record states counts for the verdict, even where nothing is measured by it
+    pairs = zip(records, scaled, strict=True)
+    spacings = np.array([one.spacing if math.isnan(own.spacing) else own.spacing for own, one in pairs])
+    predictions = assess(memory, predictions, abbreviations, "px", spacings)
     notes += more
     if memory is None:
-        notes.append("the checkpoint was trained by an earlier version and remembers nothing to judge images by")
+        notes.append(NOTHING_REMEMBERED)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     flagged = describe_flagged(predictions)

@@ -12,12 +12,17 @@ from detector import LandmarkDetector
 from evaluate import Verdict, average_landmarks, average_members, predict_batch
 from machine import prepare_device
 from methods import load_detector, trained_config
-from reporting.memory import join_memories, read_memory
+from reporting.memory import join_memories, read_memory, reorder
 from reporting.trust import judge, radii, variants
 from run_folder import read_checkpoint
 from settings import UserError, build_config
 from tools.unannotated import make_views, read_pixels
 from utils import apply_affine
+
+NOTHING_REMEMBERED = (
+    "the checkpoint remembers nothing to judge images by: only the one that its run tested does, best.pt if there is "
+    "one, and none of an earlier version"
+)
 
 
 class Finding(NamedTuple):
@@ -28,9 +33,8 @@ class Finding(NamedTuple):
     names: list[str]  # (N) abbreviations
     verdict: str  # good | check | reject
     reason: str  # why not good, else ""
-    radius_90: np.ndarray | None  # (N,) that 90 % of errors stay below, and
-    radius_95: np.ndarray | None  # (N,) 95 %; None if the network was not tested on images that it had not seen
-    unit: str  # of the radii: mm, or px of the image file if the network was trained without a spacing
+    radius_90: np.ndarray | None  # (N,) px of the image that 90 % of errors stay below, and
+    radius_95: np.ndarray | None  # (N,) 95 %; None if it is rejected, or the network was tested on no unseen image
 
 
 class Predictor:
@@ -69,7 +73,7 @@ class Predictor:
             rows = [own.index(name) for name in order]
             self.members.append((detector, state["epoch"] - 1, rows))
             if memory := read_memory(state):
-                memory = memory._replace(score=memory.score[rows], error=memory.error[rows])
+                memory = reorder(memory, rows)
             memories.append(memory)
         self.configs = [detector.config for detector, _, _ in self.members]
         self.memory = join_memories(memories)
@@ -95,12 +99,13 @@ class Predictor:
         Raises UserError for what is not an image, and for a checkpoint that remembers nothing to judge by.
         """
         if self.memory is None:
-            raise UserError("the checkpoint was trained by an earlier version and remembers nothing to judge images by")
+            raise UserError(NOTHING_REMEMBERED)
         pixels = read_pixels(image)[0]
         landmarks, figures, verdict = self.judge(pixels, *self.predict_pixels(pixels), fix_orientation)
         score, names = figures["score"], list(self.landmarks["abbreviations"])
-        known = [own if np.isfinite(own).all() else None for own in radii(self.memory, score).values()]
-        return Finding(landmarks, score, names, *verdict, *known, "mm" if np.isfinite(self.memory.extent[0]) else "px")
+        found = radii(self.memory, landmarks, score).values()
+        known = [own if np.isfinite(own).any() and verdict.name != "reject" else None for own in found]
+        return Finding(landmarks, score, names, *verdict, *known)
 
     def judge(
         self, pixels: np.ndarray, landmarks: np.ndarray, figures: dict[str, np.ndarray], fix_orientation: bool
