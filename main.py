@@ -267,7 +267,7 @@ def run_test(run_dir: Path, tested: Sequence[Tested]) -> None:
             raise UserError(f"{state['path']} does not find the landmarks of {first['path']} in their order")
         seen |= {image: split for image, split in state["images"].items() if seen.get(image) not in ("train", "val")}
     data = load_data(config, first["abbreviations"], seen=seen, for_training=False)
-    if any(record.name in seen for name in data.test_sets for record in data.select(name)):
+    if any(record.fingerprint in seen for name in data.test_sets for record in data.select(name)):
         for _, state in tested:
             state.pop("shared_memory", None)  # of all folds: it may know these images
     if process_rank() == 0:

@@ -170,3 +170,63 @@ def convert_splits(folder: Path) -> set:
 
 def test_the_foreign_files_are_of_every_format():
     assert set(FORMATS) == set(SOURCES)
+
+
+def write_small(folder: Path, images: dict[str, int], **keys) -> Path:
+    """A data set of images of noise, by their seed, with landmarks A and B and further keys in every record."""
+    (folder / "imgs").mkdir(parents=True)
+    (folder / "json").mkdir()
+    records = []
+    for name, seed in images.items():
+        (folder / "imgs" / name).parent.mkdir(exist_ok=True)
+        noise = np.random.default_rng(seed).integers(0, 255, (40, 50), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / "imgs" / name)
+        points = [{"pointAbbreviation": n, "pointName": n, "X": seed + i, "Y": 9} for i, n in enumerate("AB", 1)]
+        records.append({"imagePath": name, **keys, "points": points})
+    (folder / "json" / "data.json").write_text(json.dumps(records), encoding="utf-8")
+    return folder
+
+
+def test_data_sets_are_joined_and_keep_what_they_state(tmp_path, run_program):
+    readers = {"readers": [[[1, 2], [3, 4]], [[1, 2], [3, 4]]]}
+    old = write_small(tmp_path / "old", {"a.png": 1, "b.png": 2}, spacing=0.1, split="test1", patient="p", **readers)
+    new = write_small(tmp_path / "new", {"a.png": 1, "c.png": 3}, spacing=0.2)
+    more = write_small(tmp_path / "more", {"d.png": 4}, spacing=0.3)
+    status, output = run_program(convert, "native", new, tmp_path / "out", "--join", old, more)
+    assert status == 0 and mentions(output, "4 images", "test1 2", "train 2", "name no split", "c.png", "d.png")
+    records = json.loads((tmp_path / "out" / "json" / "data.json").read_text())
+    by_name = {record.pop("imagePath"): record for record in records}
+    assert list(by_name) == ["d.png", "a.png", "b.png", "c.png"]
+    assert by_name["c.png"]["split"] == "train" and by_name["c.png"]["spacing"] == 0.2
+    first = json.loads((old / "json" / "data.json").read_text())[0]
+    assert by_name["a.png"] == {key: value for key, value in first.items() if key != "imagePath"}
+    for name, folder in {"a.png": old, "b.png": old, "c.png": new, "d.png": more}.items():
+        assert (tmp_path / "out" / "imgs" / name).read_bytes() == (folder / "imgs" / name).read_bytes()
+
+
+def test_what_does_not_belong_together_is_not_joined(tmp_path, run_program):
+    old = write_small(tmp_path / "old", {"a.png": 1, "b.png": 2})
+    wrong = {
+        "another image": write_small(tmp_path / "other", {"b.png": 7}),
+        "another annotation": write_small(tmp_path / "moved", {"b.png": 2}),
+        "only one of both": write_small(tmp_path / "renamed", {"c.png": 2}),
+    }
+    for folder, change in (
+        ("moved", ('"X": 3', '"X": 5')),
+        ("renamed", ('"pointAbbreviation": "B"', '"pointAbbreviation": "C"')),
+    ):
+        path = tmp_path / folder / "json" / "data.json"
+        path.write_text(path.read_text().replace(*change))
+    for words, folder in wrong.items():
+        status, output = run_program(convert, "native", folder, tmp_path / "out", "--join", old)
+        assert status == 2 and mentions(output, words, old) and not (tmp_path / "out").exists(), words
+
+
+def test_the_landmarks_of_joined_sets_stand_in_one_order(tmp_path, run_program):
+    old, new = write_small(tmp_path / "old", {"a.png": 1}), write_small(tmp_path / "new", {"b.png": 2})
+    records = json.loads((new / "json" / "data.json").read_text())
+    records[0]["points"].reverse()
+    (new / "json" / "data.json").write_text(json.dumps(records))
+    assert run_program(convert, "native", new, tmp_path / "out", "--join", old)[0] == 0
+    orders = [list(record_points(r)) for r in json.loads((tmp_path / "out" / "json" / "data.json").read_text())]
+    assert orders == [["A", "B"]] * 2

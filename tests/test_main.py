@@ -346,6 +346,9 @@ def test_the_folds_share_the_errors_of_all_images(dataset):
     )  # of 6 images
     alone = [read_memory({name: own for name, own in state.items() if name != "shared_memory"}) for state in states]
     assert not np.isfinite(alone[0].relative_error).any()  # a single validation image
+    main.run(["--test", str(dataset / "run" / "fold1" / "best.pt"), "--run_dir", str(dataset / "again")])
+    extras = read_predictions(dataset / "again" / "test" / "predictions.csv").extras
+    assert not any(name.startswith("radius") for name in extras)  # the shared ones know these test images
 
 
 def test_several_checkpoints_are_tested_as_their_mean(tiny_run, tmp_path, refused):

@@ -5,11 +5,12 @@
 
 Images are copied (--link: linked) unchanged, except DICOM and .mha, which become PNG. Coordinates are copied unchanged.
 If your program puts (0, 0) at the corner of the first pixel rather than at its centre, add --corner. The options of a
-format are printed by `python -m tools.convert FORMAT --help`. With --to, DESTINATION gets the annotation of that
-program instead.
+format are printed by `python -m tools.convert FORMAT --help`. --join adds data sets that were converted already. With
+--to, DESTINATION gets the annotation of that program instead.
 """
 
 import argparse
+import filecmp
 import inspect
 import json
 import os
@@ -33,7 +34,7 @@ from reading.annotation import read_points, read_record, shorten
 from reading.paths import normal_name
 from run_folder import write_bytes
 from settings import Parser, UserError, parse_text
-from tools.formats import FORMATS
+from tools.formats import FORMATS, native
 from tools.formats.common import OPTIONS, Pixels, Reading, data_options, image_size, record_points, spacing_number
 from tools.formats.files import check_out, filling, write_json
 
@@ -149,6 +150,39 @@ def add_spacing(reading: Reading, spacing: float) -> Reading:
     return Reading(pairs, [*reading.notes, *notes])
 
 
+def join(reading: Reading, folder: Path) -> Reading:
+    """Return what was read with the images of a data set that it lacks; its landmarks in the order of the data set.
+
+    If only one of both names splits, the other's images get "train". Raises UserError for other landmarks, and for an
+    image of both with other content or another record.
+    """
+    other = native.read(folder)
+    both = {record["imagePath"]: (image, record) for image, record in other.pairs}
+    order, labels = (list(record_points(each.pairs[0][1])) for each in (other, reading))
+    if odd := sorted({*order} ^ {*labels}):
+        raise UserError(f"{folder} cannot be joined: {', '.join(odd)} is a landmark of only one of both")
+    pairs = []
+    for image, record in reading.pairs:
+        known = both.get(record["imagePath"])
+        points = sorted(record["points"], key=lambda point: order.index(point["pointAbbreviation"]))
+        if known is None:
+            pairs.append((image, record | {"points": points}))
+            continue
+        same = isinstance(image, Path) and filecmp.cmp(image, known[0], shallow=False)
+        if not same or record_points(record) != record_points(known[1]):
+            what = "another annotation" if same else "another image"
+            raise UserError(f"{folder} cannot be joined: its {record['imagePath']} is {what}; rename or remove one")
+    parts, notes = [other.pairs, pairs], [*reading.notes, *other.notes]
+    named = [any(record.get("split") for _, record in part) for part in parts]
+    if pairs and any(named) and not all(named):
+        unnamed = parts[named.index(False)]
+        parts[named.index(False)] = [(image, record | {"split": "train"}) for image, record in unnamed]
+        notes.append(
+            f"{len(unnamed)} images name no split and get train: {shorten([r['imagePath'] for _, r in unnamed])}"
+        )
+    return Reading(parts[0] + parts[1], notes)
+
+
 def print_findings(reading: Reading, notes: Sequence[str]) -> None:
     """Print what was found, skipped and repaired, one line each."""
     for note in (*reading.notes, *notes):
@@ -175,6 +209,9 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument("source", metavar="SOURCE", type=Path, help="the file or folder described above")
         command.add_argument("destination", metavar="DESTINATION", type=Path, help="new folder for imgs/ and json/")
         command.add_argument("--link", action="store_true", help="link the images instead of copying them")
+        command.add_argument(
+            "--join", nargs="+", type=Path, default=[], metavar="FOLDER", help="data sets with imgs/ and json/ to add"
+        )
         command.add_argument(
             "--corner", action="store_true", help="correct by half a px: the program puts (0, 0) at a pixel's corner"
         )
@@ -206,6 +243,10 @@ def convert(options: argparse.Namespace) -> None:
     reading = module.read(options.source, **{name: getattr(options, name) for name in names})
     if options.spacing is not None:
         reading = add_spacing(reading, options.spacing)
+    if options.corner and not options.to:
+        reading = shift_points(reading, -0.5)
+    for folder in options.join:
+        reading = join(reading, folder)
     if options.to:
         check_out(options.destination)
         drawn = [record["imagePath"] for image, record in reading.pairs if callable(image)]
@@ -221,8 +262,6 @@ def convert(options: argparse.Namespace) -> None:
         print_findings(reading, [])
         print(f"written for {options.to}: {options.destination}")
         return
-    if options.corner:
-        reading = shift_points(reading, -0.5)
     notes = write_data_set(reading, options.destination, options.link)
     print_findings(reading, notes)
     json_path, preset = options.destination / "json" / "data.json", getattr(module, "PRESET", "")
