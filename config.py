@@ -105,6 +105,10 @@ class Config(Settings):
         """Return the same settings without files of initial weights, for a detector whose weights are loaded."""
         return self.replace(backbone_weights="none")
 
+    def kept_from_start(self) -> tuple[str, ...]:
+        """Return the names of further settings in which a run has to agree with that of start_from."""
+        return ()
+
     def check(self) -> None:
         """Refuse values that have the right type but cannot work. Raises UserError."""
         require = self.require

@@ -35,7 +35,6 @@ class LandmarkDetector(nn.Module):
         if config.num_landmarks is None:
             raise ValueError("num_landmarks is None: take it from the data, as train.py does")
         self.config, self.num_landmarks = config, config.num_landmarks
-        self.abbreviations: tuple[str, ...] | None = None  # landmarks of the initial weights; None: any
         self.twins: tuple[int, int] | None = None  # landmarks that look the same: the ends of the ruler
         self.seen: dict[str, str] = {}  # images of the initial weights: fingerprint -> "train" or "val"
 
@@ -50,13 +49,10 @@ class LandmarkDetector(nn.Module):
         self.twins = (abbreviations.index(ruler[0]), abbreviations.index(ruler[1])) if len(ruler) == 2 else None
 
     def check_initial_weights(self, data: LandmarkData) -> None:
-        """Refuse data that the initial weights do not allow. Raises UserError. Called once before training.
+        """Refuse data with an image in val or test that the initial weights have seen in another split.
 
-        The weights may have been trained for other landmarks, or on an image that is now in a val or test split.
+        Raises UserError. Called once before training.
         """
-        if self.abbreviations not in (None, tuple(data.abbreviations)):
-            theirs = ", ".join(self.abbreviations or ())
-            raise UserError(f"the initial weights were trained for other landmarks, or in another order: {theirs}")
         if self.config.split == "same":
             return
         for split in ("val", *data.test_sets):

@@ -25,6 +25,7 @@ log = logging.getLogger("farnet")
 
 # Settings of earlier versions that no user needed. Older config.json files and checkpoints contain them.
 RETIRED = ("compose_heads", "device_targets", "fused_optimizer", "fold_norms", "keep_memory", "compile", "gif")
+RENAMED = {"global_checkpoint": "start_from"}  # in the same files, and the names of today
 
 
 FLOAT32_MAX = 3.4e38  # the largest number that a network computes with
@@ -266,9 +267,9 @@ def read_settings(path: str | Path) -> dict[str, Any]:
 
 
 def without_retired(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of an older run without those that no longer exist; logs their names once per program."""
+    """Return the settings of an older run by their names of today; logs once per program which no longer exist."""
     warn_of_retired(tuple(name for name in settings if name in RETIRED))
-    return {name: value for name, value in settings.items() if name not in RETIRED}
+    return {RENAMED.get(name, name): value for name, value in settings.items() if name not in RETIRED}
 
 
 @functools.cache

@@ -30,7 +30,7 @@ from run_folder import write_text
 from settings import UserError, check_names
 from tools.significance import paired_difference
 
-PLACES = ("img_dir", "json_path", "run_dir", "global_checkpoint")  # settings that are paths on one machine: not kept
+PLACES = ("img_dir", "json_path", "run_dir", "start_from")  # settings that are paths on one machine: not kept
 LONG = ("agreement", "flagged")  # parts of a summary with hundreds of numbers, or with names of images
 FILES = (*PLACES, "backbone_weights", "config", "resume", "test")  # arguments that may be a path
 

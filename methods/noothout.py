@@ -20,7 +20,6 @@ from detector import LandmarkDetector
 from methods.patches import class_targets, count_votes, displacement_targets, patch_loss, random_chunk, take_windows
 from networks.normalisation import use_image_statistics
 from networks.patch_networks import GlobalNetwork, LocalNetworks
-from run_folder import load_weights, read_checkpoint, seen_images
 from settings import UserError
 from utils import network_errors
 
@@ -37,8 +36,7 @@ class NoothoutConfig(Config):
     lr: float = 1e-3  # learning rate
     lr_milestones: tuple[int, ...] = ()  # epochs, for lr_schedule step; none: a constant learning rate
     amsgrad: bool = True  # the AMSGrad variant of Adam, as in the authors' program: true | false
-    stages: str = "both"  # both | global | local: what is trained; local needs global_checkpoint, which is then frozen
-    global_checkpoint: str | None = None  # best.pt of a noothout run, with initial weights of the global network | none
+    stages: str = "both"  # both | global | local: what is trained; local: on the frozen first stage of start_from
     chunk: int = 0  # side of the random square the global network trains on, px, a multiple of 32; 0: the whole image
     patch_size: int = 32  # 8 | 16 | 32: side of the global network's patches, px; smaller ones take fewer stages
     log_base: float = 10.0  # base of the logarithm of displacements, above 1
@@ -81,8 +79,8 @@ class NoothoutConfig(Config):
             "chunk", f"it must be 0, or a multiple of 32 from 64 to the input's shorter side, {small}",
         )  # fmt: skip
 
-    def without_pretrained(self) -> Config:
-        return super().without_pretrained().replace(global_checkpoint=None)
+    def kept_from_start(self) -> tuple[str, ...]:
+        return ("height", "width", "keep_aspect", "crop") if self.stages == "local" else ()  # of a frozen network
 
 
 class Noothout(LandmarkDetector):
@@ -109,11 +107,6 @@ class Noothout(LandmarkDetector):
         self.local_networks = LocalNetworks(self.num_landmarks) if config.stages != "global" else None
         if config.norm == "instance":
             use_image_statistics(self)
-        if config.global_checkpoint is not None:
-            state, prefix = read_global_run(config, config.global_checkpoint), "global_network."
-            weights = {name.removeprefix(prefix): w for name, w in state["model"].items() if name.startswith(prefix)}
-            load_weights(config.global_checkpoint, self.global_network, weights)
-            self.seen, self.abbreviations = seen_images(state), tuple(state["abbreviations"])
         self.global_network.requires_grad_(config.stages != "local")
 
     def train(self, mode: bool = True) -> "Noothout":
@@ -221,10 +214,8 @@ class Noothout(LandmarkDetector):
     def configure_optimizers(self) -> dict[str, Optimizer]:
         """Return one for each stage that is trained. Raises UserError for stages local without a global network."""
         config = self.config
-        if config.stages == "local" and config.global_checkpoint is None:
-            raise UserError(
-                "setting global_checkpoint: stages local needs a trained global network; give a run's best.pt"
-            )
+        if config.stages == "local" and config.start_from is None:
+            raise UserError("setting start_from: stages local needs a trained global network; give a run of noothout")
         return {
             name: self.make_optimizer(network.parameters(), amsgrad=config.amsgrad)
             for name, network in (("global", self.global_network), ("local", self.local_networks))
@@ -246,17 +237,3 @@ def restart_factor(epoch: int, first: int) -> float:
     while epoch >= length:
         epoch, length = epoch - length, 2 * length
     return 0.5 * (1 + math.cos(math.pi * epoch / length))
-
-
-def read_global_run(config: NoothoutConfig, path: str) -> dict[str, Any]:
-    """Read a checkpoint. Raises UserError if its global network was trained on another input than config's."""
-    state = read_checkpoint(path)
-    where = f"setting global_checkpoint: {path}"
-    if state["method"] != "noothout":
-        raise UserError(f"{where} is a run of {state['method']}; give a run of noothout")
-    settings = config.to_dict()
-    for name in ("num_landmarks", "patch_size", "log_base", "norm", "height", "width", "keep_aspect", "crop"):
-        theirs = state["settings"].get(name, "unknown")
-        if theirs != settings[name]:
-            raise UserError(f"{where} was trained with {name} {theirs}, not {settings[name]}")
-    return state

@@ -86,7 +86,7 @@ class RefinedDetector(LandmarkDetector):
     def __init__(self, config: Config, first: LandmarkDetector, second: CropRefiner | None = None) -> None:
         super().__init__(config)
         self.first, self.second = first, second or CropRefiner(config)
-        self.abbreviations, self.seen = first.abbreviations, first.seen
+        self.seen = first.seen
 
     @property
     def config(self) -> Config:  # type: ignore[override]

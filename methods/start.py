@@ -55,10 +55,17 @@ def start_detector(config: Config, abbreviations: Sequence[str], state: Mapping[
 
     Of the weights that belong to landmarks it takes those of the landmarks that both have; the rest is new, and has
     initial weights. A part of the network that only one of both has, such as a second stage, is new or left out.
-    Raises UserError for weights that do not fit.
+    Raises UserError for weights that do not fit, and where a part that is frozen would be new or see other images.
     """
     theirs, weights = state["abbreviations"], state["model"]
     matches = match_landmarks(abbreviations, theirs, config.start_names)
+    frozen, settings = config.kept_from_start(), config.to_dict()
+    if odd := [name for name in frozen if state["settings"].get(name) != settings[name]]:
+        difference = f"{odd[0]} {state['settings'].get(odd[0])}, not {settings[odd[0]]}"
+        raise UserError(f"setting start_from: {state['path']} was trained with {difference}")
+    if frozen and len(matches) < len(abbreviations):
+        lacking = ", ".join(name for n, name in enumerate(abbreviations) if n not in matches)
+        raise UserError(f"setting start_from: {state['path']} does not find {lacking}, and is not trained further")
     axes = landmark_axes(config)
     own_parts, their_parts = {part_of(name) for name in axes}, {part_of(name) for name in weights}
     shared = [name for name in {**axes, **weights} if part_of(name) in own_parts & their_parts]

@@ -1,6 +1,7 @@
 """Global-to-local regression and classification: its networks, its loss by hand, and what its stages change."""
 
 import copy
+import json
 import math
 import subprocess
 import sys
@@ -13,8 +14,9 @@ from torch import nn
 
 from data import Sample, network_affine
 from methods.noothout import Noothout, NoothoutConfig, restart_factor
+from methods.start import read_start, start_detector
 from run_folder import read_checkpoint, save_checkpoint, seen_images
-from settings import build_config, preset_settings
+from settings import build_config, preset_settings, read_settings
 from train import train
 
 
@@ -139,7 +141,7 @@ def test_weights_have_seen_what_trained_and_what_chose_them():
 
 WHOLE = """
 import torch
-from settings import build_config, preset_settings
+from settings import build_config, preset_settings, read_settings
 from machine import peak_memory
 from methods.noothout import Noothout, NoothoutConfig
 config = build_config(NoothoutConfig, preset_settings(NoothoutConfig, ["isbi2015", "faithful"]))
@@ -164,14 +166,15 @@ def test_global_weights_that_have_seen_a_test_image_are_refused(dataset, tmp_pat
     (tmp_path / "first").mkdir()
     train(first, tmp_path / "first")
     checkpoint = str(tmp_path / "first" / "last.pt")
-    local = first.replace(stages="local", global_checkpoint=checkpoint, local_size=16, save_every=1)
+    local = first.replace(stages="local", start_from=checkpoint, local_size=16, save_every=1)
     (tmp_path / "other").mkdir()
-    with refuses("seed"):
-        train(local.replace(seed=1), tmp_path / "other")
     state = read_checkpoint(checkpoint)
-    save_checkpoint(tmp_path / "turned.pt", state | {"abbreviations": state["abbreviations"][::-1]})
-    with refuses("B, A, R2, R1"):
-        train(local.replace(global_checkpoint=str(tmp_path / "turned.pt")), tmp_path / "other")
+    other = {"images": {}, "abbreviations": ["X", *state["abbreviations"][1:]]}
+    save_checkpoint(tmp_path / "other.pt", state | other)
+    with refuses("start_from", "does not find", state["abbreviations"][0]):
+        train(local.replace(start_from=str(tmp_path / "other.pt")), tmp_path / "other")
+    with refuses("start_from", "height 64", "96"):
+        train(local.replace(height=96), tmp_path / "other")
     for name, all_epochs in (("straight", [2]), ("stopped", [1, 2])):
         (tmp_path / name).mkdir()
         for epochs in all_epochs:
@@ -214,8 +217,10 @@ def test_the_local_stage_leaves_its_frozen_global_network_as_it_was(tmp_path):
         "model": first.state_dict(),
     }
     save_checkpoint(tmp_path / "best.pt", state)
-    local = noothout_config(tmp_path, stages="local", global_checkpoint=str(tmp_path / "best.pt"))
-    detector = Noothout(local).train()
+    local = noothout_config(tmp_path, stages="local", start_from=str(tmp_path / "best.pt"))
+    detector = start_detector(local, state["abbreviations"], read_start(local)).train()
+    for name, value in first.state_dict().items():
+        assert torch.equal(detector.state_dict()[name], value)
     before = {name: value.clone() for name, value in detector.state_dict().items()}
     terms = detector.train_step(make_batch(config), 0, detector.configure_optimizers())
     assert terms.keys() == {"local_displacement", "local_class"}
@@ -224,10 +229,17 @@ def test_the_local_stage_leaves_its_frozen_global_network_as_it_was(tmp_path):
             assert torch.equal(value, first.state_dict()[name])
     after = detector.state_dict()
     assert not all(torch.equal(value, after[name]) for name, value in before.items())
-    with refuses("global_checkpoint", "patch_size", "8", "16"):
-        Noothout(local.replace(patch_size=16))
-    with refuses("global_checkpoint", "local"):
-        Noothout(local.replace(global_checkpoint=None)).configure_optimizers()
+    with refuses("start_from", "patch_size", "8", "16"):
+        start_detector(local.replace(patch_size=16), state["abbreviations"], read_start(local))
+    with refuses("start_from", "local"):
+        Noothout(local.replace(start_from=None)).configure_optimizers()
+
+
+def test_a_run_folder_that_names_a_global_checkpoint_is_read(tmp_path):
+    settings = noothout_config(tmp_path, stages="local").to_dict()
+    del settings["start_from"]
+    (tmp_path / "config.json").write_text(json.dumps({"settings": settings | {"global_checkpoint": "runs/a/best.pt"}}))
+    assert build_config(NoothoutConfig, read_settings(tmp_path / "config.json")).start_from == "runs/a/best.pt"
 
 
 def test_the_error_of_the_global_stage_and_the_spread_are_in_mm_of_the_image_file(tmp_path):
