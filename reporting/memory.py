@@ -128,8 +128,11 @@ def remember(
     landmarks: (I, N, 2) px, annotated, of the training images, with spacing (I,) mm per px or nan, and sizes (I,) width
     and height, px. score: (J, N) of predicted images, if possible of images that were not trained on. found, truth: (J,
     N, 2) px in these, truth nan where unknown, and everywhere if they were trained on. ruler: its ends, which are no
-    anatomy.
+    anatomy: their place says nothing of the patient.
     """
+    anatomy = np.ones(landmarks.shape[1])
+    anatomy[list(ruler)] = 0
+    landmarks = np.where(anatomy[:, None] == 1, landmarks, math.nan)
     known = np.isfinite(landmarks).all(-1)
     whole = known.sum(1) > 2
     n, unknown = landmarks.shape[1], math.nan
@@ -151,13 +154,11 @@ def remember(
         deviation = max(usual.max(), LEAST_DEVIATION) if usual.size else unknown  # a slip is no measure
     means = score.mean(1)
     least = min(LOW_SCORE * np.median(means), 0.9 * np.quantile(means, 0.05)) if len(means) else unknown
-    anatomy = np.ones(n)
-    anatomy[list(ruler)] = 0
     memory = Memory(
         mean, covariance, np.array(share), np.array(deviation), distance, np.median(score, 0), np.array(least), anatomy,
         np.full(2, unknown), np.zeros((0, 3)), np.full(n, unknown), np.full(len(LEVELS), unknown),
     )  # fmt: skip
-    enough = known[:, anatomy == 1].sum(1) >= max(2, anatomy.sum() / 2)  # for the size of the patient
+    enough = known.sum(1) >= max(2, anatomy.sum() / 2)  # for the size of the patient
     extents = np.array([memory.size(own) for own in landmarks]) * np.where(enough, spacing, unknown)
     extents = extents[np.isfinite(extents)]
     pairs = sorted({(*size, round(float(own), 6)) for size, own in zip(sizes, spacing, strict=True) if own == own})

@@ -32,8 +32,10 @@ def radii(memory: Memory, landmarks: np.ndarray, score: np.ndarray) -> dict[str,
 def judge(memory: Memory, landmarks: np.ndarray, score: np.ndarray, abbreviations: Sequence[str]) -> Verdict:
     """Return the verdict on an image with landmarks (N, 2) in px and scores (N,).
 
-    It is rejected if its shape is that of something else, even without the tenth of the landmarks that fit worst.
+    It is rejected if its shape is that of something else, even without the tenth of the landmarks that fit worst. The
+    ends of the ruler are no part of the shape (doubt_ruler).
     """
+    landmarks = np.where(memory.anatomy[:, None] == 1, landmarks, math.nan)
     if memory.mirrored > BOTH_WAYS and is_mirrored(landmarks, memory.mean):
         landmarks = landmarks * (-1, 1)
     reasons, kept, deviation = [], landmarks, shape_deviation(landmarks, memory.mean)

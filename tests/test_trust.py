@@ -286,12 +286,19 @@ def test_partly_annotated_training_images_leave_shape_and_size_as_they_are():
     assert judge(memory, heads(80)[70], score[0], NAMES) == Verdict("good")
 
 
-def test_the_ruler_is_no_part_of_the_patients_size():
+def test_the_ruler_is_no_part_of_the_patients_size_and_shape():
     points, score = heads(), np.full((20, 12), 0.8)
     points[:, :2] = np.random.default_rng(3).uniform(-400, 400, (60, 2, 2))
     memory = remember(points, np.full(60, 0.5), SIZES, score, *apart(0 * score), ruler=[0, 1])
     alone = remember(heads()[:, 2:], np.full(60, 0.5), SIZES, score[:, 2:], *(own[:, 2:] for own in apart(0 * score)))
-    assert memory.extent == pytest.approx(alone.extent, rel=0.05)
+    assert memory.extent == pytest.approx(alone.extent, 1e-3)
+    assert memory.deviation == pytest.approx(alone.deviation, 1e-3)
+    memory = read_memory({"abbreviations": NAMES, "memory": memory.to_state(), "path": "best.pt"})
+    points = heads(80)[70]
+    points[:2] = (900, -900)
+    assert judge(memory, points, score[0], NAMES) == Verdict("good")
+    points[4] += (25, 10)
+    assert "L4 is" in judge(memory, points, score[0], NAMES).reason
 
 
 def test_a_memory_in_another_order_judges_the_same():
