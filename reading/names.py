@@ -1,8 +1,10 @@
 """Which landmarks of two sets are the same, by their abbreviations."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from settings import UserError
+from reading.annotation import read_points
+from settings import UserError, read_json
 
 # Abbreviations of the 52-landmark set, and those of the same points in other sets; checked by their definitions. The 19
 # of ISBI 2015 have those of the 52 already. Not the same: R of Aariz (the ramus), and its molars, which are cusp tips.
@@ -52,3 +54,12 @@ def match_landmarks(own: Sequence[str], theirs: Sequence[str], pairs: Sequence[s
                 f"{' and '.join(both)} are both {theirs[place]} of the other network: set start_names, e.g. {both[1]}="
             )
     return matches
+
+
+def read_landmarks(path: Path) -> dict[str, str]:
+    """Return the names of the landmarks of the first record of a data.json, by abbreviation. Raises UserError."""
+    records = read_json(path)
+    if not isinstance(records, list) or not records or not isinstance(records[0], dict):
+        raise UserError(f"{path}: expected a data.json, a list of records")
+    points = read_points(f"{path}: record 1", records[0])
+    return {abbreviation: str(point.get("pointName", abbreviation)) for abbreviation, point in points.items()}

@@ -29,6 +29,7 @@ from run_folder import read_checkpoint, save_checkpoint
 from settings import build_config
 from tools import predict
 from train import checkpoint_state
+from utils import clip_to_image
 
 
 @pytest.fixture
@@ -235,8 +236,7 @@ def test_a_landmark_beside_its_image_is_put_on_the_border_in_the_json(tmp_path):
     record = Record("a.png", tmp_path / "a.png", np.zeros((2, 2)), np.zeros(2, bool), size=(60, 40))
     found = np.array([[[-3.0, 20.0], [61.0, 45.0]]])
     predictions = Predictions(["a.png"], found, np.full((1, 2, 2), math.nan), np.ones((1, 2)), np.full(1, math.nan))
-    state = {"abbreviations": ["A", "B"], "names": ["a", "b"]}
-    predict.write_records(tmp_path / "json" / "data.json", predictions, [record], state)
+    predict.write_records(tmp_path / "json" / "data.json", predictions, [record], {"A": "a", "B": "b"}, {0: 0, 1: 1})
     (entry,) = json.loads((tmp_path / "json" / "data.json").read_text(encoding="utf-8"))
     assert [(point["X"], point["Y"]) for point in entry["points"]] == [(-0.5, 20.0), (59.5, 39.5)]
 
@@ -289,7 +289,8 @@ def test_a_rejected_image_has_no_measurements_and_its_verdict_stands_in_every_fi
     with open(tmp_path / "measurements.csv", newline="", encoding="utf-8") as file:
         _, first, second = csv.reader(file)
     assert first[2] and second == ["b", "", ""]
-    predict.write_records(tmp_path / "json" / "data.json", predictions, records, state)
+    own = dict(zip(names, names, strict=True)), dict(enumerate(range(len(names))))
+    predict.write_records(tmp_path / "json" / "data.json", predictions, records, *own)
     entries = json.loads((tmp_path / "json" / "data.json").read_text(encoding="utf-8"))
     assert [(entry["verdict"], entry["reason"]) for entry in entries] == verdicts
     write_predictions(tmp_path / "predictions.csv", predictions, names, "px")
@@ -383,3 +384,28 @@ def test_strict_needs_a_checkpoint_that_can_judge(dataset, tmp_path, monkeypatch
     path = save_untrained(tmp_path / "last.pt", dataset)
     assert call(monkeypatch, path, dataset / "imgs", "--out", tmp_path / "out", "--strict") == 2
     assert mentions(capsys.readouterr().err, "--strict", "best.pt") and not (tmp_path / "out").exists()
+
+
+def test_proposals_for_other_landmarks_are_filled_in_where_both_have_them(dataset, tmp_path, monkeypatch, capsys):
+    path = save_untrained(tmp_path / "last.pt", dataset)
+    found = read_checkpoint(path)["abbreviations"]
+    wanted = ["Pn", found[2], "Gn", found[0]]
+    points = [{"pointAbbreviation": name, "pointName": f"the {name}", "X": 1, "Y": 2} for name in wanted]
+    (tmp_path / "like.json").write_text(json.dumps([{"imagePath": "x.png", "points": points}]))
+    out = tmp_path / "out"
+    assert call(monkeypatch, path, dataset / "imgs", "--out", out, "--landmarks", tmp_path / "like.json") == 0
+    streams = capsys.readouterr()
+    assert mentions(streams.err, "2 landmarks", "Pn, Gn") and mentions(streams.out, "tools.review", "data.json", "imgs")
+    table = landmarks_of(out)
+    for record in json.loads((out / "json" / "data.json").read_text(encoding="utf-8")):
+        points = {point["pointAbbreviation"]: point for point in record["points"]}
+        assert list(points) == wanted and points["Gn"]["pointName"] == "the Gn"
+        assert points["Pn"]["X"] is None and points["Gn"]["Y"] is None
+        for name in (found[0], found[2]):
+            inside = clip_to_image(table[record["imagePath"]][found.index(name)], (96, 80))
+            assert (points[name]["X"], points[name]["Y"]) == pytest.approx(inside, abs=1e-3)
+    status = call(monkeypatch, path, dataset / "imgs", "--out", tmp_path / "no", "--landmarks", tmp_path / "last.pt")
+    assert status == 2 and mentions(capsys.readouterr().err, "last.pt")
+    (tmp_path / "like.json").write_text(json.dumps([{"imagePath": "x.png", "points": [{"pointAbbreviation": "Q"}]}]))
+    status = call(monkeypatch, path, dataset / "imgs", "--out", tmp_path / "no", "--landmarks", tmp_path / "like.json")
+    assert status == 2 and mentions(capsys.readouterr().err, "--landmarks", "none of them", "Q")

@@ -1,7 +1,7 @@
 """Find the landmarks of images with a trained network.
 
     python -m tools.predict CHECKPOINT IMAGES... --out DIR [--ensemble CHECKPOINT...] [--spacing 0.1] [--overlays 100]
-        [--fix_orientation] [--strict]
+        [--fix_orientation] [--strict] [--landmarks FILE]
 
 IMAGES are files, folders (with their subfolders) or patterns such as 'films/*.png', in JPEG, PNG, TIFF, BMP or DICOM.
 With --ensemble the landmarks are the mean over several checkpoints, of the same method or of different ones. Writes
@@ -16,6 +16,8 @@ With --ensemble the landmarks are the mean over several checkpoints, of the same
 Every image gets a verdict (reporting/trust.py): good, check or reject, with the reason. A rejected one, such as a
 mirrored or inverted film, gets no measurements. --fix_orientation uses the landmarks found in the mirrored, inverted or
 turned image where that explains the reason. With --strict the exit status is 1 if any image is not good.
+With --landmarks, data.json has the landmarks of FILE, a data.json, to annotate the images with: filled in where the
+network finds them, matched by abbreviation, and missing otherwise.
 Uncertainties are in px of the image file: vote_spread of the method noothout, view_spread of several views and
 ensemble_spread of several checkpoints.
 measurements.csv states the mm per px that it used: from the record, if IMAGES are the imgs/ of a data set; else from
@@ -27,6 +29,7 @@ import contextlib
 import json
 import math
 import os
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -44,6 +47,7 @@ from data import limit_threads
 from evaluate import Predictions, gather_predictions
 from machine import exit_status
 from reading.annotation import Record, shorten
+from reading.names import match_landmarks, read_landmarks
 from reporting.measurements import measure
 from reporting.memory import Memory
 from reporting.pictures import draw_overlays
@@ -99,21 +103,27 @@ def predict_images(
 
 
 def write_records(
-    path: Path, predictions: Predictions, records: Sequence[Record], state: Mapping[str, Sequence[str]]
+    path: Path,
+    predictions: Predictions,
+    records: Sequence[Record],
+    landmarks: Mapping[str, str],
+    rows: Mapping[int, int],
 ) -> None:
     """Write predictions as a data.json; a landmark outside its image is moved to the border.
 
-    state: abbreviations and names of the landmarks, as in a checkpoint.
+    landmarks: names by abbreviation, those of the file; rows: of the predictions, by number in `landmarks`; the others
+    are missing.
     """
     entries = []
     for index, record in enumerate(records):
         places = clip_to_image(predictions.landmarks[index], record.size)
         further = {"score": predictions.score[index]} | {n: v[index] for n, v in predictions.extras.items()}
         points = []
-        for n, (abbreviation, name) in enumerate(zip(state["abbreviations"], state["names"], strict=True)):
-            point: dict[str, Any] = {"pointName": name, "pointAbbreviation": abbreviation}
-            point |= {"X": round(float(places[n, 0]), 4), "Y": round(float(places[n, 1]), 4)}
-            point |= {key: round(float(values[n]), 4) for key, values in further.items() if np.isfinite(values[n])}
+        for number, (abbreviation, name) in enumerate(landmarks.items()):
+            point: dict[str, Any] = {"pointName": name, "pointAbbreviation": abbreviation, "X": None, "Y": None}
+            if (n := rows.get(number)) is not None:
+                point |= {"X": round(float(places[n, 0]), 4), "Y": round(float(places[n, 1]), 4)}
+                point |= {key: round(float(values[n]), 4) for key, values in further.items() if np.isfinite(values[n])}
             points.append(point)
         own: dict[str, Any] = {} if math.isnan(record.spacing) else {"spacing": record.spacing}
         if predictions.verdicts:
@@ -239,6 +249,12 @@ def run(options: argparse.Namespace) -> int:
     if options.strict and predictor.memory is None:
         raise UserError(f"--strict: {NOTHING_REMEMBERED}")
     config, landmarks = predictor.configs[0], predictor.landmarks
+    wanted = dict(zip(landmarks["abbreviations"], landmarks["names"], strict=True))
+    if options.landmarks is not None:
+        wanted = read_landmarks(options.landmarks)
+    rows = match_landmarks(list(wanted), landmarks["abbreviations"])
+    if not rows:
+        raise UserError(f"--landmarks {options.landmarks}: the network finds none of them: {', '.join(wanted)}")
     files = find_image_files(options.images)
     folder = Path(os.path.commonpath([file.parent for file in files]))
     names = [file.relative_to(folder).as_posix() for file in files]
@@ -273,6 +289,8 @@ def run(options: argparse.Namespace) -> int:
     notes += more
     if memory is None:
         notes.append(NOTHING_REMEMBERED)
+    if left := [name for number, name in enumerate(wanted) if number not in rows]:
+        notes.append(f"data.json has {len(rows)} landmarks of the network, and these are missing: {', '.join(left)}")
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     flagged = describe_flagged(predictions)
@@ -283,12 +301,15 @@ def run(options: argparse.Namespace) -> int:
         if unread:
             write_text(out / "skipped.txt", "".join(f"{ascii(str(each.path))}: {each.reason}\n" for each in unread))
         write_predictions(out / "predictions.csv", predictions, landmarks["abbreviations"], "px")
-        write_records(out / "json" / "data.json", predictions, records, landmarks)
+        write_records(out / "json" / "data.json", predictions, records, wanted, rows)
         measured = write_measurements(out / "measurements.csv", config, predictions, scaled, landmarks)
         used = config.replace(img_dir=str(folder), json_path=str(out / "json" / "data.json"), run_dir=str(out))
         write_provenance(out, used, predictor.num_parameters, predictor.device)
         draw_overlays(out, read_predictions(out / "predictions.csv"), records, options.overlays, options.circles)
     print(f"predictions.csv, json/data.json{', measurements.csv' if measured else ''} and overlays/ in {out}")
+    if left:
+        words = shlex.join([str(out / "json" / "data.json"), "--images", str(folder)])
+        print(f"place the others with: python -m tools.review {words}")
     return 1 if unread or (options.strict and flagged) else 0
 
 
@@ -315,6 +336,9 @@ def main() -> int:
     )
     parser.add_argument(
         "--fix_orientation", "--fix-orientation", action="store_true", help="use the mirrored, inverted or turned image"
+    )
+    parser.add_argument(
+        "--landmarks", type=Path, metavar="FILE", help="a data.json with those that data.json is to have"
     )
     parser.add_argument("--strict", action="store_true", help="exit status 1 if an image is not good")
     parser.add_argument("--overlays", type=int, default=100, help="largest number of pictures (100)")
