@@ -272,7 +272,7 @@ def run_test(run_dir: Path, tested: Sequence[Tested]) -> None:
             state.pop("shared_memory", None)  # of all folds: it may know these images
     if process_rank() == 0:
         parameters = sum(load_detector(state).num_parameters for _, state in tested)
-        write_provenance(run_dir, config, parameters, prepare_device(config))
+        write_provenance(run_dir, config, parameters, prepare_device(config), str(first["path"]))
     test(run_dir, data, tested)
 
 

@@ -198,13 +198,19 @@ def write_metrics(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     write_csv(path, [names, *([row.get(name, math.nan) for name in names] for row in rows)])
 
 
-def write_provenance(run_dir: Path, config: Config, parameters: int, device: torch.device) -> None:
-    """Write config.json: the settings, and the command, commit, time, hardware and versions of the run."""
+def write_provenance(
+    run_dir: Path, config: Config, parameters: int, device: torch.device, checkpoint: str | None = None
+) -> None:
+    """Write config.json: the settings, and the command, commit, time, hardware and versions of the run.
+
+    checkpoint: the file whose network was used, where none was trained.
+    """
     provenance = {
         "settings": config.to_dict(),
         "argv": sys.argv,
         "commit": source_commit(),
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        **({"checkpoint": checkpoint} if checkpoint else {}),
         "parameters": parameters,
         "processes": process_count(),
         "hardware": describe_hardware(device),

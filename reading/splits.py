@@ -144,8 +144,12 @@ def draw_groups(
 ) -> dict[str, list[int]]:
     """Deal some records (members) to splits by their fractions, the rest to "train"; patients stay together.
 
-    An image that was in a split `before`, by its fingerprint, stays there with its patient: any test set is "test".
+    An image that was in a split `before`, by its fingerprint, stays there with its patient: any test set is "test". If
+    all were in test sets, none of them stays.
     """
+    earlier = [before.get(records[index].fingerprint) for index in members]
+    if all(split not in (None, "train", "val") for split in earlier):
+        before = {}
     groups = group_patients(records, members, seed)
     kept: dict[str, list[int]] = {split: [] for split in (*fractions, "train")}
     for group in list(groups):

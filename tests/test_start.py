@@ -1,5 +1,6 @@
 import csv
 import json
+import shlex
 
 import numpy as np
 import pytest
@@ -22,7 +23,9 @@ from reading.names import match_landmarks
 from reading.splits import load_data
 from run_folder import read_checkpoint, save_checkpoint
 from settings import build_config
+from tools import predict, review
 from tools.formats.isbi2015 import LANDMARKS
+from tools.review_source import read_source
 from train import train
 
 AARIZ = "A ANS B Me N Or Pog PNS Pn R S Ar Co Gn Go Po LPM LIT LMT UPM UIA UIT UMT LIA Li Ls N` Pog` Sn".split()
@@ -292,3 +295,43 @@ def test_resuming_a_fine_tuning_with_patience_equals_not_stopping(dataset, train
         assert all(torch.equal(weight, other[entry][key]) for key, weight in one[entry].items())
     train(config, tmp_path / "stopped")  # a run that has stopped stays as it is
     assert read_checkpoint(tmp_path / "stopped" / "last.pt")["epoch"] == one["epoch"]
+
+
+def test_images_that_were_all_test_images_are_drawn_anew(tmp_path):
+    write_records(tmp_path, make_records(tmp_path, 6))
+    config = tiny_config(tmp_path)
+    before = {record.fingerprint: "test1" for record in load_data(config).records}
+    data = load_data(config, before=before)
+    assert {split: len(members) for split, members in data.splits.items()} == {"train": 4, "val": 1, "test": 1}
+
+
+@pytest.mark.parametrize("what", ["new images", "test images"])
+def test_corrected_predictions_train_on_by_the_command_that_review_prints(what, trained_run, tmp_path, run_program):
+    source = trained_run
+    if what == "new images":
+        make_records(tmp_path / "new", 8, seed=5)
+        source = tmp_path / "found"
+        words = (
+            trained_run / "best.pt",
+            tmp_path / "new" / "imgs",
+            "--out",
+            source,
+            "--device",
+            "cpu",
+            "--workers",
+            "0",
+        )
+        assert run_program(predict, *words)[0] == 0
+    (shown,) = read_source(source, None, None)
+    records = [image.record for image in shown.images]
+    saved = tmp_path / "data.json"
+    saved.write_text(json.dumps(records), encoding="utf-8")
+    status, output = run_program(review, source, "--out", tmp_path / "review.html")
+    line = next(line for line in output.splitlines() if line.startswith("train on the saved file with: "))
+    command = shlex.split(line.partition(": ")[2].replace("SAVED/data.json", str(saved)))
+    assert command[:2] == ["python", "main.py"] and str(trained_run / "best.pt") in command
+    again = tmp_path / "again"
+    main.run([*command[2:], "--run_dir", str(again), "--epochs", "1", "--val_fraction", "0", "--test_fraction", "0"])
+    log = (again / "log.txt").read_text(encoding="utf-8")
+    assert f"starting from {trained_run / 'best.pt'}" in log and "4 landmarks kept" in log
+    assert read_checkpoint(again / "last.pt")["settings"]["method"] == "tiny"

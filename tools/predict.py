@@ -304,7 +304,7 @@ def run(options: argparse.Namespace) -> int:
         write_records(out / "json" / "data.json", predictions, records, wanted, rows)
         measured = write_measurements(out / "measurements.csv", config, predictions, scaled, landmarks)
         used = config.replace(img_dir=str(folder), json_path=str(out / "json" / "data.json"), run_dir=str(out))
-        write_provenance(out, used, predictor.num_parameters, predictor.device)
+        write_provenance(out, used, predictor.num_parameters, predictor.device, options.checkpoint)
         draw_overlays(out, read_predictions(out / "predictions.csv"), records, options.overlays, options.circles)
     print(f"predictions.csv, json/data.json{', measurements.csv' if measured else ''} and overlays/ in {out}")
     if left:

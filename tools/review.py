@@ -170,11 +170,19 @@ def page_data(review: Review, described: Sequence[dict]) -> str:
 
 
 def next_commands(review: Review) -> list[str]:
-    """Return the commands that use the saved file: to train on it, or to test if its records belong to test sets."""
+    """Return the commands that use the saved file: to train on it, or to test if its records belong to test sets.
+
+    Corrected predictions train the network that made them, with the settings of its run.
+    """
     records = [*(image.record for image in review.images), *review.others.values()]
     saved, lines = (review.folder, "SAVED/data.json"), []
     if {None, "train"} & {record.get("split") for record in records}:
-        lines.append(f"train on the saved file with: {training_command(*saved, *data_options(records))}")
+        command = training_command(*saved, *data_options(records))
+        if review.checkpoint and review.config:
+            words = ["--config", str(review.config), "--run_dir", "none", "--start_from", str(review.checkpoint)]
+            words += ["--start_names", "none", "--folds", "0", "--img_dir", str(saved[0]), "--json_path", saved[1]]
+            command = f"python main.py {shlex.join(words)}"
+        lines.append(f"train on the saved file with: {command}")
     if review.checkpoint or not lines:
         words = ["--test", str(review.checkpoint or "RUN/best.pt"), "--img_dir", str(saved[0]), "--json_path", saved[1]]
         lines.append(f"test on the saved file with: python main.py {shlex.join(words)}")

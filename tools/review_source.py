@@ -45,7 +45,8 @@ class Review(NamedTuple):
     unit: str = "mm"
     threshold: float = 2.0  # for the SDR in the table, in that unit
     notes: Sequence[str] = ()
-    checkpoint: Path | None = None  # best.pt or last.pt of the run
+    checkpoint: Path | None = None  # whose predictions these are: best.pt or last.pt of the run, or one that was tested
+    config: Path | None = None  # config.json of the run
 
 
 # --- Sources -----------------------------------------------------------------------------------------
@@ -140,11 +141,14 @@ def read_predicted(file: Path, images: Path | None, split: str | None) -> Review
     where = file.parent.resolve()
     title = f"{where.parent.name} {where.name}" if run_dir and run_dir != file.parent else where.name
     notes += note_on_ruler([shown[i].record for i in chosen], abbreviations)
-    checkpoints = [run_dir / name for name in ("best.pt", "last.pt") if (run_dir / name).exists()] if run_dir else []
+    tested = read_json(run_dir / "config.json").get("checkpoint") if run_dir else None
+    checkpoints = [Path(tested)] if isinstance(tested, str) else []
+    checkpoints = checkpoints or [run_dir / name for name in ("best.pt", "last.pt") if run_dir]
+    checkpoints = [path for path in checkpoints if path.exists()]
     return Review(
         title, True, landmarks, [shown[i]._replace(place=place) for place, i in enumerate(chosen)], {}, folder,
         file.parent / "review.html", unit, settings.get("sdr_thresholds", Config.sdr_thresholds)[0], notes,
-        checkpoints[0] if checkpoints else None,
+        checkpoints[0] if checkpoints else None, run_dir and run_dir / "config.json",
     )  # fmt: skip
 
 
