@@ -100,7 +100,7 @@ def test_every_other_option_of_the_docs_exists():
             assert option in known | MAIN_OPTIONS | TORCHRUN_OPTIONS, f"{page} names --{option}"
 
 
-def test_the_readme_finds_landmarks_from_python(tmp_path, monkeypatch, capsys):
+def test_the_manual_finds_landmarks_from_python(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(METHODS, "tiny", TinyDetector)
     records = make_records(tmp_path)
     write_records(tmp_path, records)
@@ -109,7 +109,7 @@ def test_the_readme_finds_landmarks_from_python(tmp_path, monkeypatch, capsys):
     (tmp_path / "imgs" / records[0]["imagePath"]).rename(tmp_path / "film.png")
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()
-    block = re.search(r"## Your LabelMe films.*?```python\n(.*?)```", TEXTS["README.md"], re.S).group(1)
-    exec(compile(block, "README.md", "exec"), {})
+    block = re.search(r"## From Python.*?```python\n(.*?)```", TEXTS["docs/tools.md"], re.S).group(1)
+    exec(compile(block, "tools.md", "exec"), {})
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(":")[0] for line in lines] == [p["pointAbbreviation"] for p in records[0]["points"]]
