@@ -319,7 +319,7 @@ def open_page(browser, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", [])
     for log in ("browser", "performance"):
         browser.get_log(log)
-    yield lambda *arguments: Page(browser, tmp_path, *arguments)
+    yield lambda *arguments, **options: Page(browser, tmp_path, *arguments, **options)
     assert browser.get_log("browser") == []
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]

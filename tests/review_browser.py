@@ -44,14 +44,28 @@ def start_browser() -> webdriver.Chrome | None:
 class Page:
     """The page of a source, as somebody who sits before it uses it."""
 
-    def __init__(self, browser, folder, *arguments) -> None:
+    def __init__(self, browser, folder, *arguments, forget=True) -> None:
         self.browser, self.folder, self.out = browser, folder, folder / "page" / "review.html"
         sys.argv = ["review", *map(str, arguments), "--out", str(self.out)]
         assert review.main() == 0
         browser.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(folder)})
         self.resize(1366, 768)
         self.look("light")
+        if forget:
+            self.forget()
         browser.get(self.out.as_uri())
+        self.wait(lambda: self.run("return performance.getEntriesByName('ready').length"))
+
+    def forget(self) -> None:
+        """Empty the browser's storage, in which other tests have left their edits."""
+        self.browser.execute_cdp_cmd(
+            "Storage.clearDataForOrigin", {"origin": "file://", "storageTypes": "local_storage"}
+        )
+
+    def reload(self) -> None:
+        """Load the page again, without being asked whether to leave it."""
+        self.run("window.addEventListener('beforeunload', (event) => event.stopImmediatePropagation(), true)")
+        self.browser.get(self.out.as_uri())
         self.wait(lambda: self.run("return performance.getEntriesByName('ready').length"))
 
     def run(self, script, *arguments):
@@ -103,6 +117,11 @@ class Page:
     def drag(self, landmark, x, y) -> None:
         chain = ActionChains(self.browser, 0).move_to_element_with_offset(self.find("#marks"), *self.at(landmark))
         chain.click_and_hold().move_by_offset(x // 2, y // 2).move_by_offset(x - x // 2, y - y // 2).release().perform()
+        self.draw()
+
+    def click_film(self, x, y) -> None:
+        """Click at a place in screen px from the middle of the radiograph."""
+        ActionChains(self.browser, 0).move_to_element_with_offset(self.find("#marks"), x, y).click().perform()
         self.draw()
 
     def save(self) -> list[dict]:

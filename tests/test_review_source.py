@@ -11,7 +11,7 @@ from evaluate import Predictions, Verdict
 from reading.splits import load_data
 from reporting.predictions import read_predictions, write_predictions
 from tools import review
-from tools.review_source import read_source
+from tools.review_source import read_source, read_unannotated
 
 ABBREVIATIONS = ["R1", "R2", "A", "B"]
 
@@ -289,3 +289,12 @@ def test_what_cannot_be_shown_is_refused_in_one_line(dataset, break_it, words, m
     error = capsys.readouterr().err
     assert mentions(error, *words.split()) and error.count("\n") == 1 and "Traceback" not in error
     assert not list(dataset.rglob("review.html*"))
+
+
+def test_a_folder_of_a_data_set_and_a_file_without_landmarks_are_refused(dataset, tmp_path):
+    with refuses("json/data.json", "--landmarks"):
+        read_unannotated(dataset / "imgs", dataset / "json" / "data.json")
+    (tmp_path / "new").mkdir(exist_ok=True)
+    (tmp_path / "list.json").write_text("{}")
+    with refuses("list.json", "data.json"):
+        read_unannotated(tmp_path / "new", tmp_path / "list.json")

@@ -1,16 +1,19 @@
 """Look at predictions or annotations in a browser, correct them, and save a data.json that main.py reads.
 
     python -m tools.review SOURCE [--images IMGS] [--split NAME] [--out FILE.html] [--pixels 1200] [--link]
+    python -m tools.review IMGS --landmarks FILE [--out FILE.html] [--pixels 1200] [--link]
 
 SOURCE is a run, one of its test folders or a predictions.csv: predicted points (red) can be moved, true points (blue)
 are shown beside them. Or it is a data set, a folder with imgs/ and json/data.json, or a data.json: then the true points
-can be moved. Writes review.html beside it, one file per test set, which needs no server and no network. What it saves:
+can be moved. With --landmarks it is a folder of images without points, and the landmarks of a data.json are to be
+placed. Writes review.html beside it, one file per test set, which needs no server and no network. What it saves:
 for predictions, the corrected points as the truth, with the mm per px of their errors; for a data set, all records,
 untouched ones unchanged.
 """
 
 import argparse
 import base64
+import hashlib
 import json
 import logging
 import os
@@ -34,7 +37,7 @@ from reading.images import FORMATS, image_size, read_image
 from run_folder import written_whole
 from settings import Parser, UserError
 from tools.formats.common import data_options, record_points
-from tools.review_source import Review, ReviewImage, is_number, read_source
+from tools.review_source import Review, ReviewImage, is_number, read_source, read_unannotated
 
 PAGE = Path(__file__).parent / "review_page"
 SCRIPTS = ("model.js", "view.js", "tables.js", "script.js")  # joined in this order to one script
@@ -92,7 +95,9 @@ def describe_image(
         "score": shown.score,
         "verdict": shown.verdict,
         "radius": shown.radius,
+        "reviewed": bool(shown.record.get("reviewed")),
         "keys": record_keys(shown.record),
+        "otherKeys": record_keys({key: value for key, value in shown.record.items() if key != "reviewed"}),
         "entries": [
             {"landmark": order.index(point["pointAbbreviation"]), **point_texts(point)}
             for point in shown.record["points"]
@@ -163,6 +168,7 @@ def page_data(review: Review, described: Sequence[dict]) -> str:
         "images": described,
         "others": [[place, json.dumps(record, ensure_ascii=False)] for place, record in review.others.items()],
     }
+    data["fingerprint"] = hashlib.sha256(json.dumps(data).encode()).hexdigest()[:16]  # edits belong to this page alone
     return json.dumps(data, ensure_ascii=False, allow_nan=False)
 
 
@@ -195,6 +201,7 @@ def run() -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("--images", type=Path, metavar="IMGS", help="folder of the images; default: the source's")
     parser.add_argument("--split", metavar="NAME", help="show only this split, or this test set of a run")
+    parser.add_argument("--landmarks", type=Path, metavar="FILE", help="a data.json: place its landmarks in new images")
     parser.add_argument("--out", type=Path, metavar="FILE.html", help="default: review.html beside the source")
     parser.add_argument("--pixels", type=int, default=1200, help="largest height of an embedded image, default 1200")
     parser.add_argument("--link", action="store_true", help="link images that a browser can show, do not embed them")
@@ -202,7 +209,10 @@ def run() -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     if options.pixels < 1:
         raise UserError(f"--pixels {options.pixels} is not allowed; it must be at least 1")
-    reviews = read_source(options.source, options.images, options.split)
+    if options.landmarks:
+        reviews = [read_unannotated(options.source, options.landmarks)]
+    else:
+        reviews = read_source(options.source, options.images, options.split)
     if options.out and len(reviews) > 1:
         raise UserError(f"--out is one file, but {options.source} holds {len(reviews)} test sets; choose with --split")
     for review in reviews:

@@ -12,11 +12,13 @@ import numpy as np
 from config import Config
 from reading.annotation import read_annotation, read_points
 from reading.images import image_size
+from reading.names import read_landmarks
 from reading.paths import find_file
 from reporting.predictions import PredictionTable, read_predictions
 from settings import UserError, check_names, expecting, read_json, read_settings
 from tools.formats.common import make_record, numbers
 from tools.read_runs import implied_spacing
+from tools.unannotated import find_image_files
 
 
 class ReviewImage(NamedTuple):
@@ -70,6 +72,19 @@ def read_source(source: Path, images: Path | None, split: str | None) -> list[Re
     if read is None:
         raise UserError(f"{source} is neither a predictions.csv nor a data.json")
     return [read(source, images, split)]
+
+
+def read_unannotated(folder: Path, landmarks: Path) -> Review:
+    """Return a page of all images of a folder without any point, for the landmarks of a data.json. Raises UserError."""
+    home = folder.parent if folder.name == "imgs" else folder
+    if (home / "json" / "data.json").exists():
+        raise UserError(f"{folder} belongs to a data set with a json/data.json; review that one, without --landmarks")
+    names = read_landmarks(landmarks)
+    shown = []
+    for place, path in enumerate(find_image_files([str(folder)])):
+        record = make_record(path.relative_to(folder).as_posix(), dict.fromkeys(names), names)
+        shown.append(ReviewImage(path, record, place))
+    return Review(folder.resolve().name, False, names, shown, {}, folder, folder / "review.html")
 
 
 def read_data_set(file: Path, images: Path | None, split: str | None) -> Review:

@@ -12,6 +12,8 @@ for (const [number, image] of images.entries()) {
   image.occluded = landmarks.map(() => null); // JSON for each point, null if the file does not state it
   for (const { landmark, occluded } of image.entries) image.occluded[landmark] = occluded;
   image.occludedSource = image.occluded.slice();
+  image.reviewedSource = image.reviewed;
+  image.skipped = new Set(); // landmarks that are not to be placed
 }
 const hasTruth = images.some((image) => image.truth);
 const hasRadius = images.some((image) => image.radius);
@@ -29,7 +31,8 @@ function insideImage(image, [x, y]) {
 }
 
 // --- Edits: those done, and those undone, which can be redone. An edit holds its image and its points before and
-// after; for swapped points also `occluded`, because that belongs to a place.
+// after; for swapped points also `occluded`, because that belongs to a place. Without a landmark it is about whether
+// the image is reviewed.
 
 const done = [];
 const undone = [];
@@ -44,10 +47,12 @@ function commit(image, changes, words, continues = false) {
   }
   undone.length = 0;
   for (const change of changes) apply(image, change, change.after, 1);
+  keepWork();
 }
 
 function apply(image, { landmark, occluded }, point, which) {
-  image.points[landmark] = point;
+  if (landmark === null) image.reviewed = point;
+  else image.points[landmark] = point;
   if (occluded) image.occluded[landmark] = occluded[which];
 }
 
@@ -56,6 +61,7 @@ function undoEdit() {
   if (edit) {
     undone.push(edit);
     for (const change of edit.changes) apply(edit.image, change, change.before, 0);
+    keepWork();
   }
   return edit;
 }
@@ -65,8 +71,41 @@ function redoEdit() {
   if (edit) {
     done.push(edit);
     for (const change of edit.changes) apply(edit.image, change, change.after, 1);
+    keepWork();
   }
   return edit;
+}
+
+// --- The edits are kept in this browser under a name that changes with the source, so that a reload loses nothing. They
+// stay after saving: the page still shows its source, and the edits make it what was saved.
+
+const storageName = `review ${data.fingerprint}`;
+let isKept = true; // false: the browser keeps nothing
+
+function keepWork() {
+  const edits = done.map((edit) => ({ ...edit, image: edit.image.number }));
+  try {
+    if (edits.length) localStorage.setItem(storageName, JSON.stringify({ edits, saved: done.indexOf(saved) }));
+    else localStorage.removeItem(storageName);
+    isKept = true;
+  } catch { // forbidden or full
+    isKept = false;
+  }
+}
+
+function restoreWork() {
+  let kept = null;
+  try {
+    kept = JSON.parse(localStorage.getItem(storageName));
+  } catch {
+    isKept = false;
+  }
+  for (const edit of kept ? kept.edits : []) {
+    done.push({ ...edit, image: images[edit.image] });
+    for (const change of edit.changes) apply(images[edit.image], change, change.after, 1);
+  }
+  saved = kept ? done[kept.saved] ?? null : null;
+  return done.length;
 }
 
 function isUnsaved() {
@@ -167,11 +206,16 @@ function savedPoint(image, { landmark, whole, keys, visible }) {
   return `{${parts.join(", ")}}`;
 }
 
+function savedKeys(image) {
+  if (image.reviewed === image.reviewedSource) return image.keys;
+  return [image.otherKeys, image.reviewed ? '"reviewed": true' : ""].filter(Boolean).join(", ");
+}
+
 function savedText() {
   const records = new Map(data.others);
   for (const image of images) {
     const points = image.entries.map((entry) => savedPoint(image, entry));
-    records.set(image.place, `{${image.keys}, "points": [\n  ${points.join(",\n  ")}\n ]}`);
+    records.set(image.place, `{${savedKeys(image)}, "points": [\n  ${points.join(",\n  ")}\n ]}`);
   }
   const places = [...records.keys()].sort((one, other) => one - other);
   return `[\n ${places.map((place) => records.get(place)).join(",\n ")}\n]\n`;

@@ -17,7 +17,8 @@ function openImage(image) {
   landmarkTable.show(landmarkNumbers);
   tip.hidden = true;
   element("rename").dataset.of = ""; // the choice was made for another image
-  chooseLandmark(view.chosen);
+  if (view.placing) nextToPlace(null);
+  else chooseLandmark(view.chosen);
   updateFigures();
   loadPicture(image).then((picture) => {
     if (view.image !== image) return;
@@ -36,6 +37,13 @@ function filterImages() {
   const chosen = images.filter((image) => `${image.name} ${image.split ?? ""}`.toLocaleLowerCase().includes(words));
   imageTable.show(chosen);
   element("image-count").textContent = words ? `(${chosen.length} of ${images.length})` : `(${images.length})`;
+}
+
+function markReviewed(image, reviewed) {
+  const words = reviewed ? "reviewed" : "not reviewed";
+  commit(image, [{ landmark: null, before: image.reviewed, after: reviewed }], words);
+  say(`${image.name}: ${words}`);
+  redraw("figures");
 }
 
 // Refresh everything that depends on the points.
@@ -57,6 +65,9 @@ function updateFigures() {
   element("caption").textContent = parts.filter(Boolean).join(" · ");
   const changed = images.reduce((sum, each) => sum + figuresOf(each).changed, 0);
   element("changes").textContent = changed ? `(${changed} changed)` : "";
+  const reviewed = images.filter((each) => each.reviewed).length;
+  element("reviewed-count").textContent = reviewed ? `${reviewed} of ${images.length} done` : "";
+  element("unkept").hidden = isKept || !isUnsaved();
   element("undo").disabled = !done.length;
   element("redo").disabled = !undone.length;
   document.title = `${isUnsaved() ? "* " : ""}${data.title}`;
@@ -75,6 +86,9 @@ function chooseLandmark(landmark) {
 
 function describeChosen() {
   const { image, chosen } = view;
+  element("placing").hidden = !view.placing;
+  element("placing-name").textContent = describePlacing();
+  element("skip").disabled = toBePlaced() === null;
   element("chosen-tools").hidden = chosen === null;
   if (chosen === null) {
     element("chosen-name").textContent = "No landmark selected";
@@ -99,7 +113,10 @@ function describeChosen() {
 
 // Move the view if a point of this image is outside it.
 function showPoint(landmark) {
-  const point = view.image.points[landmark];
+  showPlace(view.image.points[landmark]);
+}
+
+function showPlace(point) {
   if (!point) return;
   const [x, y] = toScreen(point);
   if (x < 0 || y < 0 || x > stage.clientWidth || y > stage.clientHeight) {
@@ -139,6 +156,67 @@ function renameLandmark(landmark, other) {
   redraw("marks", "figures");
 }
 
+// --- Placing: a click sets the landmark that is shown large; then comes the next missing one of data.json
+
+function toBePlaced() {
+  return view.placing && view.chosen !== null && view.image.points[view.chosen] === null ? view.chosen : null;
+}
+
+function describePlacing() {
+  const left = landmarkNumbers.filter((landmark) => !view.image.points[landmark]).length;
+  if (toBePlaced() === null) return left ? `${left} missing; n: the next one` : "All are placed; j: next image";
+  const { abbreviation, name } = landmarks[view.chosen];
+  return name === abbreviation ? name : `${abbreviation}  ${name}`;
+}
+
+function setPlacing(placing) {
+  view.placing = placing;
+  element("place").setAttribute("aria-pressed", String(placing));
+  marks.classList.toggle("placing", placing);
+  view.image.skipped.clear();
+  if (placing) nextToPlace(null);
+  else describeChosen();
+}
+
+function nextToPlace(after) {
+  const start = after === null ? 0 : after + 1;
+  const next = [...landmarkNumbers.slice(start), ...landmarkNumbers.slice(0, start)].find(
+    (landmark) => !view.image.points[landmark] && !view.image.skipped.has(landmark),
+  );
+  chooseLandmark(next ?? null);
+  if (next !== undefined && !view.fitted) showPlace(usualPlace(next));
+}
+
+// Where a landmark lies in the middle of the other images; null if none has it.
+function usualPlace(landmark) {
+  const others = images.filter((image) => image !== view.image && image.points[landmark]);
+  const middle = (values) => values.sort((a, b) => a - b)[values.length >> 1];
+  if (!others.length) return null;
+  return [
+    view.image.width * middle(others.map((image) => image.points[landmark][0] / image.width)),
+    view.image.height * middle(others.map((image) => image.points[landmark][1] / image.height)),
+  ];
+}
+
+function placeLandmark(point) {
+  const landmark = toBePlaced();
+  if (landmark === null) return;
+  if (isOutside(view.image, point)) return say("This is outside the image");
+  view.image.skipped.delete(landmark);
+  changePoint(landmark, insideImage(view.image, point), "placed");
+  nextToPlace(landmark);
+}
+
+function skipLandmark() {
+  const landmark = toBePlaced();
+  if (landmark === null) return;
+  view.image.skipped.add(landmark);
+  say(`${landmarks[landmark].abbreviation} stays missing`);
+  nextToPlace(landmark);
+}
+
+// --- Changes
+
 function nudge(x, y, event) {
   const point = view.image.points[view.chosen];
   const step = event.shiftKey ? 10 : 1;
@@ -166,6 +244,7 @@ function save() {
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 60000);
   saved = done.at(-1) ?? null;
+  keepWork();
   const outside = countOutside();
   const words = data.predicted ? "saved at its edge" : "main.py will refuse them";
   say(`data.json is in your downloads${outside ? `; ${outside} points outside their image: ${words}` : ""}`);
@@ -215,6 +294,7 @@ const keys = {
   ArrowUp: (event) => nudge(0, -1, event), ArrowDown: (event) => nudge(0, 1, event),
   h: () => view.chosen !== null && hideLandmark(view.chosen, view.image.points[view.chosen] !== null),
   r: () => view.chosen !== null && element("rename").focus(),
+  m: () => setPlacing(!view.placing), x: skipLandmark, v: () => markReviewed(view.image, !view.image.reviewed),
   "+": () => zoomBy(1.25, middleOfView()), "=": () => zoomBy(1.25, middleOfView()),
   "-": () => zoomBy(0.8, middleOfView()),
   0: fitImage, 1: () => toggle("show-points"), 2: () => hasTruth && toggle("show-truth"),
@@ -274,6 +354,14 @@ function start() {
   });
   element("swap").addEventListener("click", () => renameLandmark(view.chosen, Number(element("rename").value)));
   element("hide").addEventListener("change", () => hideLandmark(view.chosen, element("hide").checked));
+  element("place").addEventListener("click", () => setPlacing(!view.placing));
+  element("skip").addEventListener("click", skipLandmark);
+  element("discard").addEventListener("click", () => {
+    done.length = 0;
+    saved = null;
+    keepWork();
+    location.reload();
+  });
   element("undo").addEventListener("click", undo);
   element("redo").addEventListener("click", redo);
   element("save").addEventListener("click", save);
@@ -296,9 +384,11 @@ function start() {
   window.addEventListener("beforeunload", (event) => {
     if (isUnsaved()) event.preventDefault();
   });
+  const restored = restoreWork();
+  element("discard").hidden = !restored;
   filterImages();
   openImage(imageTable.order[0]);
-  say("Press ? for the keys");
+  say(restored ? `${restored} edits of your last visit are here again` : "Press ? for the keys");
 }
 
 start();

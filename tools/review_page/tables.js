@@ -87,7 +87,7 @@ class SortableTable {
       if (column.kind === "check") {
         const box = document.createElement("input");
         box.type = "checkbox";
-        box.tabIndex = -1; // use the key h
+        box.tabIndex = -1; // use the key h or v
         box.addEventListener("click", (event) => event.stopPropagation());
         box.addEventListener("change", () => column.change(item, box.checked));
         box.setAttribute("aria-label", `${column.hint}: ${this.columns[0].value(item)}`);
@@ -166,15 +166,21 @@ const imageTable = new SortableTable("images", "Images", [
     changed: (image) => figuresOf(image).changed > 0,
   },
   isJudged && {
-    title: "Verdict", hint: "Can it be used?", width: 64, lowFirst: true,
+    title: "Verdict", hint: "Can it be used?", width: 54, lowFirst: true,
     value: (image) => (image.verdict ? verdicts.indexOf(image.verdict[0]) : null),
     text: (rank, image) => image.verdict[0],
   },
   hasTruth && number("Mean", `Mean error, ${data.unit}`, (image) => figuresOf(image).error, places(2), 60),
-  hasTruth && number("Max", `Largest error, ${data.unit}`, (image) => figuresOf(image).worst, places(2), 60),
+  hasTruth && !isJudged
+    && number("Max", `Largest error, ${data.unit}`, (image) => figuresOf(image).worst, places(2), 60),
   !hasTruth && hasScore && number("Score", "Mean score", (image) => figuresOf(image).score, places(3), 64, lowFirst),
-  !hasTruth && hasScore && number("Min", "Lowest score", (image) => figuresOf(image).lowest, places(3), 64, lowFirst),
+  !hasTruth && hasScore && !isJudged // there is no room for it beside the verdict
+    && number("Min", "Lowest score", (image) => figuresOf(image).lowest, places(3), 64, lowFirst),
   !hasTruth && !hasScore && number("Missing", "Missing points", (image) => figuresOf(image).missing, String, 74),
+  {
+    title: "✓", hint: "Reviewed", kind: "check", width: 26, value: (image) => Number(image.reviewed),
+    change: (image, reviewed) => markReviewed(image, reviewed),
+  },
 ], worstFirst, (image) => openImage(image));
 
 const landmarkNumbers = landmarks.map((_, landmark) => landmark);

@@ -7,7 +7,9 @@ const marks = document.getElementById("marks");
 const tip = document.getElementById("tip");
 const RADIUS = 4; // screen px of a dot
 const REACH = 10; // screen px within which a dot can be hovered or grabbed
-const view = { scale: 1, x: 0, y: 0, image: null, picture: null, chosen: null, drag: null, fitted: true };
+const view = {
+  scale: 1, x: 0, y: 0, image: null, picture: null, chosen: null, drag: null, fitted: true, placing: false,
+};
 const colourOf = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`);
 const colours = { red: colourOf("red"), blue: colourOf("blue"), yellow: colourOf("yellow") };
 const ownColour = data.predicted ? colours.red : colours.blue;
@@ -269,9 +271,10 @@ function showTip(place) {
 function startPointer(event) {
   if (!view.image || view.drag || event.button > 1) return;
   const place = pointerPlace(event);
-  const hit = event.button === 0 ? nearest(place, true) : null;
+  const sets = event.button === 0 && toBePlaced() !== null; // a click, not a drag
+  const hit = event.button === 0 && !sets ? nearest(place, true) : null;
   const landmark = hit ? hit.landmark : null;
-  view.drag = { pointer: event.pointerId, place, landmark, start: hit ? view.image.points[landmark] : null, moved: false };
+  view.drag = { pointer: event.pointerId, place, landmark, start: hit ? view.image.points[landmark] : null, moved: false, sets };
   marks.setPointerCapture(event.pointerId);
   if (hit) chooseLandmark(hit.landmark);
 }
@@ -300,6 +303,7 @@ function endPointer(keep) {
   const drag = view.drag;
   view.drag = null;
   marks.classList.remove("moving");
+  if (drag && drag.sets && keep && !drag.moved) placeLandmark(toImage(drag.place));
   if (!drag || drag.landmark === null || !drag.moved) return;
   const after = view.image.points[drag.landmark];
   view.image.points[drag.landmark] = drag.start;
