@@ -45,7 +45,10 @@ class UNetConfig(Config):
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         # a smaller encoder, smaller batches and six radii of ten epochs each
-        "demo": dict(backbone="resnet34", batch_size=2, epochs=60, label_radius=24, erosion=4, erosion_epochs=10),
+        "demo": dict(
+            backbone="resnet34", batch_size=2, epochs=60, label_radius=24, erosion=4, erosion_epochs=10,
+            lr_schedule="cosine", intensity=0.2,
+        ),
         "cpu": dict(  # six radii
             backbone="resnet34", backbone_weights="none", height=384, width=320, refine=1, norm="batch",
             label_radius=48, erosion=8, erosion_epochs=5, epochs=30,
