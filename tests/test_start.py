@@ -335,3 +335,16 @@ def test_corrected_predictions_train_on_by_the_command_that_review_prints(what, 
     log = (again / "log.txt").read_text(encoding="utf-8")
     assert f"starting from {trained_run / 'best.pt'}" in log and "4 landmarks kept" in log
     assert read_checkpoint(again / "last.pt")["settings"]["method"] == "tiny"
+
+
+def test_the_command_for_corrected_predictions_of_a_fold_starts_a_plain_run(dataset, tmp_path, run_program):
+    (dataset / "settings.json").write_text(json.dumps(tiny_config(dataset, method="tiny", folds=2, epochs=1).to_dict()))
+    main.run(["--config", str(dataset / "settings.json"), "--run_dir", str(tmp_path / "run")])
+    fold, saved = tmp_path / "run" / "fold1", tmp_path / "data.json"
+    (shown,) = read_source(fold, None, None)
+    saved.write_text(json.dumps([image.record for image in shown.images]), encoding="utf-8")
+    _, output = run_program(review, fold, "--out", tmp_path / "review.html")
+    line = next(line for line in output.splitlines() if line.startswith("train on the saved file with: "))
+    command = shlex.split(line.partition(": ")[2].replace("SAVED/data.json", str(saved)))
+    main.run([*command[2:], "--run_dir", str(tmp_path / "again"), "--val_fraction", "0", "--test_fraction", "0"])
+    assert "starting from" in (tmp_path / "again" / "log.txt").read_text(encoding="utf-8")

@@ -186,7 +186,18 @@ def next_commands(review: Review) -> list[str]:
         command = training_command(*saved, *data_options(records))
         if review.checkpoint and review.config:
             words = ["--config", str(review.config), "--run_dir", "none", "--start_from", str(review.checkpoint)]
-            words += ["--start_names", "none", "--folds", "0", "--img_dir", str(saved[0]), "--json_path", saved[1]]
+            words += [
+                "--start_names",
+                "none",
+                "--folds",
+                "0",
+                "--fold",
+                "0",
+                "--img_dir",
+                str(saved[0]),
+                "--json_path",
+                saved[1],
+            ]
             command = f"python main.py {shlex.join(words)}"
         lines.append(f"train on the saved file with: {command}")
     if review.checkpoint or not lines:

@@ -48,7 +48,7 @@ class Review(NamedTuple):
     threshold: float = 2.0  # for the SDR in the table, in that unit
     notes: Sequence[str] = ()
     checkpoint: Path | None = None  # whose predictions these are: best.pt or last.pt of the run, or one that was tested
-    config: Path | None = None  # config.json of the run
+    config: Path | None = None  # config.json of the run that trained it
 
 
 # --- Sources -----------------------------------------------------------------------------------------
@@ -160,10 +160,12 @@ def read_predicted(file: Path, images: Path | None, split: str | None) -> Review
     checkpoints = [Path(tested)] if isinstance(tested, str) else []
     checkpoints = checkpoints or [run_dir / name for name in ("best.pt", "last.pt") if run_dir]
     checkpoints = [path for path in checkpoints if path.exists()]
+    places = [*(path.parent for path in checkpoints), *([run_dir] if run_dir else [])]  # its own run comes first
+    config = next((place / "config.json" for place in places if (place / "config.json").exists()), None)
     return Review(
         title, True, landmarks, [shown[i]._replace(place=place) for place, i in enumerate(chosen)], {}, folder,
         file.parent / "review.html", unit, settings.get("sdr_thresholds", Config.sdr_thresholds)[0], notes,
-        checkpoints[0] if checkpoints else None, run_dir and run_dir / "config.json",
+        checkpoints[0] if checkpoints else None, config,
     )  # fmt: skip
 
 
