@@ -168,7 +168,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "demo": dict(
         backbone_weights="none", norm="batch", height=192, width=160, sigma=2.5, decode="subpixel",
         epochs=30, batch_size=4, lr=1e-3, lr_milestones=(), warmup_epochs=1, precision="auto",
-        channels_last=True, rotation=8.0, scaling=0.08, shift=0.04, intensity=0.1, save_every=10,
+        channels_last=True, rotation=8.0, scaling=0.08, shift=0.04, intensity=0.2, save_every=10,
     ),
     # improvements published since 2021; each is a setting of its own
     "modern": dict(

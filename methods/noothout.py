@@ -54,7 +54,6 @@ class NoothoutConfig(Config):
         # small networks: at twice the input size of the other methods' demo they take the same time
         "demo": dict(
             height=384, width=320, patch_size=16, local_size=48, batch_size=2, epochs=40, lr_schedule="cosine",
-            intensity=0.2,
         ),
         "cpu": dict(height=384, width=320, refine=1, epochs=30),
     }  # fmt: skip

@@ -67,7 +67,7 @@ class PoseNetConfig(Config):
         # a small generator at twice the input size of the other methods' demo, because its maps have a quarter of it
         "demo": dict(
             height=384, width=320, sigma=6.0, stacks=2, channels=64, discriminator_channels=32, optimizer="adam",
-            batch_size=2, epochs=30, pretrain_epochs=10, lr_schedule="cosine", intensity=0.2,
+            batch_size=2, epochs=30, pretrain_epochs=10, lr_schedule="cosine",
         ),
         "cpu": dict(height=384, width=320, refine=1, epochs=30),
     }  # fmt: skip

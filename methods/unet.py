@@ -47,7 +47,7 @@ class UNetConfig(Config):
         # a smaller encoder, smaller batches and six radii of ten epochs each
         "demo": dict(
             backbone="resnet34", batch_size=2, epochs=60, label_radius=24, erosion=4, erosion_epochs=10,
-            lr_schedule="cosine", intensity=0.2,
+            lr_schedule="cosine",
         ),
         "cpu": dict(  # six radii
             backbone="resnet34", backbone_weights="none", height=384, width=320, refine=1, norm="batch",
