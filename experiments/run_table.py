@@ -30,7 +30,13 @@ from run_folder import write_text
 from settings import UserError, check_names
 from tools.significance import paired_difference
 
-PLACES = ("img_dir", "json_path", "run_dir", "start_from")  # settings that are paths on one machine: not kept
+PLACES = (
+    "img_dir",
+    "json_path",
+    "run_dir",
+    "start_from",
+    "global_checkpoint",
+)  # settings that are paths on one machine: not kept
 LONG = ("agreement", "flagged")  # parts of a summary with hundreds of numbers, or with names of images
 FILES = (*PLACES, "backbone_weights", "config", "resume", "test")  # arguments that may be a path
 
@@ -50,6 +56,7 @@ def read_run(run_dir: Path, test_set: str, part: str = "headline", against: Path
     check_names([part], summary, "part of the report")
     trained = [run_dir / "metrics.csv", *run_dir.glob("fold*/metrics.csv"), *metrics_of_members(provenance["argv"])]
     seconds = [second for path in trained if path.exists() for second in epoch_seconds(path)]
+    provenance.pop("checkpoint", None)
     for name in PLACES:
         provenance["settings"].pop(name, None)
     if provenance["settings"]["backbone_weights"] not in ("imagenet", "none"):

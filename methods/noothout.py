@@ -82,7 +82,8 @@ class NoothoutConfig(Config):
         )  # fmt: skip
 
     def kept_from_start(self) -> tuple[str, ...]:
-        return ("height", "width", "keep_aspect", "crop") if self.stages == "local" else ()  # of a frozen network
+        frozen = ("height", "width", "keep_aspect", "crop") if self.stages == "local" else ()
+        return ("log_base", *frozen)
 
 
 class Noothout(LandmarkDetector):

@@ -63,7 +63,7 @@ def start_detector(config: Config, abbreviations: Sequence[str], state: Mapping[
     if odd := [name for name in frozen if state["settings"].get(name) != settings[name]]:
         difference = f"{odd[0]} {state['settings'].get(odd[0])}, not {settings[odd[0]]}"
         raise UserError(f"setting start_from: {state['path']} was trained with {difference}")
-    if frozen and len(matches) < len(abbreviations):
+    if "crop" in frozen and len(matches) < len(abbreviations):
         lacking = ", ".join(name for n, name in enumerate(abbreviations) if n not in matches)
         raise UserError(f"setting start_from: {state['path']} does not find {lacking}, and is not trained further")
     axes = landmark_axes(config)

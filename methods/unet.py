@@ -211,7 +211,7 @@ class UNet(LandmarkDetector):
     def predict_with_extras(self, batch: Sample, epoch: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Predict; the extra is the Dice coefficient of the mask, probability above 0.5, with the label of an epoch."""
         logits = self(batch.image)
-        masks, counted = self.labels(batch, epoch)
+        masks, counted = self.labels(batch, max(0, epoch))  # -1: not trained here (start_from)
         dice = dice_coefficients(logits > 0, masks)
         return (*self.decode(logits), {"dice": torch.where(counted, dice, torch.nan)})
 

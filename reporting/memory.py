@@ -74,11 +74,11 @@ def read_memory(state: Mapping[str, Any]) -> Memory | None:
     kept, n = state.get("shared_memory", state.get("memory")), len(state["abbreviations"])
     if kept is None:
         return None
-    unknown = torch.full((n,), math.nan)
-    if isinstance(kept, dict) and "error" in kept:  # of the first version: errors and sizes in mm
+    if isinstance(kept, dict) and "error" in kept:  # of the first version: errors in mm
         kept = {name: value for name, value in kept.items() if name != "error"}
-        kept |= {"relative_error": unknown, "extent": unknown.new_full((2,), math.nan)}
-        kept |= {"anatomy": torch.ones(n), "mirrored": torch.zeros(())}
+        ruler = state.get("settings", {}).get("ruler", ())
+        kept |= {"anatomy": torch.tensor([float(name not in ruler) for name in state["abbreviations"]])}
+        kept |= {"relative_error": torch.full((n,), math.nan), "mirrored": torch.zeros(())}
     shapes = {"mean": (n, 2), "covariance": (2 * n, 2 * n), "mirrored": (), "deviation": (), "distance": (n,),
               "score": (n,), "least_score": (), "anatomy": (n,), "extent": (2,), "relative_error": (n,),
               "factor": (len(LEVELS),)}  # fmt: skip

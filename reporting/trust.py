@@ -17,6 +17,7 @@ from reporting.memory import LEVELS, Memory, score_factor
 DOUBTFUL, REJECTED = 1.2, 2.0  # times the largest deviation in training: an unusual shape; that of something else
 RULER_SCORE = 0.6  # of the usual score: below it the end of a ruler is not believed
 TOLERANCE = 0.1  # of a spacing, and of the size of the anatomy
+UNKNOWN_ERROR = 2.0  # mm, of the end of a ruler, where none is known
 IMPOSSIBLE = 0.5  # of the size of the anatomy: beyond, even a spacing that is stated is not believed
 
 
@@ -116,16 +117,11 @@ def doubt_spacing(memory: Memory | None, landmarks: np.ndarray, spacing: float, 
 
 
 def doubt_ruler(
-    memory: Memory | None,
-    landmarks: np.ndarray,
-    score: np.ndarray,
-    size: tuple[int, int],
-    spacing: float,
-    rows: Sequence[int],
+    memory: Memory | None, landmarks: np.ndarray, score: np.ndarray, spacing: float, rows: Sequence[int]
 ) -> str:
     """Return why the mm per px cannot be true that the ruler found in an image gives, or "".
 
-    landmarks: (N, 2) px, with scores (N,); size: width and height of the image, px; rows: of the ruler's ends.
+    landmarks: (N, 2) px, with scores (N,); rows: of the ruler's ends.
     """
     low, high = SPACINGS
     if not low <= spacing <= high:
@@ -134,24 +130,34 @@ def doubt_ruler(
         return ""
     if (score[rows] < RULER_SCORE * memory.score[rows]).any():
         return f"its ends have scores of {score[rows].min():.2f} and above, usual are {memory.score[rows].min():.2f}"
-    if why := doubt_spacing(memory, landmarks, spacing):
-        return why
+    return doubt_spacing(memory, landmarks, spacing)
+
+
+def differs_from_training(memory: Memory | None, size: tuple[int, int], spacing: float) -> str:
+    """Return why the mm per px of a ruler is not that of training images of one size (width, height), or ""."""
+    if memory is None:
+        return ""
     known = memory.spacing[(memory.spacing[:, :2] == size).all(1), 2]
     if len(known) and np.abs(spacing / known - 1).min() > TOLERANCE:
         return f"it gives {spacing:.3g} mm per px, images of this size had {known.min():.3g} in training"
     return ""
 
 
+def ruler_error(memory: Memory, rows: Sequence[int], length: float) -> float:
+    """Return the usual error of a ruler of a length in mm, relative to it, by the errors of its ends (rows)."""
+    apart = float(np.hypot(*memory.relative_error[list(rows)])) * memory.extent.mean()
+    return (math.sqrt(2) * UNKNOWN_ERROR if math.isnan(apart) else apart) / length
+
+
 def rulers_needed(memory: Memory | None, size: tuple[int, int], rows: Sequence[int], length: float) -> int:
     """Return how many images of one size must show a ruler of a length in mm for their median to be within TOLERANCE.
 
     Two standard errors, by the usual errors of the ruler's ends. One is enough if images of this size were trained on,
-    because doubt_ruler compares with these, or if the errors are unknown.
+    because differs_from_training compares with these.
     """
     if memory is None or (memory.spacing[:, :2] == size).all(1).any():
         return 1
-    apart = float(np.hypot(*memory.relative_error[list(rows)])) * memory.extent.mean() / length
-    return 1 if math.isnan(apart) else max(1, math.ceil((2 * apart / TOLERANCE) ** 2))
+    return max(1, math.ceil((2 * ruler_error(memory, rows, length) / TOLERANCE) ** 2))
 
 
 # --- Mirrored, inverted and turned images ---------------------------------------------------------------

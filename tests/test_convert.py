@@ -190,26 +190,29 @@ def write_small(folder: Path, images: dict[str, int], **keys) -> Path:
 def test_data_sets_are_joined_and_keep_what_they_state(tmp_path, run_program):
     readers = {"readers": [[[1, 2], [3, 4]], [[1, 2], [3, 4]]]}
     old = write_small(tmp_path / "old", {"a.png": 1, "b.png": 2}, spacing=0.1, split="test1", patient="p", **readers)
-    new = write_small(tmp_path / "new", {"a.png": 1, "c.png": 3}, spacing=0.2)
+    new = write_small(tmp_path / "new", {"a.png": 1, "c.png": 3}, spacing=0.1, device="X")
     more = write_small(tmp_path / "more", {"d.png": 4}, spacing=0.3)
     status, output = run_program(convert, "native", new, tmp_path / "out", "--join", old, more)
     assert status == 0 and mentions(output, "4 images", "test1 2", "train 2", "name no split", "c.png", "d.png")
     records = json.loads((tmp_path / "out" / "json" / "data.json").read_text())
     by_name = {record.pop("imagePath"): record for record in records}
     assert list(by_name) == ["d.png", "a.png", "b.png", "c.png"]
-    assert by_name["c.png"]["split"] == "train" and by_name["c.png"]["spacing"] == 0.2
+    assert by_name["c.png"]["split"] == "train" and by_name["c.png"]["device"] == "X"
     first = json.loads((old / "json" / "data.json").read_text())[0]
-    assert by_name["a.png"] == {key: value for key, value in first.items() if key != "imagePath"}
+    assert by_name["a.png"] == {key: value for key, value in first.items() if key != "imagePath"} | {"device": "X"}
     for name, folder in {"a.png": old, "b.png": old, "c.png": new, "d.png": more}.items():
         assert (tmp_path / "out" / "imgs" / name).read_bytes() == (folder / "imgs" / name).read_bytes()
 
 
 def test_what_does_not_belong_together_is_not_joined(tmp_path, run_program):
-    old = write_small(tmp_path / "old", {"a.png": 1, "b.png": 2})
+    old = write_small(tmp_path / "old", {"a.png": 1, "b.png": 2}, split="test", spacing=0.2)
     wrong = {
         "another image": write_small(tmp_path / "other", {"b.png": 7}),
         "another annotation": write_small(tmp_path / "moved", {"b.png": 2}),
-        "only one of both": write_small(tmp_path / "renamed", {"c.png": 2}),
+        "only one of both": write_small(tmp_path / "renamed", {"c.png": 3}),
+        "another name": write_small(tmp_path / "named", {"c.png": 2}),
+        "split test instead of train": write_small(tmp_path / "split", {"b.png": 2}, split="train"),
+        "spacing 0.2 instead of 0.1": write_small(tmp_path / "spacing", {"b.png": 2}, spacing=0.1),
     }
     for folder, change in (
         ("moved", ('"X": 3', '"X": 5')),
@@ -220,13 +223,28 @@ def test_what_does_not_belong_together_is_not_joined(tmp_path, run_program):
     for words, folder in wrong.items():
         status, output = run_program(convert, "native", folder, tmp_path / "out", "--join", old)
         assert status == 2 and mentions(output, words, old) and not (tmp_path / "out").exists(), words
+    status, output = run_program(convert, "native", old, tmp_path / "out", "--join", tmp_path / "nothing")
+    assert status == 2 and mentions(output, tmp_path / "nothing", "imgs/ and json/")
+
+
+def test_a_spacing_of_the_command_is_written_into_all_joined_records_without_one(tmp_path, run_program):
+    old, new = write_small(tmp_path / "old", {"a.png": 1}, spacing=0.3), write_small(tmp_path / "new", {"b.png": 2})
+    more = write_small(tmp_path / "more", {"c.png": 3})
+    words = ("native", new, tmp_path / "out", "--join", old, more, "--spacing", "0.2")
+    assert run_program(convert, *words)[0] == 0
+    records = json.loads((tmp_path / "out" / "json" / "data.json").read_text())
+    assert {record["imagePath"]: record["spacing"] for record in records} == {"a.png": 0.3, "b.png": 0.2, "c.png": 0.2}
 
 
 def test_the_landmarks_of_joined_sets_stand_in_one_order(tmp_path, run_program):
     old, new = write_small(tmp_path / "old", {"a.png": 1}), write_small(tmp_path / "new", {"b.png": 2})
     records = json.loads((new / "json" / "data.json").read_text())
+    records[0]["readers"] = [[[point["X"] + n, point["Y"]] for point in records[0]["points"]] for n in (0, 1)]
     records[0]["points"].reverse()
+    for reader in records[0]["readers"]:
+        reader.reverse()
     (new / "json" / "data.json").write_text(json.dumps(records))
     assert run_program(convert, "native", new, tmp_path / "out", "--join", old)[0] == 0
-    orders = [list(record_points(r)) for r in json.loads((tmp_path / "out" / "json" / "data.json").read_text())]
-    assert orders == [["A", "B"]] * 2
+    joined = json.loads((tmp_path / "out" / "json" / "data.json").read_text())
+    assert [list(record_points(record)) for record in joined] == [["A", "B"]] * 2
+    assert joined[1]["readers"] == [[[3, 9], [4, 9]], [[4, 9], [5, 9]]]

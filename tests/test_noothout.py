@@ -175,6 +175,8 @@ def test_global_weights_that_have_seen_a_test_image_are_refused(dataset, tmp_pat
         train(local.replace(start_from=str(tmp_path / "other.pt")), tmp_path / "other")
     with refuses("start_from", "height 64", "96"):
         train(local.replace(height=96), tmp_path / "other")
+    with refuses("start_from", "log_base 10.0", "2.0"):
+        train(local.replace(log_base=2.0), tmp_path / "other")
     for name, all_epochs in (("straight", [2]), ("stopped", [1, 2])):
         (tmp_path / name).mkdir()
         for epochs in all_epochs:

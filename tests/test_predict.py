@@ -28,6 +28,7 @@ from reporting.predictions import read_predictions, write_predictions
 from run_folder import read_checkpoint, save_checkpoint
 from settings import build_config
 from tools import predict
+from tools.review_source import read_source
 from train import checkpoint_state
 from utils import clip_to_image
 
@@ -409,3 +410,48 @@ def test_proposals_for_other_landmarks_are_filled_in_where_both_have_them(datase
     (tmp_path / "like.json").write_text(json.dumps([{"imagePath": "x.png", "points": [{"pointAbbreviation": "Q"}]}]))
     status = call(monkeypatch, path, dataset / "imgs", "--out", tmp_path / "no", "--landmarks", tmp_path / "like.json")
     assert status == 2 and mentions(capsys.readouterr().err, "--landmarks", "none of them", "Q")
+
+
+def test_an_image_whose_own_ruler_says_otherwise_does_not_get_the_spacing_of_the_others(tmp_path):
+    points = heads(80) * 2
+    points[:, 1] = points[:, 0] + (0, 20)  # a ruler of 10 mm at 0.5 mm per px
+    score, names = np.full((60, 12), 0.8), ["R1", "R2", *(f"L{n}" for n in range(10))]
+    exact = remember(points[:60], np.full(60, 0.5), [(100, 120)] * 60, score, points[:60], points[:60] + 0.1, [0, 1])
+    found = points[60:65].copy()
+    found[4, 1] = found[4, 0] + (0, 16.4)  # 0.61 mm per px
+    found[3, 1] = found[3, 0] + (0, 0.01)  # not to be read
+
+    def spacings(size, memory):
+        blank = np.full((12, 2), math.nan), np.zeros(12, bool)
+        records = [Record(f"{n}.png", tmp_path, *blank, size=size) for n in range(5)]
+        verdicts = [Verdict("good")] * 5
+        predictions = Predictions([r.name for r in records], found, found, score[:5], np.ones(5), verdicts=verdicts)
+        own, notes = predict.find_spacing(Config(), names, records, predictions, memory)
+        return [record.spacing for record in own], notes
+
+    for size in ((100, 120), (300, 360)):  # one known from training, and a new one
+        values, notes = spacings(size, exact)
+        assert values == pytest.approx([0.5] * 4 + [math.nan], rel=0.02, nan_ok=True)
+        assert mentions(*notes, "4.png", "0.6")
+    unknown = remember(points[:60], np.full(60, 0.5), [(100, 120)] * 60, score, found[:0], found[:0], [0, 1])
+    assert all(map(math.isnan, spacings((300, 360), unknown)[0]))  # how exact a ruler is found, nobody knows
+
+
+def test_what_is_known_of_a_film_stays_with_it_where_other_landmarks_are_proposed(dataset, tmp_path, monkeypatch):
+    path = save_untrained(tmp_path / "last.pt", dataset)
+    points = [{"pointAbbreviation": name, "pointName": name, "X": 1, "Y": 2} for name in ("A", "Q")]
+    (tmp_path / "like.json").write_text(json.dumps([{"imagePath": "x.png", "points": points}]))
+    shutil.copytree(dataset / "imgs", tmp_path / "films")
+    words = (
+        path,
+        tmp_path / "films",
+        "--out",
+        tmp_path / "out",
+        "--spacing",
+        "0.2",
+        "--landmarks",
+        tmp_path / "like.json",
+    )
+    assert call(monkeypatch, *words) == 0
+    (shown,) = read_source(tmp_path / "out", None, None)
+    assert {image.record["spacing"] for image in shown.images} == {0.2} and "A" in shown.landmarks

@@ -9,7 +9,16 @@ from test_shapes import heads, turned
 from evaluate import Predictions, Verdict
 from reading.shapes import similarity
 from reporting.memory import Memory, calibrate, join_memories, read_memory, remember, reorder
-from reporting.trust import assess, doubt_ruler, doubt_spacing, judge, radii, rulers_needed, variants
+from reporting.trust import (
+    assess,
+    differs_from_training,
+    doubt_ruler,
+    doubt_spacing,
+    judge,
+    radii,
+    rulers_needed,
+    variants,
+)
 from tools.predictor import Predictor
 from utils import apply_affine
 
@@ -188,7 +197,8 @@ def test_a_ruler_is_not_believed_if_its_scores_the_anatomy_or_the_size_of_the_im
     points, score = heads(80)[70], np.full(12, 0.8)
 
     def doubt(spacing=0.5, size=(100, 120), score=score, memory=memory) -> str:
-        return doubt_ruler(memory, points, score, size, spacing, [0, 1])
+        reason = doubt_ruler(memory, points, score, spacing, [0, 1])
+        return reason or differs_from_training(memory, size, spacing)
 
     assert doubt() == "" == doubt(0.52) == doubt(9.0, memory=None)
     assert "one place" in doubt(math.inf) and "one place" in doubt(math.inf, memory=None)
@@ -212,7 +222,10 @@ def test_a_ruler_that_is_found_inexactly_needs_company_in_images_of_a_new_size()
     # both ends: 0.71 mm of 10 mm; two standard errors of the median of two rulers are 10 %
     assert rulers_needed(memory, (640, 800), [0, 1], 10.0) == 2
     assert rulers_needed(memory, (100, 120), [0, 1], 10.0) == 1  # a size known from training
-    assert rulers_needed(memory._replace(relative_error=np.full(12, math.nan)), (640, 800), [0, 1], 10.0) == 1
+    unknown = memory._replace(relative_error=np.full(12, math.nan))  # taken as 2 mm at each end
+    assert (
+        rulers_needed(unknown, (640, 800), [0, 1], 10.0) == 32 and rulers_needed(unknown, (100, 120), [0, 1], 10.0) == 1
+    )
     assert rulers_needed(None, (640, 800), [0, 1], 10.0) == 1
 
 
@@ -319,4 +332,5 @@ def test_a_memory_of_the_first_format_judges_shapes_but_knows_no_radii():
     assert judge(memory, heads(80)[70], score, NAMES) == Verdict("good")
     assert judge(memory, heads(80)[70] * (-1, 1), score, NAMES).name == "reject"
     assert all(np.isnan(own).all() for own in radii(memory, heads()[0], score).values())
-    assert doubt_spacing(memory, heads()[0], 7.0) == ""
+    assert doubt_spacing(memory, heads()[0], 0.5) == "" and "anatomy" in doubt_spacing(memory, heads()[0], 2.0)
+    assert rulers_needed(memory, (640, 800), [0, 1], 10.0) > 10

@@ -36,7 +36,7 @@ from run_folder import write_bytes
 from settings import Parser, UserError, parse_text
 from tools.formats import FORMATS, native
 from tools.formats.common import OPTIONS, Pixels, Reading, data_options, image_size, record_points, spacing_number
-from tools.formats.files import check_out, filling, write_json
+from tools.formats.files import check_folder, check_out, filling, write_json
 
 
 def write_data_set(reading: Reading, destination: Path, link: bool = False) -> list[str]:
@@ -150,28 +150,51 @@ def add_spacing(reading: Reading, spacing: float) -> Reading:
     return Reading(pairs, [*reading.notes, *notes])
 
 
+def in_order(record: dict, order: Sequence[str]) -> dict:
+    """Return a record with its points, and those of its readers, in an order of abbreviations."""
+    places = [[point["pointAbbreviation"] for point in record["points"]].index(name) for name in order]
+    readers = record.get("readers")
+    more = {"readers": [[own[n] for n in places] for own in readers]} if readers else {}
+    return record | more | {"points": [record["points"][n] for n in places]}
+
+
 def join(reading: Reading, folder: Path) -> Reading:
     """Return what was read with the images of a data set that it lacks; its landmarks in the order of the data set.
 
-    If only one of both names splits, the other's images get "train". Raises UserError for other landmarks, and for an
-    image of both with other content or another record.
+    If only one of both names splits, the other's images get "train". Raises UserError for other landmarks, for an image
+    of both with other content, points, split, spacing or patient, and for one that both call differently.
     """
-    other = native.read(folder)
-    both = {record["imagePath"]: (image, record) for image, record in other.pairs}
+    other = native.read(check_folder(folder, "a data set with imgs/ and json/"))
+    both = {record["imagePath"]: number for number, (_, record) in enumerate(other.pairs)}
     order, labels = (list(record_points(each.pairs[0][1])) for each in (other, reading))
     if odd := sorted({*order} ^ {*labels}):
         raise UserError(f"{folder} cannot be joined: {', '.join(odd)} is a landmark of only one of both")
+    sizes: dict[int, list[Path]] = {}
+    for path in (image for image, _ in other.pairs if isinstance(image, Path)):
+        sizes.setdefault(path.stat().st_size, []).append(path)
     pairs = []
     for image, record in reading.pairs:
-        known = both.get(record["imagePath"])
-        points = sorted(record["points"], key=lambda point: order.index(point["pointAbbreviation"]))
-        if known is None:
-            pairs.append((image, record | {"points": points}))
+        record, name = in_order(record, order), record["imagePath"]
+        known = other.pairs[both[name]] if name in both else None
+        equal = sizes.get(image.stat().st_size, []) if isinstance(image, Path) else []
+        equal = [path for path in equal if filecmp.cmp(image, path, shallow=False)]
+        if known is None and not equal:
+            pairs.append((image, record))
             continue
-        same = isinstance(image, Path) and filecmp.cmp(image, known[0], shallow=False)
-        if not same or record_points(record) != record_points(known[1]):
-            what = "another annotation" if same else "another image"
-            raise UserError(f"{folder} cannot be joined: its {record['imagePath']} is {what}; rename or remove one")
+        stated = known[1] if known else {}
+        odd = [
+            key
+            for key in ("split", "spacing", "patient")
+            if key in stated and record.get(key, stated[key]) != stated[key]
+        ]
+        if known is None:
+            raise UserError(f"{folder} cannot be joined: {name} is {equal[0]} under another name; remove one")
+        if known[0] not in equal:
+            raise UserError(f"{folder} cannot be joined: its {name} is another image; rename or remove one")
+        if odd or record_points(record) != record_points(stated):
+            what = f"{odd[0]} {stated[odd[0]]} instead of {record[odd[0]]}" if odd else "another annotation"
+            raise UserError(f"{folder} cannot be joined: its {name} has {what}; correct or remove one")
+        other.pairs[both[name]] = known[0], record | stated
     parts, notes = [other.pairs, pairs], [*reading.notes, *other.notes]
     named = [any(record.get("split") for _, record in part) for part in parts]
     if pairs and any(named) and not all(named):
@@ -241,12 +264,12 @@ def convert(options: argparse.Namespace) -> None:
     module = FORMATS[options.format]
     names = list(inspect.signature(module.read).parameters)[1:]
     reading = module.read(options.source, **{name: getattr(options, name) for name in names})
-    if options.spacing is not None:
-        reading = add_spacing(reading, options.spacing)
     if options.corner and not options.to:
         reading = shift_points(reading, -0.5)
     for folder in options.join:
         reading = join(reading, folder)
+    if options.spacing is not None:
+        reading = add_spacing(reading, options.spacing)
     if options.to:
         check_out(options.destination)
         drawn = [record["imagePath"] for image, record in reading.pairs if callable(image)]

@@ -52,7 +52,16 @@ from reporting.measurements import measure
 from reporting.memory import Memory
 from reporting.pictures import draw_overlays
 from reporting.predictions import read_predictions, write_predictions
-from reporting.trust import IMPOSSIBLE, assess, doubt_ruler, doubt_spacing, rulers_needed
+from reporting.trust import (
+    IMPOSSIBLE,
+    TOLERANCE,
+    assess,
+    differs_from_training,
+    doubt_ruler,
+    doubt_spacing,
+    ruler_error,
+    rulers_needed,
+)
 from run_folder import write_csv, write_provenance, write_text
 from settings import Parser, UserError
 from tools.formats.common import spacing_number
@@ -163,7 +172,8 @@ def find_spacing(
     if left := [name for name in doubts if math.isnan(known[name])]:
         why = "; ".join(f"{name}: {doubts[name]}" for name in left[:3])
         notes.append(
-            f"no distances in mm for {len(left)} images without a believable mm per px ({why}): give --spacing MM"
+            f"no distances in mm for {len(left)} images without a believable mm per px ({why}): give --spacing MM, or "
+            "correct what the images state"
         )
     return [replace(record, spacing=known[record.name]) for record in records], notes
 
@@ -174,9 +184,11 @@ def measure_rulers(
     """Return mm per px by the rulers found in images that state none, by name, and why a ruler is not believed.
 
     They are those of the rulers that can be true (trust.doubt_ruler): the median over images of one size, if there are
-    enough of them (trust.rulers_needed) and they do not disagree. rows: of the ruler's ends.
+    enough of them (trust.rulers_needed) and they do not disagree. An image whose own ruler gives another value, by more
+    than the usual error of a ruler, gets none. rows: of the ruler's ends.
     """
     found: dict[tuple[int, int], dict[str, float]] = {}
+    read: dict[str, float] = {}  # rulers that are found, also those of another spacing
     known: dict[str, float] = {}
     doubts: dict[str, str] = {}
     for i, record in enumerate(records):
@@ -186,19 +198,26 @@ def measure_rulers(
         own = config.ruler_mm / length if length > 0 else math.inf
         rejected = bool(predictions.verdicts) and predictions.verdicts[i].name == "reject"
         points = predictions.landmarks[i], predictions.score[i]
-        reason = "the image is rejected" if rejected else doubt_ruler(memory, *points, record.size, own, rows)
+        reason = "the image is rejected" if rejected else doubt_ruler(memory, *points, own, rows)
+        read |= {} if reason else {record.name: own}
+        reason = reason or differs_from_training(memory, record.size, own)
         found.setdefault(record.size, {})[record.name] = math.nan if reason else own
         doubts |= {record.name: reason} if reason else {}
-    for (width, height), own in found.items():
-        values = np.array([value for value in own.values() if math.isfinite(value)])
+    apart = 0.0 if memory is None else 2 * ruler_error(memory, rows, config.ruler_mm)
+    for (width, height), rulers in found.items():
+        values = np.array([value for value in rulers.values() if math.isfinite(value)])
         middle = float(np.median(values)) if len(values) else math.nan
         needed, why = rulers_needed(memory, (width, height), rows, config.ruler_mm), ""
         if len(values) < needed:
             why = f"{needed} rulers are needed in images of {width} x {height} px: one alone is not exact enough"
         elif np.mean(np.abs(values / middle - 1) > DISAGREEMENT) > MOST_DISAGREE:
             why = f"rulers in images of {width} x {height} px give {values.min():.3g} to {values.max():.3g} mm per px"
-        known |= dict.fromkeys(own, math.nan if why else middle)
-        doubts |= {name: why for name, value in own.items() if why and math.isfinite(value)}
+        known |= dict.fromkeys(rulers, math.nan if why else middle)
+        doubts |= {name: why for name, value in rulers.items() if why and math.isfinite(value)}
+        for name in rulers.keys() & read.keys() if not why else ():
+            if abs(read[name] / middle - 1) > max(TOLERANCE, apart):  # more than its usual error
+                known[name] = math.nan
+                doubts[name] = f"its ruler gives {read[name]:.3g} mm per px, those of its size {middle:.3g}"
     return known, doubts
 
 

@@ -160,6 +160,8 @@ def read_predicted(file: Path, images: Path | None, split: str | None) -> Review
     checkpoints = [Path(tested)] if isinstance(tested, str) else []
     checkpoints = checkpoints or [run_dir / name for name in ("best.pt", "last.pt") if run_dir]
     checkpoints = [path for path in checkpoints if path.exists()]
+    if tested and not checkpoints:
+        notes.append(f"{tested} is gone: the printed command trains a new network")
     places = [*(path.parent for path in checkpoints), *([run_dir] if run_dir else [])]  # its own run comes first
     config = next((place / "config.json" for place in places if (place / "config.json").exists()), None)
     return Review(
@@ -198,7 +200,8 @@ def known_records(
 ) -> tuple[dict[str, dict], dict[str, str], list[str]]:
     """Return the records of data.json by image, the landmarks' names by abbreviation, and a note if it is not usable.
 
-    It is the data.json beside the predictions, otherwise that of the run. Records with other landmarks are left out.
+    It is the data.json beside the predictions, otherwise that of the run. Of a record with other landmarks all but its
+    points is taken.
     """
     places = [file.parent / "json" / "data.json", *[Path(settings[k]) for k in ("json_path",) if settings.get(k)]]
     source = next((place for place in places if place.exists()), None)
@@ -213,11 +216,12 @@ def known_records(
         tables = {name: read_points(f"{source}: image {name}", record) for name, record in records.items()}
     except UserError as error:
         return {}, names, [f"{error}: the predictions are shown without its records"]
-    fitting = {name: record for name, record in records.items() if set(tables[name]) == set(abbreviations)}
-    for name in fitting:
+    fitting = [name for name in records if set(tables[name]) == set(abbreviations)]
+    for name in fitting[:1]:
         names |= {a: str(point.get("pointName") or "").strip() or a for a, point in tables[name].items()}
-        break
-    return fitting, names, []
+    for name in records.keys() - set(fitting):
+        records[name] |= {"points": make_record(name, dict.fromkeys(names), names)["points"]}
+    return records, names, []
 
 
 def with_points(record: dict, points: Mapping[str, list[float] | None]) -> dict:
